@@ -1,0 +1,81 @@
+"""Users' interaction sequences as flat index arrays (CSR), memory-mapped from disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from iisan.files import aside
+from iisan.names import PAD
+
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """All users' interactions, oldest first, one user after the other.
+
+    Attributes:
+        offsets: ``[users + 1]`` int64; user ``u`` owns ``items[offsets[u]:offsets[u + 1]]``.
+        items: ``[interactions]`` int32 item indices (row numbers of ``items.parquet``).
+        timestamps: ``[interactions]`` int64, or None where the source had none.
+    """
+
+    offsets: Index
+    items: npt.NDArray[np.int32]
+    timestamps: Index | None = None
+
+    @property
+    def num_users(self) -> int:
+        """Number of users."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Index:
+        """Interactions of each user, ``[users]``."""
+        return np.diff(self.offsets)
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays as ``.npy`` files into ``folder``."""
+        arrays = {"offsets": self.offsets, "items": self.items, "timestamps": self.timestamps}
+        for name, array in arrays.items():
+            path = folder / f"{name}.npy"
+            if array is None:
+                path.unlink(missing_ok=True)
+                continue
+            with aside(path) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Sequences":
+        """Map the arrays that ``save`` wrote; nothing is read until it is used."""
+        timestamps = folder / "timestamps.npy"
+        return cls(
+            np.load(folder / "offsets.npy", mmap_mode="r"),
+            np.load(folder / "items.npy", mmap_mode="r"),
+            np.load(timestamps, mmap_mode="r") if timestamps.exists() else None,
+        )
+
+
+def padded(items: npt.NDArray[np.integer], starts: Index, ends: Index, length: int) -> Index:
+    """Cut the last ``length`` items of each range ``items[start:end]``.
+
+    Returns:
+        ``[len(starts), length]`` int64, left-padded with ``PAD``.
+    """
+    positions = ends[:, None] + np.arange(-length, 0)
+    inside = positions >= starts[:, None]
+    return np.where(inside, items[np.where(inside, positions, 0)], PAD).astype(np.int64)
+
+
+def ragged(items: npt.NDArray[np.integer], starts: Index, ends: Index) -> tuple[Index, Index]:
+    """List all items of the ranges ``items[start:end]``.
+
+    Returns:
+        ``(rows, items)``, both ``[sum(ends - starts)]`` int64: the range's number and the item.
+    """
+    lengths = ends - starts
+    rows = np.repeat(np.arange(len(starts)), lengths)
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return rows, np.asarray(items[starts[rows] + within], dtype=np.int64)

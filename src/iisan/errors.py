@@ -1,0 +1,51 @@
+"""What can go wrong, said in one sentence: what was got, what was expected, what cures it."""
+
+
+class IisanError(Exception):
+    """Bad input or an unusable environment; the command line prints it and exits with code 2.
+
+    Args:
+        got: the offending value and where it stands.
+        expected: what would have been right.
+        cure: what to do now, as an instruction.
+    """
+
+    def __init__(self, got: str, expected: str, cure: str) -> None:
+        super().__init__(got, expected, cure)
+        self.got = got
+        self.expected = expected
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.got}; expected {self.expected}: {self.cure}"
+
+
+class ConfigError(IisanError):
+    """A configuration key or value that cannot be used."""
+
+
+class DataError(IisanError):
+    """A table, row, image or dataset folder that cannot be used."""
+
+
+class BackboneError(IisanError):
+    """A pretrained model or its processor that cannot be loaded or is not understood."""
+
+
+class StoreError(IisanError):
+    """A state store that is damaged, foreign, incomplete or made under other settings."""
+
+
+class RunError(IisanError):
+    """A run folder that cannot be used, or a training that cannot go on."""
+
+
+class MissingExtraError(IisanError):
+    """An optional library that is not installed."""
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{library} is not installed, but {purpose} needs it",
+            f"the extra '{extra}'",
+            f'run: pip install "iisan[{extra}]"',
+        )
