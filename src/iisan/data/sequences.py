@@ -38,7 +38,11 @@ class Sequences:
 
     def save(self, folder: Path) -> None:
         """Write the arrays as ``.npy`` files into ``folder``."""
-        arrays = {"offsets": self.offsets, "items": self.items, "timestamps": self.timestamps}
+        arrays: dict[str, npt.NDArray[np.integer] | None] = {
+            "offsets": self.offsets,
+            "items": self.items,
+            "timestamps": self.timestamps,
+        }
         for name, array in arrays.items():
             path = folder / f"{name}.npy"
             if array is None:
@@ -64,6 +68,8 @@ def padded(items: npt.NDArray[np.integer], starts: Index, ends: Index, length: i
     Returns:
         ``[len(starts), length]`` int64, left-padded with ``PAD``.
     """
+    if not len(items):
+        return np.full((len(starts), length), PAD, dtype=np.int64)
     positions = ends[:, None] + np.arange(-length, 0)
     inside = positions >= starts[:, None]
     return np.where(inside, items[np.where(inside, positions, 0)], PAD).astype(np.int64)

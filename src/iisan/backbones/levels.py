@@ -1,0 +1,60 @@
+"""Which hidden states of a backbone are kept: levels are hidden-state indices, h_0 … h_T, and "last"."""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from iisan.errors import BackboneError
+from iisan.names import LAST
+
+#: h_0 is the input of the first block, h_t the raw output of block t; "last" is ``last_hidden_state``.
+Level: TypeAlias = int | Literal["last"]
+
+
+def layer_drop(depth: int) -> tuple[int, ...]:
+    """Levels that LayerDrop (P1 §2.1) keeps: blocks in pairs counted from the top, the lower of each dropped.
+
+    Args:
+        depth: number of blocks T.
+
+    Returns:
+        Ascending levels with the embedding state in front, ``(0, 2, 4, …, 12)`` for 12 blocks.
+    """
+    return (0, *range(2 - depth % 2, depth + 1, 2))
+
+
+def parse_levels(spec: str | Sequence[Level], depth: int) -> tuple[Level, ...]:
+    """Resolve a choice of levels for a backbone of ``depth`` blocks.
+
+    Args:
+        spec: ``"layerdrop"`` (LayerDrop's levels and "last"), ``"all"`` (every level and "last"), a
+            comma-separated list such as ``"0,6,12,last"``, or a sequence of levels.
+        depth: number of blocks T.
+
+    Returns:
+        K distinct levels, ascending, "last" at the end.
+
+    Raises:
+        BackboneError: no level, one that is not a level, one out of range, or one named twice.
+    """
+    if spec == "layerdrop":
+        return (*layer_drop(depth), LAST)
+    if spec == "all":
+        return (*range(depth + 1), LAST)
+    parts = spec.split(",") if isinstance(spec, str) else list(spec)
+    levels = [_parse_level(part, spec, depth) for part in parts]
+    if not levels or len(set(levels)) < len(levels):
+        raise BackboneError(f"levels {spec!r}", "distinct levels, at least one", "name every level once")
+    return tuple(sorted(levels, key=lambda level: depth + 1 if isinstance(level, str) else level))
+
+
+def _parse_level(part: str | int, spec: str | Sequence[Level], depth: int) -> Level:
+    text = str(part).strip()
+    if text == LAST:
+        return LAST
+    if text.isdecimal() and int(text) <= depth:
+        return int(text)
+    raise BackboneError(
+        f"level {text!r} in {spec!r}",
+        f"a hidden-state index from 0 to {depth}, or '{LAST}'",
+        f"choose among the {depth + 1} states of this backbone, or use 'layerdrop' or 'all'",
+    )

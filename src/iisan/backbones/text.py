@@ -1,0 +1,155 @@
+"""Text encoders and decoders of Hugging Face as backbones."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from iisan.backbones.backbone import Backbone
+from iisan.backbones.blocks import Pool
+from iisan.backbones.loading import Source, check_folder, load_tower, locate, quiet
+from iisan.errors import BackboneError
+from iisan.files import sha256_json
+from iisan.names import TEXT
+
+DEFAULT_MAX_TOKENS = 64
+
+
+class TextBackbone(Backbone):
+    """A text tower and its tokenizer; contents are strings."""
+
+    modality: ClassVar[str] = TEXT
+
+    def __init__(
+        self, tower: nn.Module, source: Source, pooling: str, tokenizer: Any, max_tokens: int | None
+    ) -> None:
+        super().__init__(tower, source, pooling)
+        self.tokenizer = tokenizer
+        # Positions then start at 0 for every text, so no state depends on how long its neighbours are.
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        self._max_tokens = self._resolve_max_tokens(max_tokens)
+        self._accepted = {"input_ids", "attention_mask", "token_type_ids"} & set(
+            inspect.signature(tower.forward).parameters
+        )
+        if pooling == "cls" and self._is_causal():
+            raise BackboneError(
+                f"pooling 'cls' for '{source.name}', whose first token sees no other",
+                "pooling 'mean' for causal models (decoders, the text tower of CLIP)",
+                "use mean pooling",
+            )
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest token sequence, special tokens included."""
+        return self._max_tokens
+
+    @property
+    def processor_digest(self) -> str:
+        """SHA-256 over vocabulary, normalisation and special tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            rules = json.loads(backend.to_str())
+            # These two are the state of the latest call, not settings.
+            rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+        else:
+            rules = {"class": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.get_vocab()}
+        return sha256_json(rules)
+
+    def lengths(self, contents: Sequence[str]) -> list[int]:
+        """Number of tokens of every text after cutting, special tokens included."""
+        return [len(ids) for ids in self._tokenize(contents)["input_ids"]]
+
+    def prepare(self, contents: Sequence[str]) -> dict[str, Tensor]:
+        """Tokenise n texts, padded to the longest: tensors [n, S].
+
+        Raises:
+            BackboneError: a text without any token.
+        """
+        encoded = self._tokenize(contents, padding=True, return_tensors="pt", return_attention_mask=True)
+        empty = (encoded["attention_mask"].sum(1) == 0).nonzero()
+        if len(empty):
+            raise BackboneError(
+                f"the text {contents[int(empty[0])]!r} has no tokens",
+                f"at least one for '{self.source.name}'",
+                "leave the text of such items empty",
+            )
+        return {name: encoded[name] for name in sorted(self._accepted & set(encoded))}
+
+    def pool(self, inputs: dict[str, Tensor]) -> Pool:
+        """First real token, or mean over real tokens."""
+        mask = inputs["attention_mask"]
+        if self.pooling == "cls":
+            texts, first = torch.arange(len(mask), device=mask.device), mask.argmax(1)
+            return lambda hidden: hidden[texts, first].float()
+        weights = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
+        return lambda hidden: (hidden.float() * weights).sum(1)
+
+    def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
+        with quiet():
+            return self.tokenizer(list(texts), truncation=True, max_length=self._max_tokens, **options)
+
+    def _resolve_max_tokens(self, requested: int | None) -> int:
+        config: Any = self.tower.config
+        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
+        for module in self.tower.modules():
+            positions = getattr(module, "position_embeddings", None)
+            # RoBERTa and its like number positions from padding_idx + 1 on.
+            if isinstance(positions, nn.Embedding) and positions.padding_idx is not None:
+                limit = min(limit, positions.num_embeddings - positions.padding_idx - 1)
+        least = self.tokenizer.num_special_tokens_to_add() + 1
+        if requested is None:
+            return min(DEFAULT_MAX_TOKENS, limit)
+        if not least <= requested <= limit:
+            raise BackboneError(
+                f"max_tokens {requested} for '{self.source.name}'",
+                f"{least} to {limit}, special tokens included",
+                "choose a number in this range",
+            )
+        return requested
+
+    @torch.inference_mode()
+    def _is_causal(self) -> bool:
+        """Whether the first token's state ignores the second token: one block on two tiny texts tells."""
+        device = next(self.tower.parameters()).device
+        ids = torch.tensor([[1, 1], [1, 2]], device=device)
+        states = self({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [1])
+        return bool(torch.allclose(states[0], states[1], rtol=1e-6, atol=1e-9))
+
+
+def load_text(
+    name_or_folder: str, pooling: str = "mean", max_tokens: int | None = None, trust_remote_code: bool = False
+) -> TextBackbone:
+    """Load a text backbone.
+
+    Args:
+        name_or_folder: hub id or local folder of any Hugging Face text model; of two-tower models the text
+            tower is taken.
+        pooling: ``"mean"`` over real tokens, or ``"cls"``, the first token (bidirectional models only).
+        max_tokens: longest token sequence, special tokens included; ``None`` means 64, or less where the
+            model takes less.
+        trust_remote_code: run program code that comes with the model.
+
+    Raises:
+        BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+    """
+    from transformers import AutoTokenizer
+
+    source = locate(name_or_folder)
+    check_folder(source, trust_remote_code)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    except Exception as error:  # tokenizers raise whatever their parsers raise
+        raise BackboneError(
+            f"'{source.name}' has no usable tokenizer ({' '.join(str(error).split())[:120]})",
+            "the tokenizer's files beside the weights",
+            "download all files of the model, or use a text model",
+        ) from None
+    return TextBackbone(load_tower(source, TEXT, trust_remote_code), source, pooling, tokenizer, max_tokens)

@@ -1,0 +1,329 @@
+"""Typed, validated configuration: YAML plus dotted overrides; an unknown key fails."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from iisan.errors import ConfigError
+from iisan.names import IMAGE, LAST, TEXT
+
+Modality = Literal["text", "image"]
+#: A hidden-state index ``0..T``, or ``"last"`` for the backbone's own answer.
+Level = NonNegativeInt | Literal["last"]
+Levels = Literal["layerdrop", "all"] | tuple[Level, ...]
+Policy = Literal["exclude-all", "keep-target", "none"]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class StatesConfig(Section):
+    """What a modality's hidden states must be; None accepts whatever the store holds."""
+
+    backbone: str | None = None
+    pooling: Literal["cls", "mean"] | None = None
+    max_tokens: PositiveInt | None = None
+    levels: Levels = "layerdrop"
+
+
+class ItemEncoderConfig(Section):
+    """From hidden states to an item embedding (METHOD: P1 eqs. 1–3).
+
+    Attributes:
+        kind: ``side`` (side networks), ``projection`` (linear on the last state), ``table`` (ids).
+        width: E.
+        intra: one tower per modality.
+        inter: one tower across modalities; exists where there are at least two.
+        bottleneck: H.
+        activation: inside a SAN block.
+        gated: learn the scalar gates; otherwise states are added.
+        gate_on: what the gate of eq. 1 multiplies: the ``previous`` state (P1) or the ``hidden`` state
+            (published code).
+        first_block: the first intra block sees the embedding state ``alone`` (P1), or ``gated`` with
+            zeros (published code).
+        head: ``one`` linear D→E per tower, or ``two`` (D→D, D→E; published code).
+        concatenation: where the inter tower stands in the fusion's input.
+        level_norm: parameter-free LayerNorm of every state before the gates.
+    """
+
+    kind: Literal["side", "projection", "table"] = "side"
+    width: PositiveInt = 64
+    intra: bool = True
+    inter: bool = True
+    bottleneck: PositiveInt = 64
+    activation: Literal["relu", "gelu"] = "relu"
+    gated: bool = True
+    gate_on: Literal["previous", "hidden"] = "previous"
+    first_block: Literal["alone", "gated"] = "alone"
+    head: Literal["one", "two"] = "one"
+    concatenation: Literal["inter-between", "inter-last"] = "inter-between"
+    level_norm: Literal["none", "layer"] = "none"
+
+
+class SequenceConfig(Section):
+    """From a history to a query vector.
+
+    Attributes:
+        kind: ``sasrec`` (transformer), ``gru4rec`` or ``nextitnet``.
+        length: S, the history length fed to the model.
+        blocks: transformer blocks, GRU layers or residual convolution blocks.
+        heads: attention heads (sasrec only).
+        dropout: probability.
+    """
+
+    kind: Literal["sasrec", "gru4rec", "nextitnet"] = "sasrec"
+    length: PositiveInt = 10
+    blocks: PositiveInt = 2
+    heads: PositiveInt = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class LossConfig(Section):
+    """Cross-entropy over candidates (P1 eqs. 4–5).
+
+    Attributes:
+        candidates: the items of the ``batch`` (debiased by popularity), or ``all`` (full softmax).
+        negatives: items drawn uniformly from the catalogue and added to the batch's candidates, corrected
+            by the log-probability of the mixed sampling.
+        exclude: own items that are no candidates: those of the row's ``window``, or all that the user
+            took in ``training``.
+        reduction: over positions.
+    """
+
+    candidates: Literal["batch", "all"] = "batch"
+    negatives: NonNegativeInt = 0
+    exclude: Literal["window", "training"] = "window"
+    reduction: Literal["mean", "sum"] = "mean"
+
+    @model_validator(mode="after")
+    def _negatives_need_batch(self) -> "LossConfig":
+        if self.candidates == "all" and self.negatives:
+            raise ValueError("with candidates 'all' every item is a candidate already; set negatives to 0")
+        return self
+
+
+class OptimizerConfig(Section):
+    """Adam without weight decay, in groups.
+
+    Attributes:
+        rate: learning rate of all that has none of its own.
+        blocks: rate of the SAN blocks.
+        gates: rate of a tower's gates, by tower.
+        dense: rate of a tower's D→D head, by tower.
+    """
+
+    rate: PositiveFloat = 2e-4
+    blocks: PositiveFloat = 1e-4
+    gates: dict[Literal["text", "image", "inter"], PositiveFloat] = {}
+    dense: dict[Literal["text", "image", "inter"], PositiveFloat] = {}
+
+
+class TrainingConfig(Section):
+    """The loop.
+
+    Attributes:
+        batch: B, users (training windows) per step.
+        epochs: upper limit.
+        patience: stop after this many validations in a row without improvement; 0 never stops early.
+        windows: train on each user's ``last`` S + 1 training items, or on ``all`` of them in pieces.
+        seed: of initial weights, order, dropout and negatives.
+        precision: ``auto`` is bf16 autocast where the device is fast at it, else fp32.
+        device: ``auto`` is CUDA where it is there, else the CPU.
+        clip: upper limit of the gradient's norm; 0 is none.
+    """
+
+    batch: PositiveInt = 64
+    epochs: PositiveInt = 100
+    patience: NonNegativeInt = 10
+    windows: Literal["last", "all"] = "last"
+    seed: NonNegativeInt = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+    clip: NonNegativeFloat = 0.0
+
+
+class EvaluationConfig(Section):
+    """How quality is measured; printed beside every number.
+
+    Attributes:
+        split: ``leave-one-out`` (the papers) or a global ``temporal`` split.
+        policy: what happens to items that the user has already seen.
+        cutoffs: the k of HR@k, NDCG@k and MRR@k.
+        select: validation metric that chooses the best epoch.
+    """
+
+    split: Literal["leave-one-out", "temporal"] = "leave-one-out"
+    policy: Policy = "keep-target"
+    cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
+    select: Annotated[str, Field(pattern=r"^(hr|ndcg|mrr)@[1-9][0-9]*$")] = "hr@10"
+
+    @model_validator(mode="after")
+    def _select_is_measured(self) -> "EvaluationConfig":
+        if int(self.select.split("@")[1]) not in self.cutoffs:
+            raise ValueError(f"select '{self.select}' needs its cut-off among cutoffs {list(self.cutoffs)}")
+        return self
+
+
+class Config(Section):
+    """All settings of one run.
+
+    Attributes:
+        recipe: name of the recipe that the settings started from.
+        dataset: dataset folder.
+        states: folder of state stores (what ``iisan cache --out`` wrote); unused by ids.
+        source: ``cached`` reads the store, ``live`` runs the frozen backbones on the fly.
+        modalities: in the order of concatenation; empty for ids; None takes all that there are states of.
+    """
+
+    recipe: str = "default"
+    dataset: Path | None = None
+    states: Path | None = None
+    source: Literal["cached", "live"] = "cached"
+    modalities: tuple[Modality, ...] | None = None
+    text: StatesConfig = StatesConfig()
+    image: StatesConfig = StatesConfig()
+    items: ItemEncoderConfig = ItemEncoderConfig()
+    sequence: SequenceConfig = SequenceConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Config":
+        if self.modalities is not None:
+            self._modalities_fit(self.modalities)
+        if self.sequence.kind == "sasrec" and self.items.width % self.sequence.heads:
+            raise ValueError(
+                f"items.width {self.items.width} is no multiple of sequence.heads {self.sequence.heads}"
+            )
+        return self
+
+    def _modalities_fit(self, modalities: tuple[str, ...]) -> None:
+        if len(set(modalities)) != len(modalities):
+            raise ValueError(f"modalities {list(modalities)} names one twice")
+        if (self.items.kind == "table") != (not modalities):
+            raise ValueError(
+                f"items.kind '{self.items.kind}' with modalities {list(modalities)}: 'table' learns from ids "
+                "alone (modalities []), every other kind needs a modality"
+            )
+        inter = self.items.inter and len(modalities) > 1
+        if self.items.kind == "side" and not (self.items.intra or inter):
+            raise ValueError("no tower is left: items.intra is off and there is no inter tower")
+
+    def states_of(self, modality: str) -> StatesConfig:
+        """The settings of a modality's states."""
+        return {TEXT: self.text, IMAGE: self.image}[modality]
+
+    def levels_of(self, modality: str) -> Levels:
+        """The levels that this configuration reads of a modality: a projection reads the last state only."""
+        return (LAST,) if self.items.kind == "projection" else self.states_of(modality).levels
+
+    def override(self, assignments: Iterable[str]) -> "Config":
+        """Apply ``key.key=value`` assignments; values are YAML.
+
+        Raises:
+            ConfigError: an unknown key or a value of the wrong type.
+        """
+        return parse(merge(self.model_dump(mode="json"), map(_parse_assignment, assignments)))
+
+    def to_yaml(self) -> str:
+        """The complete configuration as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _parse_assignment(assignment: str) -> tuple[str, Any]:
+    key, separator, value = assignment.partition("=")
+    if not separator or not key:
+        raise ConfigError(
+            f"the override '{assignment}' has no '='", "key.key=value", "write e.g. training.batch=128"
+        )
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value in '{assignment}' is not YAML", "a YAML value", "quote it") from None
+
+
+def merge(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Set dotted keys in a nested dictionary, in place; returns it."""
+    for key, value in assignments:
+        *parents, name = key.split(".")
+        section = base
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(
+                    f"the key '{key}' looks inside '{parent}', which is a value", "a section", "check the key"
+                )
+        section[name] = value
+    return base
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """List a nested mapping as dotted keys and values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Validate a nested mapping.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with the key, the value and the cure.
+    """
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        # pydantic adds the tried member of a union, or "[key]", behind the field's name: not a reader's words.
+        key = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() or part.isdigit())
+        if first["type"] == "extra_forbidden":
+            known = [name for name, _ in flatten(Config().model_dump(mode="json"))]
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+            raise ConfigError(f"unknown configuration key '{key}'", "a known key", hint) from None
+        if first["type"] == "value_error":
+            message = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(message, "settings that fit together", "change one of them") from None
+        raise ConfigError(
+            f"configuration key '{key}' has the value {first['input']!r}",
+            first["msg"].removeprefix("Input should be "),
+            "change that value",
+        ) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: absent, unreadable, or something else than a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no file '{path}'", "a YAML file", "check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"'{path}' cannot be read as YAML ({error})", "a YAML file", "mend it") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"'{path}' holds {type(values).__name__}", "a mapping of settings", "mend it")
+    return values

@@ -1,0 +1,195 @@
+"""From two raw tables to the parts of a dataset: the one place where rows are cleaned, checked and dropped."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from iisan.data.clean import clean_ids, clean_texts, clean_timestamps
+from iisan.data.filters import Events, apply_filters, renumber, to_sequences
+from iisan.data.images import checked_images, find_images
+from iisan.data.options import Filters, PrepareOptions
+from iisan.data.problems import Problems
+from iisan.data.sequences import Sequences
+from iisan.data.tables import LINE, Role, Table
+from iisan.errors import DataError
+from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID
+
+_ITEM, _USER = "__item__", "__user__"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a dataset is made of.
+
+    Attributes:
+        items: ``[N]`` rows: ``item_id``, ``text``, ``image`` and further columns.
+        user_ids: ``[users]``, in the order of their first appearance.
+        sequences: all interactions.
+        image_root: folder of the image paths.
+        counts: what was read, what every filter left, what is missing.
+        skipped: bad rows.
+    """
+
+    items: pl.DataFrame
+    user_ids: pl.Series
+    sequences: Sequences
+    image_root: Path | None
+    counts: dict[str, Any]
+    skipped: pl.DataFrame
+
+
+def item_roles(options: PrepareOptions) -> list[Role]:
+    """The columns of an items table."""
+    return [
+        Role.of(ITEM_ID, options.item_id, ITEM_ID),
+        Role.of(TEXT, options.text, TEXT, "title", required=False),
+        Role.of(IMAGE, options.image, IMAGE, required=False),
+    ]
+
+
+def interaction_roles(options: PrepareOptions) -> list[Role]:
+    """The columns of an interactions table."""
+    return [
+        Role.of(USER_ID, options.user_id, USER_ID),
+        Role.of(ITEM_ID, options.item_id, ITEM_ID),
+        Role.of(TIMESTAMP, options.timestamp, TIMESTAMP, required=False),
+    ]
+
+
+def assemble(
+    items: Table,
+    interactions: Table,
+    options: PrepareOptions,
+    filters: Filters,
+    problems: Problems,
+    image_root: Path | None,
+) -> Parts:
+    """Clean, check, filter and index two tables with canonical column names.
+
+    Args:
+        items: ``item_id``, perhaps ``text``, ``image`` and further columns.
+        interactions: ``user_id``, ``item_id``, perhaps ``timestamp``.
+        options: where images are and whether they are decoded.
+        filters: which interactions stay.
+        problems: the policy for bad rows.
+        image_root: what paths in the image column are relative to, unless ``options.images`` says it.
+
+    Raises:
+        DataError: a bad row where the policy is ``stop``, or nothing is left.
+    """
+    catalogue = _clean_items(items, problems)
+    root = options.images or image_root
+    root = Path(os.path.realpath(root)) if root is not None else None
+    if root is not None and not root.is_dir():
+        raise DataError(f"no folder '{root}'", "the folder of the images", "check the path")
+    if IMAGE not in catalogue.columns:
+        found = find_images(options.images, catalogue[ITEM_ID]) if options.images else None
+        catalogue = catalogue.with_columns((pl.lit(None, pl.String) if found is None else found).alias(IMAGE))
+    catalogue = catalogue.select(ITEM_ID, TEXT, IMAGE, pl.exclude(ITEM_ID, TEXT, IMAGE))
+
+    user_ids, events, unit = _index(interactions, catalogue[ITEM_ID], problems)
+    del interactions
+    events, steps = apply_filters(events, filters)
+    if not len(events.users):
+        left = ", then ".join(f"{step['step']}: {step['users']:,} users" for step in steps)
+        raise DataError(f"no user is left ({left})", "at least one user after the filters", "relax the filters")
+    kept_users, users = renumber(events.users, len(user_ids))
+    item_numbers = events.items
+    num_listed = len(catalogue)
+    if filters.items == "interacted":
+        kept_items, item_numbers = renumber(events.items, len(catalogue))
+        catalogue = catalogue[kept_items]
+    catalogue = checked_images(catalogue, root, options.check_images, problems)
+    has_paths = catalogue[IMAGE].dtype == pl.String and catalogue[IMAGE].null_count() < len(catalogue)
+    counts = {
+        "items_listed": num_listed,
+        "steps": steps,
+        "items": len(catalogue),
+        "users": len(kept_users),
+        "interactions": len(users),
+        "missing": {name: catalogue[name].null_count() for name in (TEXT, IMAGE)},
+        "timestamps": unit,
+    }
+    return Parts(
+        items=catalogue,
+        user_ids=user_ids.gather(kept_users),
+        sequences=to_sequences(Events(users, item_numbers, events.timestamps), len(kept_users)),
+        image_root=root if has_paths else None,
+        counts=counts,
+        skipped=problems.skipped,
+    )
+
+
+def _with_ids(table: Table, columns: tuple[str, ...], problems: Problems) -> Table:
+    name = table.where.split(",")[0]
+    frame = table.frame.with_columns(clean_ids(table.frame[column], name) for column in columns)
+    table = Table(frame, table.where)
+    for column in columns:
+        empty = pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
+        bad = table.rows(empty, pl.col(column))
+        problems.report(bad, f"zero-length {column}", f"a {column} in every row")
+        table = table.without(empty) if len(bad) else table
+    return table
+
+
+def _clean_items(table: Table, problems: Problems) -> pl.DataFrame:
+    table = _with_ids(table, (ITEM_ID,), problems)
+    repeated = ~pl.col(ITEM_ID).is_first_distinct()
+    problems.report(table.rows(repeated, pl.col(ITEM_ID)), "duplicate item id", "every item id once")
+    frame = table.without(repeated).frame.drop(LINE)
+    text = clean_texts(frame[TEXT]) if TEXT in frame.columns else pl.lit(None, pl.String)
+    frame = frame.with_columns(text.alias(TEXT))
+    if IMAGE in frame.columns and frame[IMAGE].dtype == pl.Null:
+        return frame.with_columns(pl.col(IMAGE).cast(pl.String))
+    if IMAGE in frame.columns and frame[IMAGE].dtype not in (pl.String, pl.Binary):
+        raise DataError(
+            f"{table.where.split(',')[0]} has images of type {frame[IMAGE].dtype}",
+            "paths (strings) or bytes (binary)",
+            "write one of those, or choose another column with --image",
+        )
+    if IMAGE in frame.columns:
+        nothing = "" if frame[IMAGE].dtype == pl.String else b""
+        frame = frame.with_columns(pl.when(pl.col(IMAGE) != nothing).then(IMAGE))
+    return frame
+
+
+def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:
+    """Users in order of first appearance, interactions by user and time, and the unit of time."""
+    table = _with_ids(table, (USER_ID, ITEM_ID), problems)
+    table = Table(_numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
+    unknown = pl.col(_ITEM).is_null()
+    if table.frame[_ITEM].null_count():
+        problems.report(table.rows(unknown, pl.col(ITEM_ID)), "unknown item", "an item id of the items table")
+        table = table.without(unknown)
+    table = Table(table.frame.drop(ITEM_ID), table.where)
+
+    unit = None
+    if TIMESTAMP in table.frame.columns:
+        moments, unit = clean_timestamps(table.frame[TIMESTAMP])
+        if moments.null_count():
+            bad = pl.lit(moments.is_null())
+            expected = "a number or an ISO date, of one kind in the whole column"
+            problems.report(table.rows(bad, pl.col(TIMESTAMP)), "unparsable timestamp", expected)
+            table, moments = table.without(bad), moments.drop_nulls()
+        table = Table(table.frame.with_columns(moments.alias(TIMESTAMP)), table.where)
+
+    user_ids = table.frame[USER_ID].unique(maintain_order=True)
+    frame = _numbered(table.frame.drop(LINE), USER_ID, user_ids, _USER).drop(USER_ID)
+    del table
+    frame = frame.sort(_USER, *([TIMESTAMP] if unit else []), maintain_order=True)
+    timestamps = frame[TIMESTAMP].to_numpy() if unit else None
+    return user_ids, Events(_numbers(frame, _USER), _numbers(frame, _ITEM), timestamps), unit
+
+
+def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return frame[column].cast(pl.Int32).to_numpy()
+
+
+def _numbered(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.DataFrame:
+    """Add the position of every id in ``ids``, null where it is not there."""
+    numbers = pl.DataFrame({column: ids}).with_row_index(name)
+    return frame.join(numbers, on=column, how="left", maintain_order="left")

@@ -1,0 +1,94 @@
+"""From raw columns to clean ones: ids, texts, timestamps. Pure functions on polars series."""
+
+import html
+
+import polars as pl
+
+from iisan.errors import DataError
+
+#: Formats of date strings, after ``T`` became a space and ``Z`` an offset.
+_NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M")
+_WITH_OFFSET = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%z")
+_LARGEST = 2.0**63
+
+
+def clean_ids(ids: pl.Series, table: str) -> pl.Series:
+    """Ids as strings; a number loses the fraction that a missing value elsewhere in its column gave it.
+
+    Raises:
+        DataError: ids that are neither strings nor whole numbers.
+    """
+    if ids.dtype.is_float():
+        whole = ids.cast(pl.Int64, strict=False)
+        changed = (whole.cast(ids.dtype) != ids).fill_null(True)
+        fractional = ids.filter(changed & ids.is_not_null() & ids.is_not_nan())
+        if len(fractional):
+            raise DataError(
+                f"{table} has the {ids.name} {fractional[0]}", "strings or whole numbers", "write ids as strings"
+            )
+        ids = whole
+    if not (ids.dtype.is_integer() or ids.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
+        raise DataError(
+            f"{table} has {ids.name}s of type {ids.dtype}", "strings or whole numbers", "write ids as strings"
+        )
+    return ids.cast(pl.String)
+
+
+def clean_texts(texts: pl.Series) -> pl.Series:
+    """Texts without HTML entities and with single spaces, case kept; null where nothing is left."""
+    texts = texts.cast(pl.String)
+    escaped = texts.filter(texts.str.contains("&", literal=True)).unique()
+    unescaped = pl.Series(map(html.unescape, escaped), dtype=pl.String)
+    texts = texts.replace(escaped, unescaped) if len(escaped) else texts
+    # Rust's \s is Unicode white space, non-breaking spaces included.
+    texts = texts.str.replace_all(r"\s+", " ").str.strip_chars()
+    return texts.set(texts == "", None)
+
+
+def clean_timestamps(timestamps: pl.Series) -> tuple[pl.Series, str]:
+    """Timestamps as whole numbers.
+
+    Numbers keep the source's unit, unless one has a fraction: then all are multiplied by a million. Dates, as
+    datetimes or ISO strings, become microseconds since 1970 in UTC (the zone assumed where none is given).
+
+    Returns:
+        Int64, null where unparsable, and the unit.
+    """
+    if timestamps.dtype.is_temporal() and timestamps.dtype not in (pl.Time, pl.Duration):
+        return timestamps.cast(pl.Datetime("us")).dt.epoch("us"), "microseconds"
+    if timestamps.dtype.is_integer():
+        return timestamps.cast(pl.Int64, strict=False), "as in the source"
+    if timestamps.dtype.is_float():
+        return _from_floats(timestamps)
+    texts = timestamps.cast(pl.String).str.strip_chars()
+    whole = texts.cast(pl.Int64, strict=False)
+    if not whole.null_count():
+        return whole, "as in the source"
+    numbers = texts.cast(pl.Float64, strict=False)
+    if 2 * numbers.null_count() <= len(numbers):
+        other_than_whole = numbers.filter(whole.is_null() & numbers.is_not_null())
+        return _from_floats(numbers) if len(other_than_whole) else (whole, "as in the source")
+    return _from_dates(texts), "microseconds"
+
+
+def _from_floats(numbers: pl.Series) -> tuple[pl.Series, str]:
+    numbers = numbers.cast(pl.Float64)
+    finite = numbers.set(~numbers.is_finite().fill_null(False), None)
+    unit = "as in the source"
+    if (finite != finite.round()).any():
+        finite, unit = (finite * 1e6).round(), "millionths of the source's"
+    return finite.set(finite.abs() >= _LARGEST, None).cast(pl.Int64), unit
+
+
+def _from_dates(texts: pl.Series) -> pl.Series:
+    texts = texts.str.replace("T", " ", literal=True).str.replace(r"\s?Z$", "+00:00")
+    parsed = pl.Series(texts.name, [None], dtype=pl.Datetime("us")).new_from_index(0, len(texts))
+    for form in _NAIVE + _WITH_OFFSET:
+        if not parsed.null_count():
+            break
+        zone = "UTC" if form in _WITH_OFFSET else None
+        # `exact`: a date with something behind it is no date.
+        moments = texts.str.strptime(pl.Datetime("us", zone), form, strict=False, exact=True)
+        frame = pl.DataFrame({"parsed": parsed, "more": moments.dt.replace_time_zone(None)})
+        parsed = frame.select(pl.coalesce("parsed", "more")).to_series()
+    return parsed.dt.epoch("us")

@@ -1,0 +1,324 @@
+"""The dataset artefact: items, users and their interactions, in one folder of open formats."""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles
+from iisan.data.images import inside, read_image
+from iisan.data.options import parse_options
+from iisan.data.problems import Problems, read_skipped, skipped_counts, write_skipped
+from iisan.data.sequences import Index, Sequences
+from iisan.data.tables import LINE, Role, Table, renamed, resolve
+from iisan.errors import DataError, MissingExtraError
+from iisan.files import aside, read_manifest, write_json
+from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID
+
+KIND = "iisan-dataset"
+SCHEMA = 1
+_MANIFEST = "dataset.json"
+#: Stands in the folder while it is written, so that an interrupted one may be written again.
+_UNFINISHED = "dataset.unfinished"
+_CURE = "make it (again) with: iisan prepare FORMAT SOURCE… --out DATASET"
+#: Below this size close matches of an unknown id are looked for; difflib compares with every id.
+_SMALL = 50_000
+_SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Items with their contents, and users' interactions.
+
+    Attributes:
+        folder: where it lies, or None if it was not saved.
+        items: ``[N]`` rows: ``item_id`` (unique), ``text``, ``image`` (path or bytes); null = missing; further
+            columns of the source.
+        sequences: all interactions as index arrays, memory-mapped when loaded.
+        user_ids: ``[users]`` strings; the row number is the user index.
+        image_root: folder that image paths are relative to.
+        manifest: provenance, counts before and after every filter, content hash.
+        skipped: bad rows that were left out: ``reason``, ``where``, ``value``.
+    """
+
+    folder: Path | None
+    items: pl.DataFrame
+    sequences: Sequences
+    user_ids: pl.Series
+    image_root: Path | None
+    manifest: dict[str, Any]
+    skipped: pl.DataFrame = field(default_factory=lambda: Problems("skip").skipped)
+
+    @property
+    def num_items(self) -> int:
+        """Items in the catalogue, ``N``."""
+        return len(self.items)
+
+    @property
+    def num_users(self) -> int:
+        """Number of users."""
+        return self.sequences.num_users
+
+    @property
+    def num_interactions(self) -> int:
+        """Number of interactions."""
+        return len(self.sequences.items)
+
+    def text(self, index: int) -> str | None:
+        """The text of an item, None where missing."""
+        text: str | None = self.items[TEXT][index]
+        return text
+
+    def image_bytes(self, index: int) -> bytes:
+        """The bytes of an item's image file.
+
+        Raises:
+            DataError: the item has no image, or its file is gone.
+        """
+        image = self.items[IMAGE][index]
+        if image is None:
+            raise DataError(
+                f"item '{self.items[ITEM_ID][index]}' has no image", "an item with an image", "ask for others"
+            )
+        if isinstance(image, bytes):
+            return image
+        if self.image_root is None:
+            raise DataError(
+                f"the dataset has the image path '{image}' but no image folder", "an image_root", _CURE
+            )
+        return read_image(inside(self.image_root, image))
+
+    def item_index(self, ids: Sequence[str]) -> Index:
+        """Row numbers of items by id, ``[len(ids)]``.
+
+        Raises:
+            DataError: names the ids that are unknown.
+        """
+        return index_of(self.items[ITEM_ID], ids, "item")
+
+    def user_index(self, user_id: str) -> int:
+        """Row number of a user.
+
+        Raises:
+            DataError: the user is unknown.
+        """
+        return int(index_of(self.user_ids, [user_id], "user")[0])
+
+    @classmethod
+    def from_frames(cls, items: Any, interactions: Any, **options: Any) -> "Dataset":
+        """Make a dataset from DataFrames, with the cleaning and filters of ``iisan prepare table``.
+
+        Args:
+            items: polars or pandas DataFrame with a row per item.
+            interactions: polars or pandas DataFrame with a row per interaction.
+            options: fields of ``PrepareOptions``: columns (``text="title"``), filters, ``images``, ``on_bad``.
+
+        Returns:
+            A dataset in memory; ``save`` writes it.
+
+        Raises:
+            DataError: bad input; see ``prepare``.
+        """
+        chosen = parse_options(options)
+        problems, filters = Problems(chosen.on_bad), chosen.filters("table")
+        parts = assemble(
+            _table(items, item_roles(chosen), "the items frame", rest=True),
+            _table(interactions, interaction_roles(chosen), "the interactions frame", rest=False),
+            chosen,
+            filters,
+            problems,
+            None,
+        )
+        asked = chosen.model_dump(mode="json") | filters.model_dump()
+        return cls.of_parts(parts, {"format": "frames", "sources": [], "options": asked})
+
+    @classmethod
+    def of_parts(cls, parts: Parts, provenance: Mapping[str, Any]) -> "Dataset":
+        """Make a dataset in memory from what ``assemble`` returned."""
+        manifest = {
+            "kind": KIND,
+            "schema": SCHEMA,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "provenance": dict(provenance),
+            "counts": parts.counts,
+            "skipped": skipped_counts(parts.skipped),
+            "content_hash": content_hash(parts.items, parts.user_ids, parts.sequences),
+            "image_root": None if parts.image_root is None else str(parts.image_root),
+        }
+        return cls(None, parts.items, parts.sequences, parts.user_ids, parts.image_root, manifest, parts.skipped)
+
+    def save(self, folder: Path | str) -> "Dataset":
+        """Write the dataset; it is not there until its manifest is.
+
+        Returns:
+            The dataset, loaded from ``folder``.
+
+        Raises:
+            DataError: the folder holds something else.
+        """
+        folder = Path(folder)
+        check_writable(folder)
+        (folder / "sequences").mkdir(parents=True, exist_ok=True)
+        (folder / _UNFINISHED).touch()
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        for leftover in folder.rglob(".*.part"):  # of a writing that was killed
+            leftover.unlink()
+        _write_parquet(self.items, folder / "items.parquet")
+        _write_parquet(self.user_ids.alias(USER_ID).to_frame(), folder / "users.parquet")
+        _write_parquet(self.interactions(), folder / "interactions.parquet")
+        self.sequences.save(folder / "sequences")
+        write_skipped(self.skipped, folder / "skipped.jsonl")
+        written = [*folder.glob("*.parquet"), *folder.glob("sequences/*.npy"), folder / "skipped.jsonl"]
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(written)}
+        write_json(folder / _MANIFEST, self.manifest | {"files": sizes})
+        (folder / _UNFINISHED).unlink()
+        return self.load(folder, self.image_root)
+
+    @classmethod
+    def load(cls, folder: Path | str, image_root: Path | str | None = None) -> "Dataset":
+        """Open a dataset folder.
+
+        Args:
+            folder: what ``save`` or ``iisan prepare`` wrote.
+            image_root: where the images lie now, if they moved.
+
+        Raises:
+            DataError: absent, unfinished, truncated, foreign, or written by a newer version.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder / _MANIFEST, KIND, SCHEMA, DataError, _CURE)
+        try:
+            _check_sizes(folder, manifest["files"])
+            items = pl.read_parquet(folder / "items.parquet", glob=False)
+            user_ids = pl.read_parquet(folder / "users.parquet", glob=False)[USER_ID]
+            sequences = Sequences.load(folder / "sequences")
+            skipped = read_skipped(folder / "skipped.jsonl")
+            found = (len(items), len(user_ids), sequences.num_users, len(sequences.items))
+            counts = manifest["counts"]
+            stated = (counts["items"], counts["users"], counts["users"], counts["interactions"])
+        except (pl.exceptions.PolarsError, KeyError, TypeError, AttributeError, ValueError) as error:
+            first = str(error).split("\n")[0]
+            raise DataError(f"'{folder}' is damaged ({first})", "the files that were written", _CURE) from None
+        if found != stated:
+            raise DataError(f"'{folder}' holds {found} items, users, sequences, interactions", f"{stated}", _CURE)
+        root = image_root if image_root is not None else manifest.get("image_root")
+        return cls(folder, items, sequences, user_ids, None if root is None else Path(root), manifest, skipped)
+
+    def interactions(self) -> pl.DataFrame:
+        """All interactions: ``user_id``, ``item_id``, ``timestamp`` (null where the source had none)."""
+        users = pl.Series(np.repeat(np.arange(self.num_users, dtype=np.uint32), self.sequences.lengths))
+        timestamps = self.sequences.timestamps
+        moments = pl.repeat(None, len(users), dtype=pl.Int64, eager=True)
+        return pl.DataFrame(
+            {
+                USER_ID: self.user_ids.gather(users),
+                ITEM_ID: self.items[ITEM_ID].gather(pl.Series(np.asarray(self.sequences.items))),
+                TIMESTAMP: moments if timestamps is None else pl.Series(np.asarray(timestamps)),
+            }
+        )
+
+
+def index_of(ids: pl.Series, wanted: Sequence[str], kind: str) -> Index:
+    """Row numbers of ``wanted`` in ``ids``, ``[len(wanted)]``.
+
+    Args:
+        ids: unique ids.
+        wanted: ids to find.
+        kind: what they are ids of, for the message.
+
+    Raises:
+        DataError: names the ids that are unknown and what resembles them.
+    """
+    asked = pl.DataFrame({"id": pl.Series([str(one) for one in wanted], dtype=pl.String)})
+    numbers = pl.DataFrame({"id": ids}).with_row_index("number")
+    rows = asked.join(numbers, on="id", how="left", maintain_order="left")
+    unknown = rows.filter(pl.col("number").is_null())["id"].unique(maintain_order=True)
+    if len(unknown):
+        names = ", ".join(f"'{one}'" for one in unknown.head(_SHOWN))
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        close = difflib.get_close_matches(unknown[0], ids.to_list(), n=3) if len(ids) <= _SMALL else []
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "check the spelling"
+        raise DataError(f"unknown {kind} {names}{more}", f"one of the {len(ids):,} {kind}s of the dataset", hint)
+    return rows["number"].cast(pl.Int64).to_numpy()
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that a dataset may be written into a folder.
+
+    Raises:
+        DataError: it holds something else than a dataset.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DataError(f"'{folder}' is a file", "a folder to write", "choose another --out")
+    if (folder / _UNFINISHED).exists() or not any(os.scandir(folder)):
+        return
+    elsewhere = "choose another --out, or empty that folder"
+    read_manifest(folder / _MANIFEST, KIND, SCHEMA, DataError, elsewhere)
+
+
+def content_hash(items: pl.DataFrame, user_ids: pl.Series, sequences: Sequences) -> str:
+    """Hexadecimal SHA-256 over items and interactions, the same on every machine.
+
+    Image paths count as they stand, relative to their folder; the files' contents do not.
+    """
+    digest = hashlib.sha256()
+    for name, dtype in items.schema.items():
+        if dtype == pl.Binary:
+            sizes = items[name].bin.size().fill_null(-1).cast(pl.Int64, wrap_numerical=True)
+            digest.update(f"{name}:{sizes.to_list()}".encode())
+            for content in items[name].drop_nulls():
+                digest.update(content)
+    for frame in (items.select(pl.exclude(pl.Binary)), user_ids.alias(USER_ID).to_frame()):
+        for part in frame.iter_slices(100_000):
+            digest.update(part.write_ndjson().encode())
+    for array in (sequences.offsets, sequences.items, sequences.timestamps):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        path = inside(folder, name)
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found:,} bytes"
+            raise DataError(f"'{path}' {state}", f"{size:,} bytes, as its manifest says", _CURE)
+
+
+def _write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    with aside(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def _table(frame: Any, roles: Sequence[Role], name: str, *, rest: bool) -> Table:
+    if isinstance(frame, pl.LazyFrame):
+        frame = frame.collect()
+    if not isinstance(frame, pl.DataFrame):
+        frame = _from_pandas(frame, name)
+    found = resolve(frame.columns, roles, name)
+    frame = renamed(frame if rest else frame.select(list(found)), found)
+    if frame.is_empty():
+        raise DataError(f"{name} is empty", "a table with rows", "check what made it")
+    return Table(frame.with_row_index(LINE, 1), f"{name}, row")
+
+
+def _from_pandas(frame: Any, name: str) -> pl.DataFrame:
+    try:
+        return pl.from_pandas(frame)
+    except ImportError:
+        raise MissingExtraError("pyarrow", "pandas", "reading pandas DataFrames") from None
+    except TypeError:
+        raise DataError(
+            f"{name} is of type {type(frame).__name__}", "a polars or pandas DataFrame", "convert it"
+        ) from None
+    except Exception as error:  # pyarrow's own errors, without importing it
+        raise DataError(f"{name} cannot be converted ({error})", "columns of one type each", "mend it") from None

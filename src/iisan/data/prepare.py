@@ -1,0 +1,48 @@
+"""Raw files -> a dataset folder: what ``iisan prepare`` does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from iisan.data.assemble import assemble
+from iisan.data.dataset import Dataset, check_writable
+from iisan.data.options import Format, PrepareOptions, parse_options
+from iisan.data.problems import Problems
+from iisan.data.readers import READERS
+from iisan.errors import DataError
+from iisan.files import sha256_file
+
+__all__ = ["Format", "PrepareOptions", "parse_options", "prepare"]
+
+
+def prepare(form: Format, sources: Sequence[Path], out: Path, options: PrepareOptions | None = None) -> Dataset:
+    """Read raw files, clean, check and filter them, and write a dataset folder.
+
+    Args:
+        form: ``reference`` or ``table``.
+        sources: the files of the format, or a folder that holds them.
+        out: folder to write; absent, empty, or an earlier dataset, which is replaced.
+        options: columns, filters and the policy for bad rows.
+
+    Returns:
+        The dataset, loaded from ``out``; its ``manifest["counts"]`` tells what every step left and
+        ``skipped`` lists bad rows.
+
+    Raises:
+        DataError: bad input, or ``out`` holds something else.
+    """
+    options = options or PrepareOptions()
+    if form not in READERS:
+        raise DataError(f"unknown format '{form}'", f"one of {', '.join(READERS)}", "choose one of them")
+    check_writable(out)
+    problems = Problems(options.on_bad)
+    raw = READERS[form](sources, options, problems)
+    filters = options.filters(form)
+    parts = assemble(raw.items, raw.interactions, options, filters, problems, raw.image_root)
+    provenance = {
+        "format": form,
+        "sources": [
+            {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in raw.files
+        ],
+        "options": options.model_dump(mode="json") | filters.model_dump(),
+    }
+    return Dataset.of_parts(parts, provenance).save(out)

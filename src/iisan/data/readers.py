@@ -1,0 +1,98 @@
+"""Readers: from the files of a format to two raw tables with canonical columns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from iisan.data.assemble import interaction_roles, item_roles
+from iisan.data.options import Format, PrepareOptions
+from iisan.data.problems import Problems
+from iisan.data.tables import LINE, SUFFIXES, Role, Table, read_table
+from iisan.errors import DataError
+from iisan.names import ITEM_ID, TEXT, USER_ID
+
+_HISTORY = "history"
+
+
+@dataclass(frozen=True)
+class RawTables:
+    """What a reader returns.
+
+    Attributes:
+        items: ``item_id`` and, where there are such, ``text``, ``image`` and further columns.
+        interactions: ``user_id``, ``item_id`` and, where there is one, ``timestamp``.
+        image_root: folder that image paths are relative to.
+        files: what was read.
+    """
+
+    items: Table
+    interactions: Table
+    image_root: Path | None
+    files: tuple[Path, Path]
+
+
+def read_table_files(sources: Sequence[Path], options: PrepareOptions, problems: Problems) -> RawTables:
+    """Format ``table``: an items file and an interactions file, or a folder that holds the two.
+
+    Raises:
+        DataError: see ``read_table``.
+    """
+    endings = [f"{suffix}{compressed}" for suffix in SUFFIXES for compressed in ("", ".gz")]
+    files = _two_files(sources, ("items", "interactions"), endings)
+    items = read_table(files[0], item_roles(options), problems, rest=True, quotes=options.quotes)
+    interactions = read_table(files[1], interaction_roles(options), problems, quotes=options.quotes)
+    return RawTables(items, interactions, files[0].parent, files)
+
+
+def read_reference(sources: Sequence[Path], options: PrepareOptions, problems: Problems) -> RawTables:
+    """Format ``reference``: the tables published with P1, without header lines and timestamps.
+
+    ``items.tsv`` holds ``item_id TAB title``, ``users.tsv`` holds ``user_id TAB item_id item_id …``, oldest
+    first; given as two files, or as the folder that holds them.
+
+    Raises:
+        DataError: see ``read_table``.
+    """
+    files = _two_files(sources, ("items", "users"), (".tsv", ".tsv.gz"))
+    item_columns, user_columns = (ITEM_ID, TEXT), (USER_ID, _HISTORY)
+
+    def read(path: Path, columns: tuple[str, ...]) -> Table:
+        roles = [Role(name, (name,)) for name in columns]
+        return read_table(path, roles, problems, quotes=bool(options.quotes), header=columns)
+
+    items, users = read(files[0], item_columns), read(files[1], user_columns)
+    history = pl.col(_HISTORY).str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
+    interactions = users.frame.select(LINE, USER_ID, history.alias(ITEM_ID)).explode(ITEM_ID)
+    return RawTables(items, Table(interactions, users.where), None, files)
+
+
+READERS: dict[Format, Callable[[Sequence[Path], PrepareOptions, Problems], RawTables]] = {
+    "reference": read_reference,
+    "table": read_table_files,
+}
+
+
+def _two_files(sources: Sequence[Path], names: tuple[str, str], endings: Sequence[str]) -> tuple[Path, Path]:
+    wanted = f"the {names[0]} file and the {names[1]} file, or a folder that holds the two"
+    if len(sources) == 1 and not sources[0].exists():
+        raise DataError(f"no file or folder '{sources[0]}'", wanted, "check the path")
+    if len(sources) == 1 and sources[0].is_dir():
+        first, second = (_in_folder(sources[0], name, endings) for name in names)
+        return first, second
+    if len(sources) != 2:
+        raise DataError(f"{len(sources)} sources", wanted, "name both files, in this order")
+    return sources[0], sources[1]
+
+
+def _in_folder(folder: Path, name: str, endings: Sequence[str]) -> Path:
+    found = [path for ending in endings if (path := folder / f"{name}{ending}").is_file()]
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found) or "no such file"
+        raise DataError(
+            f"'{folder}' holds {there}",
+            f"exactly one file {name} ({', '.join(endings)})",
+            "name both files instead of the folder",
+        )
+    return found[0]

@@ -1,0 +1,325 @@
+"""Raw tables from files: CSV, TSV, JSON lines and Parquet, with the line of whatever is wrong in them.
+
+Text formats are looked at line by line (vectorised) before they are parsed, because a fast parser says neither
+where a row is malformed nor that one has too few fields.
+"""
+
+import csv
+import difflib
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from polars.exceptions import ComputeError, PolarsError
+
+from iisan.data.problems import VALUE, WHERE, Problems
+from iisan.errors import DataError
+
+#: Number of the line or row of the file that a row comes from.
+LINE = "__line__"
+_TEXT = "__text__"
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_JSON_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (*_SEPARATORS, *_JSON_LINES, ".parquet")
+
+
+@dataclass(frozen=True)
+class Role:
+    """A column that is looked for.
+
+    Attributes:
+        name: what it is called here.
+        candidates: what it may be called in the table, best first.
+        required: its absence is an error.
+    """
+
+    name: str
+    candidates: tuple[str, ...]
+    required: bool = True
+
+    @classmethod
+    def of(cls, name: str, given: str | None, *defaults: str, required: bool = True) -> "Role":
+        """A column under the name that the user gave, which must exist, or under a default name."""
+        return cls(name, defaults, required) if given is None else cls(name, (given,))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A raw table.
+
+    Attributes:
+        frame: canonical columns, perhaps others, and ``LINE``.
+        where: how messages begin before the number, such as ``items.csv, line``.
+    """
+
+    frame: pl.DataFrame
+    where: str
+
+    def rows(self, condition: pl.Expr, value: pl.Expr) -> pl.DataFrame:
+        """Where and value of all rows that meet a condition, for ``Problems.report``."""
+        place = pl.format(self.where.replace("{", "(").replace("}", ")") + " {}", LINE)
+        return self.frame.lazy().filter(condition).select(place.alias(WHERE), value.alias(VALUE)).collect()
+
+    def without(self, condition: pl.Expr) -> "Table":
+        """The table without the rows that meet a condition."""
+        return Table(self.frame.filter(~condition), self.where)
+
+
+def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[str, str]:
+    """Find the columns: a mapping from their names in the table to the canonical ones.
+
+    Raises:
+        DataError: a required column is missing; names those that are there.
+    """
+    found = {}
+    for role in roles:
+        name = next((candidate for candidate in role.candidates if candidate in columns), None)
+        if name is not None:
+            found[name] = role.name
+        elif role.required:
+            wanted = role.candidates[0]
+            close = difflib.get_close_matches(wanted, columns, n=1)
+            hint = f"did you mean '{close[0]}'? Otherwise " if close else ""
+            raise DataError(
+                f"{table} has no column '{wanted}', only {', '.join(map(repr, columns))}",
+                f"a column with the {role.name.replace('_', ' ')}",
+                f"{hint}name the column with --{role.name.replace('_', '-')}",
+            )
+    return found
+
+
+def renamed(frame: pl.DataFrame, found: dict[str, str]) -> pl.DataFrame:
+    """Give columns their canonical names; another column of that name is kept as ``<name>_original``."""
+    taken = {name: f"{name}_original" for name in found.values() if name in frame.columns and name not in found}
+    return frame.rename(taken | found)
+
+
+def suffix_of(path: Path) -> str:
+    """The extension that says the format, ``.gz`` left away.
+
+    Raises:
+        DataError: the file does not exist or is of another kind.
+    """
+    if not path.is_file():
+        raise DataError(f"no file '{path}'", "a file", "check the path")
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compressed = suffixes[-1:] == [".gz"]
+    suffix = "".join(suffixes[-2:-1] if compressed else suffixes[-1:])
+    if suffix not in SUFFIXES or (compressed and suffix == ".parquet"):
+        raise DataError(
+            f"'{path}' has an unknown extension",
+            f"one of {', '.join(SUFFIXES)} (.gz behind those of text)",
+            "rename or convert it",
+        )
+    if not path.stat().st_size:
+        raise _empty(path)
+    return suffix
+
+
+def read_table(
+    path: Path,
+    roles: Sequence[Role],
+    problems: Problems,
+    *,
+    rest: bool = False,
+    quotes: bool | None = None,
+    header: Sequence[str] | None = None,
+) -> Table:
+    """Read a table, format by extension.
+
+    Args:
+        path: CSV, TSV, JSON lines or Parquet.
+        roles: columns to find. From text formats they are strings, whatever they look like.
+        problems: where malformed lines and lines that are not UTF-8 are reported.
+        rest: keep all other columns too.
+        quotes: CSV fields may be quoted; by default in CSV, not in TSV.
+        header: column names of a file without a header line.
+
+    Raises:
+        DataError: no such file, empty, damaged, a missing column, or a bad line where the policy is ``stop``.
+    """
+    suffix = suffix_of(path)
+    try:
+        if suffix == ".parquet":
+            return _read_parquet(path, roles, rest)
+        if suffix in _JSON_LINES:
+            return _read_json_lines(path, roles, rest, problems)
+        quoted = suffix == ".csv" if quotes is None else quotes
+        return _read_separated(path, _SEPARATORS[suffix], roles, rest, quoted, header, problems)
+    except (PolarsError, EOFError, gzip.BadGzipFile) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    first = str(error).split("\n")[0]
+    return DataError(f"'{path}' cannot be read ({first})", "a whole table", "mend the file or fetch it again")
+
+
+def _empty(path: Path) -> DataError:
+    return DataError(f"'{path}' is empty", "a table with rows", "check that the file was written completely")
+
+
+def _read_parquet(path: Path, roles: Sequence[Role], rest: bool) -> Table:
+    found = resolve(list(pl.read_parquet_schema(path)), roles, f"'{path}'")
+    frame = pl.read_parquet(path, columns=None if rest else list(found), glob=False)
+    if frame.is_empty():
+        raise _empty(path)
+    return Table(renamed(frame, found).with_row_index(LINE, 1), f"{path.name}, row")
+
+
+def _lines(path: Path, problems: Problems) -> tuple[pl.DataFrame, bool]:
+    """All lines but blank ones (``_TEXT``, numbered from 1 in ``LINE``), and whether none was left out."""
+    try:
+        lines = pl.read_lines(path, name=_TEXT, glob=False).with_row_index(LINE, 1)
+    except ComputeError:
+        lines = _utf8_lines(path, problems)
+        return lines.filter(pl.col(_TEXT).str.strip_chars() != ""), False
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _damaged(path, error) from None  # a truncated .gz
+    full = lines.filter(pl.col(_TEXT).str.strip_chars() != "")
+    return full, len(full) == len(lines)
+
+
+def _utf8_lines(path: Path, problems: Problems) -> pl.DataFrame:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        raw = file.read().split(b"\n")
+    bad = [number for number, line in enumerate(raw) if not line.isascii() and not _is_utf8(line)]
+    rows = pl.DataFrame(
+        {
+            WHERE: [f"{path.name}, line {number + 1}" for number in bad],
+            VALUE: [raw[number].decode("utf-8", "backslashreplace") for number in bad],
+        },
+        schema={WHERE: pl.String, VALUE: pl.String},
+    )
+    problems.report(rows, "not UTF-8", "text in UTF-8")
+    for number in bad:
+        raw[number] = b""
+    text = pl.Series(_TEXT, raw).cast(pl.String).str.strip_suffix("\r")
+    return pl.DataFrame({_TEXT: text}).with_row_index(LINE, 1)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _read_separated(
+    path: Path,
+    separator: str,
+    roles: Sequence[Role],
+    rest: bool,
+    quotes: bool,
+    header: Sequence[str] | None,
+    problems: Problems,
+) -> Table:
+    lines, whole = _lines(path, problems)
+    if lines.is_empty():
+        raise _empty(path)
+    records = _records(lines, separator, quotes)
+    del lines
+    if header is None:
+        first = records[_TEXT][0].removeprefix("\ufeff")
+        columns = next(csv.reader([first], delimiter=separator)) if quotes else first.split(separator)
+    else:
+        columns = list(header)
+    if len(set(columns)) < len(columns):
+        raise DataError(f"'{path}' has two columns of one name: {columns}", "unique names", "rename one")
+    found = resolve(columns, roles, f"'{path}'")
+    table = Table(records.slice(header is None), f"{path.name}, line")
+    malformed = pl.col("fields") != len(columns)
+    bad = table.rows(malformed, pl.col(_TEXT))
+    problems.report(bad, "malformed row", f"{len(columns)} fields ({', '.join(columns)})")
+    kept = table.without(malformed) if len(bad) else table
+    if kept.frame.is_empty():
+        raise _empty(path)
+    numbers = kept.frame[LINE]
+    clean = whole and not len(bad)
+    source = path if clean else _joined(kept.frame[_TEXT])
+    del records, table, kept
+    frame = pl.read_csv(
+        source,
+        separator=separator,
+        quote_char='"' if quotes else None,
+        has_header=clean and header is None,
+        columns=None if rest else sorted(columns.index(name) for name in found),
+        infer_schema=False,
+        glob=False,
+    )
+    frame.columns = [name for name in columns if rest or name in found]
+    if len(frame) != len(numbers):
+        raise DataError(
+            f"'{path}' has rows that cannot be told apart: {len(numbers):,} or {len(frame):,}",
+            "quotes that open and close a field",
+            "mend the quotes, or pass --no-quotes (quotes=False) where they mean nothing",
+        )
+    return Table(renamed(frame, found).with_columns(numbers), f"{path.name}, line")
+
+
+def _joined(lines: pl.Series) -> bytes:
+    return (lines.str.join("\n").item() + "\n").encode()
+
+
+def _records(lines: pl.DataFrame, separator: str, quotes: bool) -> pl.DataFrame:
+    """Join the lines of quoted fields that hold line breaks; count the fields of every record."""
+    text = pl.col(_TEXT)
+    if not (quotes and lines.select(text.str.contains('"', literal=True).any()).item()):
+        return lines.with_columns(fields=text.str.count_matches(separator, literal=True) + 1)
+    odd = text.str.count_matches('"', literal=True) % 2
+    if lines.select(odd.any()).item():
+        # A record ends where the number of quotes so far is even.
+        ended = (odd.cum_sum() % 2 == 0).shift(1, fill_value=True)
+        lines = (
+            lines.group_by(ended.cum_sum().alias("record"), maintain_order=True)
+            .agg(text.str.join("\n"), pl.col(LINE).first())
+            .drop("record")
+        )
+    # A quoted field begins right after a separator; quotes elsewhere are ordinary characters.
+    bare = text.str.replace_all(rf'(?s)(^|{separator})"(?:[^"]|"")*"', "${1}")
+    return lines.with_columns(fields=bare.str.count_matches(separator, literal=True) + 1)
+
+
+def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Problems) -> Table:
+    lines, whole = _lines(path, problems)
+    if lines.is_empty():
+        raise _empty(path)
+    source: Path | bytes = path if whole else _joined(lines[_TEXT])
+    try:
+        frame = _parse_json(source, path, roles, rest)
+    except PolarsError as error:
+        table = Table(lines, f"{path.name}, line")
+        malformed = pl.Series([not _is_json_object(line) for line in lines[_TEXT]])
+        if not malformed.any():
+            raise _damaged(path, error) from None
+        problems.report(table.rows(pl.lit(malformed), pl.col(_TEXT)), "malformed row", "a JSON object per line")
+        lines = lines.filter(~malformed)
+        if lines.is_empty():
+            raise _empty(path) from None
+        frame = _parse_json(_joined(lines[_TEXT]), path, roles, rest)
+    return Table(frame.with_columns(lines[LINE]), f"{path.name}, line")
+
+
+def _parse_json(source: Path | bytes, path: Path, roles: Sequence[Role], rest: bool) -> pl.DataFrame:
+    # Keys may be absent from many rows, so a table whose other columns are wanted is looked at as a whole.
+    columns = pl.scan_ndjson(source, infer_schema_length=None if rest else 10_000).collect_schema().names()
+    found = resolve(columns, roles, f"'{path}'")
+    strings = dict.fromkeys(found, pl.String)
+    if rest:
+        frame = pl.read_ndjson(source, infer_schema_length=None, schema_overrides=strings)
+    else:
+        frame = pl.read_ndjson(source, schema=strings)
+    return renamed(frame, found)
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

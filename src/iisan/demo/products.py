@@ -1,0 +1,115 @@
+"""Products with seven attributes, and the titles that name four of them.
+
+Category stands in the title and in the picture; use, material and brand only in the title; shape, colour
+and pattern only in the picture.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Attributes = npt.NDArray[np.int64]
+
+#: Each attribute's values; a value is the list of words that may stand for it.
+TITLE_WORDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
+    "category": (
+        ("mug", "cup", "beaker"),
+        ("lamp", "light", "lantern"),
+        ("bag", "tote", "pouch"),
+        ("clock", "timepiece"),
+        ("stool", "seat", "chair"),
+        ("bottle", "flask"),
+        ("notebook", "journal", "planner"),
+        ("speaker", "soundbox"),
+    ),
+    "use": (
+        ("for travel", "travel", "on the go"),
+        ("for the office", "office", "desktop"),
+        ("for cooking", "kitchen", "chef's"),
+        ("for the garden", "garden", "outdoor"),
+        ("for camping", "camping", "trekking"),
+        ("for school", "school", "student"),
+        ("for kids", "kids", "nursery"),
+        ("for the bathroom", "bathroom", "spa"),
+    ),
+    "material": (
+        ("steel", "stainless", "metal"),
+        ("oak", "wooden", "walnut"),
+        ("leather", "suede"),
+        ("cotton", "canvas", "fabric"),
+        ("glass", "crystal"),
+        ("ceramic", "porcelain", "stoneware"),
+        ("bamboo", "rattan"),
+        ("plastic", "acrylic", "silicone"),
+    ),
+    "brand": (
+        ("Norvik", "Norvik Home"),
+        ("Tallora", "Tallora & Sons"),
+        ("Bexley", "Bexley Works"),
+        ("Quillon", "Quillon Studio"),
+        ("Marenta", "Marenta Living"),
+        ("Osko", "Osko Design"),
+        ("Fennimore", "Fennimore Co"),
+        ("Zephira", "Zephira Basics"),
+    ),
+}
+#: Number of values of each attribute that only the picture shows; ``pictures`` draws them.
+PICTURE_VALUES: Final[dict[str, int]] = {"shape": 8, "colour": 8, "pattern": 8}
+
+#: Column order of every attribute array.
+ATTRIBUTES: Final = (*TITLE_WORDS, *PICTURE_VALUES)
+CARDINALITIES: Final = (*(len(values) for values in TITLE_WORDS.values()), *PICTURE_VALUES.values())
+TEXT_ATTRIBUTES: Final = tuple(TITLE_WORDS)
+IMAGE_ATTRIBUTES: Final = ("category", *PICTURE_VALUES)
+
+_LEADS = ("", "", "", "New", "Premium", "Classic", "Original", "Deluxe", "Modern", "Everyday", "Handmade")
+_DETAILS = (
+    "", "", "", "large", "small", "medium", "extra wide", "foldable", "lightweight", "durable", "easy clean",
+    "with lid", "with stand", "with gift box", "set of 2", "set of 4", "pack of 6", "2nd edition", "slim fit",
+    "heavy duty",
+)  # fmt: skip
+_ORDERS = (
+    "{lead} {brand} {material} {category} {use} {detail}",
+    "{brand} {lead} {use} {category} {material} {detail}",
+    "{lead} {material} {category} {detail} {use} by {brand}",
+    "{use} {category} {lead} {material} {detail} - {brand}",
+    "{brand} {category}, {material}, {use}, {detail} {lead}",
+    "{lead} {detail} {category} in {material} {use} {brand}",
+)
+
+
+def columns(names: tuple[str, ...]) -> list[int]:
+    """Column numbers of the named attributes."""
+    return [ATTRIBUTES.index(name) for name in names]
+
+
+def draw_attributes(count: int, rng: np.random.Generator) -> Attributes:
+    """Draw products whose attributes are independent and uniform, ``[count, 7]``."""
+    return rng.integers(CARDINALITIES, size=(count, len(CARDINALITIES)))
+
+
+def write_titles(attributes: Attributes, rng: np.random.Generator) -> list[str]:
+    """Write a title for each product: a synonym of each of its four values, fillers, a random word order.
+
+    Args:
+        attributes: ``[n, 7]`` value numbers, columns as in ``ATTRIBUTES``.
+        rng: source of synonyms, fillers and word orders.
+    """
+    draws = rng.random((len(attributes), len(TITLE_WORDS) + 4))
+    return [_title(row, draw) for row, draw in zip(attributes.tolist(), draws.tolist(), strict=True)]
+
+
+def _title(values: list[int], draws: list[float]) -> str:
+    def pick(options: tuple[str, ...]) -> str:
+        return options[int(draws.pop() * len(options))]
+
+    words = {
+        name: pick(options[value])
+        for (name, options), value in zip(TITLE_WORDS.items(), values[: len(TITLE_WORDS)], strict=True)
+    }
+    title = pick(_ORDERS).format(lead=pick(_LEADS), detail=pick(_DETAILS), **words)
+    title = " ".join(title.split()).replace(" ,", ",").rstrip(",")
+    number = int(draws.pop() * 3000)
+    # One title in three ends in a model number, which says nothing about the product.
+    return f"{title} No. {number}" if number < 1000 else title

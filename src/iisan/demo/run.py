@@ -1,0 +1,149 @@
+"""``iisan demo``: the whole path on the built-in catalogue, with the same functions as on anyone's own data."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from iisan.api import Recommender
+from iisan.config import Config
+from iisan.data.dataset import Dataset
+from iisan.data.prepare import PrepareOptions, prepare
+from iisan.data.splits import split
+from iisan.demo.catalogue import Catalogue, generate
+from iisan.demo.oracle import OracleScorer
+from iisan.evaluate.baselines import most_popular
+from iisan.evaluate.evaluation import Evaluation
+from iisan.evaluate.scorer import Scorer
+from iisan.names import IMAGE, ITEM_ID, TEXT
+from iisan.recipes import recipe
+from iisan.states.caching import cache
+from iisan.train.assess import measure
+from iisan.train.run import train
+from iisan.train.trained import TrainedRun
+
+BACKBONES = Path(__file__).parent / "backbones"
+
+#: Name in the table -> recipe and its changes. The catalogue is small, so fewer negatives and epochs do.
+RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ids (SASRec)": ("ids", ()),
+    "frozen states": ("frozen", ()),
+    "IISAN, text only": ("default", ("modalities=[text]",)),
+    "IISAN, images only": ("default", ("modalities=[image]",)),
+    "IISAN": ("default", ()),
+}
+SETTINGS = ("loss.negatives=500", "training.epochs=12", "training.patience=3")
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo found.
+
+    Attributes:
+        protocol: what the numbers mean.
+        metrics: row name -> test metrics, as shares of 1.
+        recommended: what the last run recommends to one user.
+        folder: where everything lies.
+    """
+
+    protocol: str
+    metrics: dict[str, dict[str, float]]
+    recommended: list[dict[str, Any]]
+    folder: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+    @property
+    def share_of_oracle(self) -> float:
+        """HR@10 of IISAN as a share of the best achievable."""
+        return self.metrics["IISAN"]["hr@10"] / self.metrics["oracle (best achievable)"]["hr@10"]
+
+    def table(self) -> tuple[str, list[str], list[list[str]]]:
+        """Title, columns and rows for a person."""
+        names = ("hr@10", "ndcg@10", "cold_hr@10")
+        rows = [
+            [name, *(f"{100 * found[key]:.2f}" if key in found else "–" for key in names)]
+            for name, found in self.metrics.items()
+        ]
+        return f"{self.protocol}; in %", ["", "HR@10", "NDCG@10", "cold HR@10"], rows
+
+    def closing(self) -> str:
+        """What the table means, and what to do next."""
+        folder = self.folder
+        return (
+            f"IISAN reaches {100 * self.share_of_oracle:.0f}% of the oracle's HR@10. The oracle knows the process "
+            "that generated the users;\nno recommender can beat it.\n"
+            "All of this data is GENERATED: it shows that the path works, not what your data will give.\n\n"
+            "Look around:\n"
+            f"  iisan describe {folder}/dataset\n"
+            f"  iisan evaluate {folder}/runs/iisan\n"
+            f"  iisan recommend {folder}/runs/iisan --user u00001\n\n"
+            "Your own data (a table of items, a table of purchases, a folder of images):\n"
+            "  iisan prepare table items.csv purchases.csv --images photos --out my-data\n"
+            "  iisan cache my-data --text MODEL --image MODEL --out my-states\n"
+            "  iisan train default --dataset my-data --states my-states --out my-run\n"
+            "  iisan recommend my-run --all-users --out recommendations.parquet"
+        )
+
+
+def run_demo(out: Path, seed: int = 0, say: Callable[[str], None] = lambda line: None) -> DemoReport:
+    """Generate, prepare, cache, train five models, evaluate them next to popularity and oracle, recommend.
+
+    Finished steps are kept: a second call goes on where the first one stopped.
+
+    Args:
+        out: folder for everything.
+        seed: of the catalogue and of all trainings.
+        say: called with lines for a person.
+    """
+    say(f"1/5 generating a catalogue (seed {seed}) and preparing it")
+    catalogue = generate(seed)
+    dataset = _dataset(catalogue, out)
+    say(f"    {dataset.num_items:,} items, {dataset.num_users:,} users, {dataset.num_interactions:,} interactions")
+    say("2/5 caching the hidden states of two small backbones")
+    cache(dataset, out / "states", str(BACKBONES / TEXT), str(BACKBONES / IMAGE), say=say)
+    say(f"3/5 training {len(RUNS)} models")
+    runs = {name: _run(name, out, seed, say) for name in RUNS}
+    say("4/5 ranking the whole catalogue for every user")
+    evaluations = _references(runs["IISAN"].config, dataset, catalogue)
+    oracle = evaluations.popitem()
+    metrics = {name: found.metrics for name, found in evaluations.items()}
+    metrics |= {name: run.result["test"] for name, run in runs.items()}
+    metrics[oracle[0]] = oracle[1].metrics
+    say("5/5 recommending")
+    recommended = Recommender(runs["IISAN"]).recommend(user=dataset.user_ids[1], k=5).to_dicts()
+    return DemoReport(oracle[1].protocol, metrics, recommended, str(out))
+
+
+def _dataset(catalogue: Catalogue, out: Path) -> Dataset:
+    raw, folder = out / "raw", out / "dataset"
+    if (folder / "dataset.json").exists():
+        return Dataset.load(folder)
+    catalogue.write(raw)
+    options = PrepareOptions(images=raw / "images")
+    return prepare("table", [raw / "items.csv", raw / "interactions.csv"], folder, options)
+
+
+def _run(name: str, out: Path, seed: int, say: Callable[[str], None]) -> TrainedRun:
+    base, changes = RUNS[name]
+    folder = out / "runs" / "-".join(name.lower().replace(",", "").replace("(", "").replace(")", "").split())
+    config = recipe(base).override((*SETTINGS, f"training.seed={seed}", *changes))
+    config = config.model_copy(update={"dataset": out / "dataset", "states": out / "states"})
+    result = train(config, folder)
+    say(
+        f"    {name}: {result['trainable_parameters']:,} parameters, {result['epochs']} epochs, "
+        f"{result['train_seconds'] + result['validation_seconds']:.0f} s"
+    )
+    return TrainedRun.load(folder)
+
+
+def _references(config: Config, dataset: Dataset, catalogue: Catalogue) -> dict[str, Evaluation]:
+    """Popularity and oracle, under the protocol of the runs."""
+    parts = split(dataset.sequences, dataset.num_items, config.evaluation.split)
+    scorers: dict[str, Scorer] = {
+        "most popular": most_popular(parts),
+        "oracle (best achievable)": OracleScorer(catalogue, dataset.items[ITEM_ID].to_list()),
+    }
+    return measure(scorers, config.evaluation, dataset, parts)

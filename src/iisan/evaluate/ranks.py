@@ -1,0 +1,212 @@
+"""Full-catalogue ranking and top-k lists, in blocks of items: memory is ``O(batch × block)``.
+
+Whether two items tie must not depend on how floating-point sums were rounded, so all scores of a
+batch of users, those of the targets too, come from calls of one shape: duplicate items then get
+equal scores to the last bit.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from iisan.config import Policy
+from iisan.data.sequences import Index
+from iisan.data.splits import Queries
+from iisan.errors import ConfigError, RunError
+from iisan.evaluate.metrics import Ranks, target_seen
+from iisan.evaluate.scorer import Scorer
+from iisan.names import PAD
+from iisan.progress import track
+
+#: Counts of a block are summed in float32 (several times faster than integers), which is exact up to here.
+MAX_BLOCK = 2**24
+
+
+@torch.inference_mode()
+def rank_targets(
+    scorer: Scorer, queries: Queries, policy: Policy, *, batch: int = 512, block: int = 32768
+) -> Ranks:
+    """Count, for every query, the items scored above its target and those tied with it.
+
+    All ``N`` items compete. An excluded item scores -inf:
+
+    - ``exclude-all``: every item of the history, even the target. A target that the user already took
+      then ties with the rest of the history at the very end, a forced miss (RI).
+    - ``keep-target``: every item of the history except the target.
+    - ``none``: nothing (P1).
+
+    Args:
+        scorer: scores of items for histories.
+        queries: ``Q`` histories with their targets.
+        policy: which items of the history are excluded.
+        batch: users scored at a time.
+        block: items scored at a time.
+
+    Raises:
+        RunError: a score is NaN or +inf.
+        ConfigError: ``batch`` or ``block`` is out of range.
+    """
+    above, ties = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
+    width = _width(scorer, block)
+    flags: Tensor | None = None  # one buffer for all blocks: new memory costs more than the comparison
+    for rows, asked in _batches(queries, batch):
+        query = scorer.start(asked.histories(scorer.history_length))
+        target_scores: Tensor | None = None
+        if width < scorer.num_items:
+            target_scores = _target_scores(scorer, query, asked.targets, width)
+            if policy == "exclude-all":
+                target_scores[torch.from_numpy(target_seen(asked)).to(target_scores.device)] = -torch.inf
+        not_below = higher = torch.zeros(len(asked), dtype=torch.int64)
+        for start, scores in _blocks(scorer, query, _excluded(asked, policy), width):
+            inside = np.flatnonzero((asked.targets >= start) & (asked.targets < start + scores.shape[1]))
+            own = _indices(inside, asked.targets[inside] - start, scores.device)
+            if target_scores is None:
+                # One block is the whole catalogue, so the targets' scores are in it.
+                target_scores = scores[own]
+            else:
+                scores[own] = target_scores[own[0]]
+            if flags is None:
+                flags = scores.new_empty(batch * width)
+            flag = flags[: scores.numel()].view(scores.shape)
+            bar = target_scores[:, None]
+            not_below = not_below + torch.ge(scores, bar, out=flag).sum(1).long().cpu()
+            higher = higher + torch.gt(scores, bar, out=flag).sum(1).long().cpu()
+        above[rows], ties[rows] = higher.numpy(), (not_below - higher).numpy()
+    return Ranks(above, ties)
+
+
+@torch.inference_mode()
+def top_k(
+    scorer: Scorer,
+    queries: Queries,
+    k: int,
+    policy: Policy = "exclude-all",
+    *,
+    batch: int = 512,
+    block: int = 32768,
+) -> tuple[Index, npt.NDArray[np.float32]]:
+    """List the ``k`` best items of every query; of equal scores the lower item index comes first.
+
+    Args:
+        scorer: scores of items for histories.
+        queries: ``Q`` histories; their targets matter under ``keep-target`` alone.
+        k: length of the lists.
+        policy: which items of the history are excluded, as in ``rank_targets``.
+        batch: users scored at a time.
+        block: items scored at a time.
+
+    Returns:
+        ``[Q, k]`` item indices, best first, and their scores; ``PAD`` and -inf where no item is left.
+
+    Raises:
+        RunError: a score is NaN or +inf.
+        ConfigError: ``k``, ``batch`` or ``block`` is out of range.
+    """
+    if k < 1:
+        raise ConfigError(f"lists of {k} items", "1 item or more", "ask for a positive number of items")
+    items = np.full((len(queries), k), PAD, np.int64)
+    scores_of_items = np.full((len(queries), k), -np.inf, np.float32)
+    width = _width(scorer, block)
+    for rows, asked in _batches(queries, batch):
+        query = scorer.start(asked.histories(scorer.history_length))
+        best: tuple[Tensor, Tensor] | None = None
+        for start, scores in _blocks(scorer, query, _excluded(asked, policy), width):
+            values, columns = _top_of_block(scores, min(k, scores.shape[1]))
+            if best is None:
+                best = values, columns + start
+                continue
+            # Earlier blocks hold lower indices and stand first, so a stable sort keeps the order of ties.
+            merged = torch.cat([best[0], values], 1).sort(dim=1, descending=True, stable=True)
+            found = torch.cat([best[1], columns + start], 1).gather(1, merged.indices)
+            best = merged.values[:, :k], found[:, :k]
+        assert best is not None
+        values, found = best[0].cpu(), best[1].cpu()
+        length = values.shape[1]
+        items[rows, :length] = torch.where(values == -torch.inf, PAD, found).numpy()
+        scores_of_items[rows, :length] = values.numpy()
+    return items, scores_of_items
+
+
+def _width(scorer: Scorer, block: int) -> int:
+    if not 1 <= block <= MAX_BLOCK:
+        raise ConfigError(f"blocks of {block} items", f"1 to {MAX_BLOCK}", "choose a block such as 32768")
+    return min(block, scorer.num_items)
+
+
+def _batches(queries: Queries, batch: int) -> Iterator[tuple[slice, Queries]]:
+    if batch < 1:
+        raise ConfigError(f"batches of {batch} users", "1 or more", "choose a batch such as 512")
+    for first in track(range(0, len(queries), batch), "ranking"):
+        rows = slice(first, min(first + batch, len(queries)))
+        yield rows, queries[rows]
+
+
+def _excluded(queries: Queries, policy: Policy) -> tuple[Index, Index]:
+    """Pairs ``(query, item)`` that may not be recommended, by ascending item."""
+    if policy == "none":
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    rows, items = queries.seen()
+    if policy == "keep-target":
+        others = items != queries.targets[rows]
+        rows, items = rows[others], items[others]
+    order = np.argsort(items, kind="stable")
+    return rows[order], items[order]
+
+
+def _blocks(scorer: Scorer, query: Any, excluded: tuple[Index, Index], width: int) -> Iterator[tuple[int, Tensor]]:
+    """Go through the catalogue: ``(first item, [B, n] scores with excluded items at -inf)``."""
+    rows, items = excluded
+    for first in range(0, scorer.num_items, width):
+        # The last block is moved back rather than cut, so that all calls have one shape.
+        origin = min(first, scorer.num_items - width)
+        scores = scorer.score(query, slice(origin, origin + width))
+        if not scores.max() < torch.inf:
+            raise RunError(
+                f"a score of items {origin} to {origin + width - 1} is NaN or infinite",
+                "finite scores, or -inf for an item that must not be recommended",
+                "the model diverged: train again with a smaller learning rate",
+            )
+        here = slice(*np.searchsorted(items, (first, origin + width)))
+        scores[_indices(rows[here], items[here] - origin, scores.device)] = -torch.inf
+        yield first, scores[:, first - origin :]
+
+
+def _target_scores(scorer: Scorer, query: Any, targets: Index, width: int) -> Tensor:
+    """Score of every query's own target, ``[B]``, by calls of the same shape as those of the blocks."""
+    scores = []
+    for first in range(0, len(targets), width):
+        some = targets[first : first + width]
+        items = torch.from_numpy(np.pad(some, (0, width - len(some))))
+        scores.append(scorer.score(query, items)[first : first + width].diagonal())
+    return torch.cat(scores)
+
+
+def _top_of_block(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Best ``k`` columns of every row, ``[B, k]`` values and columns; ties by ascending column."""
+    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    worst = values[:, k - 1 : k]
+    columns = columns[:, :k]
+    if values.shape[1] > k:
+        # Only where the next one is as good as the last one taken is the choice not unique.
+        unclear = (values[:, k] == worst[:, 0]).nonzero()[:, 0]
+        if len(unclear):
+            columns[unclear] = _lowest_columns(scores[unclear], worst[unclear], k)
+    columns = columns.sort(dim=1).values
+    best = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return best.values, columns.gather(1, best.indices)
+
+
+def _lowest_columns(scores: Tensor, worst: Tensor, k: int) -> Tensor:
+    """Columns above ``worst`` and the first of those equal to it, ``k`` a row, ascending."""
+    better, equal = scores > worst, scores == worst
+    wanted = k - better.sum(1, keepdim=True)
+    taken = better | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
+    return taken.nonzero()[:, 1].view(-1, k)
+
+
+def _indices(rows: Index, columns: Index, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)

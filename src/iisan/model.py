@@ -1,0 +1,129 @@
+"""The one network: state source + item encoder + sequence encoder."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from iisan.config import Config, ItemEncoderConfig, SequenceConfig
+from iisan.names import PAD
+from iisan.nn.items import ItemTable, Projection, SideNetwork
+from iisan.nn.sequences import GRU4Rec, NextItNet, SASRec
+from iisan.states.sources import StateSource
+
+
+def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
+    """The sequence encoder that the configuration names, for embeddings of width E."""
+    match config.kind:
+        case "sasrec":
+            return SASRec(width, config.length, config.blocks, config.heads, config.dropout)
+        case "gru4rec":
+            return GRU4Rec(width, config.blocks, config.dropout)
+        case "nextitnet":
+            return NextItNet(width, config.blocks, config.dropout)
+
+
+def item_encoder(config: ItemEncoderConfig, num_items: int, source: StateSource, missing: bool) -> nn.Module:
+    """The item encoder that the configuration names.
+
+    Args:
+        config: the settings.
+        num_items: N.
+        source: gives the states, and says how many and how wide.
+        missing: whether items may lack a modality.
+    """
+    match config.kind:
+        case "table":
+            return ItemTable(num_items, config.width)
+        case "projection":
+            return Projection(source.widths, config.width, missing)
+        case "side":
+            levels = {name: len(kept) for name, kept in source.levels.items()}
+            settings = config.model_dump(exclude={"kind"})
+            return SideNetwork(levels, source.widths, **settings, missing=missing)
+
+
+class SequentialRecommender(nn.Module):
+    """Scores the next item of a history as a dot product.
+
+    Args:
+        source: rows of the catalogue -> hidden states.
+        items: hidden states -> ``[U, E]``.
+        sequence: ``[B, S, E]`` -> ``[B, S, E]``.
+        num_items: N.
+        length: S.
+    """
+
+    def __init__(
+        self, source: StateSource, items: nn.Module, sequence: nn.Module, num_items: int, length: int
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.items = items
+        self.sequence = sequence
+        self.num_items = num_items
+        self.length = length
+
+    @classmethod
+    def build(
+        cls, config: Config, num_items: int, source: StateSource, missing: bool
+    ) -> "SequentialRecommender":
+        """Build what the configuration says, with weights drawn from ``config.training.seed``."""
+        torch.manual_seed(config.training.seed)
+        items = item_encoder(config.items, num_items, source, missing)
+        sequence = sequence_encoder(config.sequence, config.items.width)
+        return cls(source, items, sequence, num_items, config.sequence.length)
+
+    def encode_items(self, rows: Tensor) -> Tensor:
+        """Embeddings of distinct items, ``[U] -> [U, E]``."""
+        batch = self.source(rows)
+        return self.items(batch.rows, batch.modalities)
+
+    def forward(self, items: Tensor, slots: Tensor) -> Tensor:
+        """Query vectors of histories.
+
+        Args:
+            items: ``[U, E]`` embeddings of distinct items.
+            slots: ``[B, S]`` position in ``items``, or ``PAD``.
+
+        Returns:
+            ``[B, S, E]``; at padded positions anything finite.
+        """
+        return encode_histories(self.sequence, items, slots)
+
+    @torch.no_grad()
+    def item_embeddings(self, block: int = 2048) -> Tensor:
+        """Embeddings of the whole catalogue, ``[N, E]`` fp32, in evaluation mode, block by block."""
+        self.eval()
+        device = next(self.items.parameters()).device
+        rows = torch.arange(self.num_items, device=device)
+        return torch.cat([self.encode_items(part).float() for part in rows.split(block)])
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and values of the parameters that are trained, and hence saved."""
+        return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
+
+
+def encode_histories(sequence: nn.Module, items: Tensor, slots: Tensor) -> Tensor:
+    """Gather ``items [U, E]`` at ``slots [B, S]`` (``PAD`` = nothing) and encode -> ``[B, S, E]``."""
+    mask = slots != PAD
+    x = items[slots.clamp_min(0)] * mask[..., None]
+    return sequence(x, mask)
+
+
+@torch.no_grad()
+def encode_queries(sequence: nn.Module, items: Tensor, histories: npt.NDArray[np.int64]) -> Tensor:
+    """Query vector of each history's end, in evaluation mode.
+
+    Args:
+        sequence: a sequence encoder.
+        items: ``[N, E]`` embeddings of the catalogue.
+        histories: ``[B, S]`` item indices, left-padded with ``PAD``.
+
+    Returns:
+        ``[B, E]`` fp32.
+    """
+    sequence.eval()
+    return encode_histories(sequence, items, torch.from_numpy(histories).to(items.device))[:, -1].float()

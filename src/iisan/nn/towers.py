@@ -1,0 +1,153 @@
+"""The side networks: one tower within each modality, one between them (P1 eqs. 1 and 2)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from iisan.nn.blocks import GATE_TEMPERATURE, SANBlock, gate
+
+
+class IntraTower(nn.Module):
+    """SAN blocks over the kept states of one modality (P1 eq. 1).
+
+    ``b_i = SANB_i(μ_i · b_{i-1} + (1 − μ_i) · h_i)`` with ``gate_on="previous"``;
+    the published code has ``μ_i`` on ``h_i`` (``gate_on="hidden"``).
+
+    Args:
+        levels: K.
+        width: D.
+        bottleneck: H.
+        activation: of the SAN blocks.
+        gated: otherwise ``b_{i-1} + h_i`` enters a block.
+        gate_on: the summand that the gate multiplies.
+        first_block: the first block sees ``h_0`` ``alone``, or ``gated`` with a previous state of zeros.
+    """
+
+    def __init__(
+        self,
+        levels: int,
+        width: int,
+        bottleneck: int,
+        activation: str,
+        gated: bool,
+        gate_on: Literal["previous", "hidden"],
+        first_block: Literal["alone", "gated"],
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.gate_on = gate_on
+        self.blocks = nn.ModuleList(SANBlock(width, bottleneck, activation) for _ in range(levels))
+        self.alone = first_block == "alone" or not gated
+        self.gates = nn.Parameter(torch.zeros(levels - self.alone)) if gated else None
+
+    def gate_values(self) -> Tensor | None:
+        """Gates of the levels that have one, from the first level on, or None without gates."""
+        return None if self.gates is None else gate(self.gates).detach()
+
+    def forward(self, states: Tensor) -> Tensor:
+        """``[U, K, D] -> [U, D]``."""
+        levels = states.unbind(1)
+        gates = None if self.gates is None else gate(self.gates).unbind()
+        state = None if self.alone else torch.zeros_like(levels[0])
+        for index, (block, hidden) in enumerate(zip(self.blocks, levels, strict=True)):
+            if state is None:
+                mixed = hidden
+            elif gates is None:
+                mixed = state + hidden
+            else:
+                on, off = (state, hidden) if self.gate_on == "previous" else (hidden, state)
+                # off + g (on − off) = g · on + (1 − g) · off
+                mixed = torch.lerp(off, on, gates[index - self.alone])
+            state = block(mixed)
+        assert state is not None
+        return state
+
+
+class InterTower(nn.Module):
+    """SAN blocks over the states of all modalities, level by level (P1 eq. 2).
+
+    ``c_i = SANB_i(β_i · h_i^image + (1 − β_i) · h_i^text + c_{i-1})``, c starts at zero. For any number of
+    modalities the weights are a softmax over one parameter per modality, the last one's fixed at zero, which for
+    two is the sigmoid gate; they are renormalised over the modalities that an item has. Levels are counted from
+    the last; states wider than the narrowest modality pass a linear per level first (P2, dimension transform).
+
+    Args:
+        levels: K of each modality, in order; β multiplies the first.
+        widths: D of each modality.
+        bottleneck: H.
+        activation: of the SAN blocks.
+        gated: otherwise the states are added.
+    """
+
+    def __init__(
+        self,
+        levels: Mapping[str, int],
+        widths: Mapping[str, int],
+        bottleneck: int,
+        activation: str,
+        gated: bool,
+    ) -> None:
+        super().__init__()
+        self.width = min(widths.values())
+        # A level exists where at least two modalities have one.
+        self.steps = sorted(levels.values())[-2]
+        self.blocks = nn.ModuleList(SANBlock(self.width, bottleneck, activation) for _ in range(self.steps))
+        self.gates = nn.Parameter(torch.zeros(self.steps, len(levels) - 1)) if gated else None
+        self.transforms = nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    nn.Linear(widths[name], self.width) for _ in range(min(count, self.steps))
+                )
+                for name, count in levels.items()
+                if widths[name] != self.width
+            }
+        )
+
+    def _weights(self) -> Tensor | None:
+        if self.gates is None:
+            return None
+        logits = nn.functional.pad(self.gates / GATE_TEMPERATURE, (0, 1))
+        return logits.softmax(-1)
+
+    def gate_values(self) -> Tensor | None:
+        """Weight of every modality at every level, ``[K, M]``, or None without gates."""
+        weights = self._weights()
+        return None if weights is None else weights.detach()
+
+    def forward(self, states: Mapping[str, tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Mix and transform.
+
+        Args:
+            states: modality -> ``(states [U, K, D], present [U, 1] of 0 and 1)``; rows of absent items may hold
+                anything finite; ``present`` None means that every item has it.
+
+        Returns:
+            ``[U, D]``, D the narrowest width; meaningless for items without any modality.
+        """
+        levels = {name: state.unbind(1)[-self.steps :] for name, (state, _) in states.items()}
+        weights = self._weights()
+        mixed_before = None
+        for step, block in enumerate(self.blocks):
+            terms, shares = [], []
+            for column, (name, (_, present)) in enumerate(states.items()):
+                missing_levels = self.steps - len(levels[name])
+                if step < missing_levels:
+                    continue
+                hidden = levels[name][step - missing_levels]
+                if name in self.transforms:
+                    hidden = self.transforms[name][step - missing_levels](hidden)  # type: ignore[index]
+                share = hidden.new_ones(()) if weights is None else weights[step, column]
+                share = share if present is None else share * present
+                terms.append(share * hidden)
+                shares.append(share)
+            mixed = torch.stack(terms).sum(0) if len(terms) > 2 else sum(terms[1:], terms[0])
+            if weights is not None and (
+                len(terms) < len(levels) or any(p is not None for _, p in states.values())
+            ):
+                # An item without any modality has no weight at all; it is replaced later, not divided by zero.
+                mixed = mixed / sum(shares[1:], shares[0]).clamp_min(1e-12)
+            mixed_before = block(mixed if mixed_before is None else mixed + mixed_before)
+        assert mixed_before is not None
+        return mixed_before

@@ -1,0 +1,120 @@
+"""Named configurations: functions that return a complete configuration."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from iisan.config import (
+    Config,
+    EvaluationConfig,
+    ItemEncoderConfig,
+    LossConfig,
+    OptimizerConfig,
+    StatesConfig,
+    TrainingConfig,
+    flatten,
+    merge,
+    parse,
+    read_yaml,
+)
+from iisan.errors import ConfigError
+from iisan.names import LAST
+
+
+def default() -> Config:
+    """The best recipe found on validation data; see ``results/``."""
+    return Config(
+        recipe="default",
+        text=StatesConfig(pooling="mean"),
+        items=ItemEncoderConfig(level_norm="layer"),
+        loss=LossConfig(negatives=1500),
+        optimizer=OptimizerConfig(rate=1e-3, blocks=5e-4),
+        training=TrainingConfig(batch=128),
+    )
+
+
+def paper() -> Config:
+    """To the letter of "IISAN" (P1)."""
+    return Config(
+        recipe="paper",
+        text=StatesConfig(pooling="cls", max_tokens=30),
+        image=StatesConfig(pooling="cls"),
+        loss=LossConfig(exclude="training", reduction="sum"),
+        optimizer=OptimizerConfig(rate=2e-4, blocks=1e-4),
+        training=TrainingConfig(batch=32),
+        evaluation=EvaluationConfig(policy="none"),
+    )
+
+
+def reference() -> Config:
+    """What the authors' published code does where it differs from the paper (METHOD §9)."""
+    return Config(
+        recipe="reference",
+        text=StatesConfig(pooling="cls", max_tokens=30),
+        image=StatesConfig(pooling="cls"),
+        items=ItemEncoderConfig(
+            gate_on="hidden", first_block="gated", head="two", concatenation="inter-last"
+        ),
+        optimizer=OptimizerConfig(
+            rate=2e-4, blocks=1e-4, gates={"image": 1e-4}, dense={"text": 5e-5, "image": 1e-4}
+        ),
+        training=TrainingConfig(batch=64, patience=11),
+        evaluation=EvaluationConfig(policy="exclude-all"),
+    )
+
+
+def frozen() -> Config:
+    """The ``default`` training on frozen last states: a projection, no side network."""
+    return default().model_copy(
+        update={
+            "recipe": "frozen",
+            "text": StatesConfig(pooling="mean", levels=(LAST,)),
+            "image": StatesConfig(levels=(LAST,)),
+            "items": ItemEncoderConfig(kind="projection"),
+        }
+    )
+
+
+def ids() -> Config:
+    """The ``default`` training on item ids alone (SASRec)."""
+    return default().model_copy(
+        update={"recipe": "ids", "modalities": (), "items": ItemEncoderConfig(kind="table")}
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    recipe.__name__: recipe for recipe in (default, paper, reference, frozen, ids)
+}
+
+
+def recipe(name: str) -> Config:
+    """The configuration of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"no recipe '{name}'", f"one of {', '.join(RECIPES)}", "choose one of them")
+    return RECIPES[name]()
+
+
+def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """A recipe by name, or a YAML file; then ``key.key=value`` overrides.
+
+    A file states only what differs from the recipe that its key ``recipe`` names (``default`` where absent).
+    A resolved ``config.yaml`` of a run is complete and therefore reproduces itself.
+
+    Raises:
+        ConfigError: unknown recipe, file or key, or a value that does not fit.
+    """
+    if str(source) in RECIPES:
+        return recipe(str(source)).override(overrides)
+    path = Path(source)
+    if not path.exists() and path.suffix not in {".yaml", ".yml"}:
+        raise ConfigError(
+            f"'{source}' is neither a recipe nor a file",
+            f"one of {', '.join(RECIPES)}, or the path of a YAML file",
+            "check the name",
+        )
+    values = read_yaml(path)
+    base = recipe(str(values.get("recipe", "default"))).model_dump(mode="json")
+    return parse(merge(base, flatten(values))).override(overrides)

@@ -1,0 +1,101 @@
+"""How states are stored: plain fp32, or low-precision differences from a per-level mean.
+
+Levels share a large common vector, next to which the spread between items is small; a low-precision format
+spends its digits on that vector unless it is taken out first.
+
+Legend: n rows, K levels, D width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from iisan.backbones.levels import Level
+from iisan.errors import ConfigError, StoreError
+
+STATES, SCALES = "states", "scales"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+
+#: Spread between items below this share of the states' size is rounding noise: the level is constant.
+CONSTANT = 1e-5
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ConfigError unless ``dtype`` is a storage format."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"storage dtype {dtype!r}", ", ".join(DTYPES), "choose one of these")
+
+
+def level_means(states: Tensor, dtype: str) -> Tensor:
+    """What is taken out of states [n, K, D] before storing: fp32 [K, D], zero for plain fp32."""
+    return torch.zeros_like(states[0]) if dtype == "fp32" else states.double().mean(0).float()
+
+
+def encode(states: Tensor, mean: Tensor, dtype: str) -> dict[str, Tensor]:
+    """Turn fp32 states [n, K, D] into the tensors that are stored.
+
+    Returns:
+        ``states`` [n, K, D] and, for int8, ``scales`` fp32 [n, K] = absmax / 127 per row and level.
+    """
+    differences = states - mean
+    if dtype != "int8":
+        return {STATES: differences.to(DTYPES[dtype])}
+    scales = differences.abs().amax(-1) / 127
+    quantised = (differences / scales.clamp(min=_TINY).unsqueeze(-1)).round()
+    return {STATES: quantised.to(torch.int8), SCALES: scales}
+
+
+def decode(stored: Tensor, scales: Tensor | None, mean: Tensor) -> Tensor:
+    """Undo :func:`encode`: fp32 [n, K, D]."""
+    # The sum of a low-precision and an fp32 tensor is fp32: one pass, no copy in between.
+    return stored + mean if scales is None else (stored * scales.unsqueeze(-1)).add_(mean)
+
+
+def check_finite(
+    encoded: dict[str, Tensor], levels: Sequence[Level], label: Callable[[int], str], dtype: str
+) -> None:
+    """Check that no value left the range of the storage format or of the computation.
+
+    Args:
+        encoded: what :func:`encode` gave.
+        levels: the K levels, for the message.
+        label: from a row of ``encoded`` to the name of its item.
+        dtype: the storage format, for the message.
+
+    Raises:
+        StoreError: an infinite or undefined value.
+    """
+    values = encoded.get(SCALES, encoded[STATES])
+    finite = torch.isfinite(values) if values.ndim == 2 else torch.isfinite(values).all(-1)
+    if not finite.all():
+        row, level = (int(index) for index in (~finite).nonzero()[0])
+        raise StoreError(
+            f"level {levels[level]} of {label(row)} is infinite or not a number in {dtype}",
+            "finite states",
+            "use --dtype bf16 or fp32 and --precision fp32, or leave this level out",
+        )
+
+
+def relative_errors(stored: Tensor, reference: Tensor) -> list[float | None]:
+    """Storage error of every level next to the spread between items.
+
+    Args:
+        stored: what reading gives back, [n, K, D].
+        reference: the same states computed and kept in fp32, [n, K, D].
+
+    Returns:
+        K times rms(stored − reference) / rms(reference − its mean); ``None`` for levels that are the same for
+        all items.
+    """
+    stored, reference = stored.double(), reference.double()
+    error = _rms(stored - reference)
+    spread = _rms(reference - reference.mean(0))
+    constant = spread <= CONSTANT * _rms(reference)
+    return [None if constant[k] else float(error[k] / spread[k]) for k in range(len(error))]
+
+
+def _rms(values: Tensor) -> Tensor:
+    return values.square().mean((0, 2)).sqrt()

@@ -1,0 +1,259 @@
+"""Running frozen backbones once over all contents, into state stores.
+
+Legend: n contents, K levels, D width.
+"""
+
+import functools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from iisan.backbones.backbone import Backbone
+from iisan.backbones.levels import Level, parse_levels
+from iisan.backbones.precision import Precision, autocast, choose_precision
+from iisan.errors import ConfigError, DataError, StoreError
+from iisan.names import TEXT
+from iisan.progress import track
+from iisan.states.codec import (
+    SCALES,
+    STATES,
+    check_dtype,
+    check_finite,
+    decode,
+    encode,
+    level_means,
+    relative_errors,
+)
+from iisan.states.contents import Contents
+from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
+from iisan.states.store import StateStore
+from iisan.states.writer import StateWriter, library_versions
+
+#: Contents from which the means are taken and on which the storage error is measured.
+SAMPLE = 512
+
+#: Largest storage error next to the spread between items that is accepted.
+MAX_ERROR = 0.02
+
+A = TypeVar("A")
+B = TypeVar("B")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A backbone at work on the contents of one modality."""
+
+    backbone: Backbone
+    contents: Contents
+    levels: tuple[Level, ...]
+    dtype: str
+    batch_size: int
+    device: torch.device
+
+    def batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        return _chunks(indices, self.batch_size)
+
+    def run(self, batches: Iterable[Sequence[int]], precision: Precision) -> Iterator[Tensor]:
+        """States [n, K, D] of every batch, in order; the next batches are prepared meanwhile."""
+        # A tokenizer must not be used by two threads at once; decoding images gains from many.
+        workers = 1 if self.contents.modality == TEXT else os.cpu_count() or 1
+        for inputs in _ahead(self._prepare, batches, workers):
+            with torch.inference_mode(), autocast(self.device, precision):
+                on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+                states = self.backbone(on_device, self.levels).cpu()
+            yield states
+
+    def _prepare(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        contents = [self.contents.get(index) for index in indices]
+        try:
+            return self.backbone.prepare(contents)
+        except DataError:
+            for index, content in zip(indices, contents, strict=True):
+                try:
+                    self.backbone.prepare([content])
+                except DataError as error:
+                    raise DataError(
+                        f"the {self.contents.modality} of {self.contents.label(index)}: {error.got}",
+                        error.expected,
+                        "prepare the dataset again with image checks",
+                    ) from None
+            raise
+
+
+def extract(
+    backbone: Backbone,
+    contents: Contents,
+    out: Path,
+    *,
+    levels: str | Sequence[Level] = "layerdrop",
+    dtype: str = "bf16",
+    precision: str = "auto",
+    batch_size: int = 64,
+    shard_rows: int = 4096,
+    device: torch.device | str = "cpu",
+    say: Say = lambda _: None,
+) -> StateStore:
+    """Bring a backbone's state store up to date: each distinct content is encoded once, ever.
+
+    Contents that are stored already are left alone, and an interrupted extraction goes on where it stopped;
+    its shards are the same to the last bit as those of an uninterrupted one.
+
+    Args:
+        backbone: moved to ``device`` and run in eval mode.
+        contents: of N items.
+        out: folder of stores; the store is ``<out>/<modality>-<fingerprint>``.
+        levels: see :func:`iisan.backbones.levels.parse_levels`.
+        dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
+        precision: see :func:`iisan.backbones.precision.choose_precision`; under ``"auto"`` fp32 is used where
+            bf16 proves too coarse.
+        batch_size: contents per forward pass.
+        shard_rows: contents per shard, the most that a kill can lose.
+        device: where the backbone runs.
+        say: told about what was decided on the user's behalf.
+
+    Returns:
+        The store.
+
+    Raises:
+        StoreError: no content at all, states that cannot be stored within 2% of the spread between items, or
+            that are not finite.
+        DataError: an image that cannot be read.
+        BackboneError: levels that the backbone does not have.
+    """
+    check_dtype(dtype)
+    if batch_size < 1 or shard_rows < 1:
+        raise ConfigError(f"batch size {batch_size}, shard rows {shard_rows}", "at least 1", "raise them")
+    device = torch.device(device)
+    backbone.eval().to(device)
+    job = _Job(backbone, contents, parse_levels(levels, backbone.depth), dtype, batch_size, device)
+    keys = contents.keys()
+    order = _order(backbone, contents, keys)
+    if not order:
+        raise StoreError(
+            f"no item has {contents.modality}", f"items with {contents.modality}", "leave this backbone out"
+        )
+    folder, initial = _place(job, order, Path(out), precision, say)
+    with StateWriter(folder, initial, say) as writer:
+        stored = StateStore(folder, writer.manifest).rows_of([keys[index] for index in order])
+        todo = [index for index, row in zip(order, stored.tolist(), strict=True) if row < 0]
+        _append_all(job, writer, todo, keys, shard_rows)
+    return StateStore.open(folder)
+
+
+def _append_all(job: _Job, writer: StateWriter, todo: list[int], keys: list[str | None], shard_rows: int) -> None:
+    shards = _chunks(todo, shard_rows)
+    batches = [job.batches(shard) for shard in shards]
+    flat = [batch for shard in batches for batch in shard]
+    precision: Precision = writer.manifest.precision
+    states = track(job.run(flat, precision), f"caching {job.contents.modality} states", len(flat))
+    for shard, of_shard in zip(shards, batches, strict=True):
+        shard_states = torch.cat([next(states) for _ in of_shard])
+        shard_keys = [key for key in (keys[index] for index in shard) if key is not None]
+        writer.append(shard_keys, shard_states, functools.partial(_label, job.contents, shard))
+
+
+def _order(backbone: Backbone, contents: Contents, keys: list[str | None]) -> list[int]:
+    """One item per distinct content, in an order that depends on nothing but the contents.
+
+    Texts of similar length stand together, so that little of a batch is padding.
+    """
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        if key is not None:
+            first.setdefault(key, index)
+    indices = [first[key] for key in sorted(first)]
+    if contents.modality == TEXT:
+        lengths = dict(zip(indices, backbone.lengths([contents.get(i) for i in indices]), strict=True))
+        indices.sort(key=lengths.__getitem__)
+    return indices
+
+
+def _place(
+    job: _Job, order: list[int], out: Path, requested: str, say: Say
+) -> tuple[Path, tuple[Manifest, Tensor] | None]:
+    """Find the store's folder and, where it does not exist yet, what it starts with."""
+    chosen = choose_precision(job.device, requested)
+    candidates: list[Precision] = [chosen, "fp32"] if requested == "auto" and chosen != "fp32" else [chosen]
+    for precision in candidates:
+        folder = _folder(job, out, precision)
+        if (folder / MANIFEST).is_file():
+            return folder, None
+    size = min(SAMPLE, len(order))
+    sample = [order[position * len(order) // size] for position in range(size)]
+    reference = torch.cat(list(job.run(job.batches(sample), "fp32")))
+    mean = level_means(reference, job.dtype)
+    for precision in candidates:
+        errors = _measure(job, sample, reference, mean, precision)
+        worst, level = max((error or 0.0, str(level)) for error, level in zip(errors, job.levels, strict=True))
+        if worst <= MAX_ERROR:
+            return _folder(job, out, precision), (_manifest(job, precision, errors), mean)
+        if precision != candidates[-1]:
+            say(
+                f"{precision} computation changes level {level} by {worst:.1%} of the spread between items, "
+                f"so fp32 is used"
+            )
+    raise StoreError(
+        f"{job.dtype} storage with {precision} computation changes level {level} by {worst:.1%} of the "
+        f"spread between items",
+        f"at most {MAX_ERROR:.0%}",
+        "choose another dtype (fp32 is exact), --precision fp32, or leave this level out",
+    )
+
+
+def _measure(
+    job: _Job, sample: list[int], reference: Tensor, mean: Tensor, precision: Precision
+) -> list[float | None]:
+    states = reference if precision == "fp32" else torch.cat(list(job.run(job.batches(sample), precision)))
+    encoded = encode(states, mean, job.dtype)
+    check_finite(encoded, job.levels, functools.partial(_label, job.contents, sample), job.dtype)
+    return relative_errors(decode(encoded[STATES], encoded.get(SCALES), mean), reference)
+
+
+def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Manifest:
+    return Manifest(
+        settings=job.backbone.settings,
+        levels=job.levels,
+        dtype=job.dtype,
+        precision=precision,
+        width=job.backbone.width,
+        depth=job.backbone.depth,
+        error=errors,
+        shards=[],
+        made_with=library_versions(),
+    )
+
+
+def _folder(job: _Job, out: Path, precision: Precision) -> Path:
+    fingerprint = fingerprint_of(job.backbone.settings, job.levels, job.dtype, precision)
+    return out / f"{job.contents.modality}-{fingerprint[:16]}"
+
+
+def _label(contents: Contents, indices: Sequence[int], row: int) -> str:
+    return contents.label(indices[row])
+
+
+def _chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def _ahead(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Iterator[B]:
+    """``map`` whose next results are computed in threads while the latest is used."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[B]] = deque()
+    try:
+        for argument in arguments:
+            waiting.append(pool.submit(function, argument))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

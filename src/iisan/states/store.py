@@ -1,0 +1,240 @@
+"""Reading a state store: content keys to rows, rows to states, through memory-mapped files.
+
+Legend: N items, n rows, K levels, D width.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from iisan.backbones.levels import Level
+from iisan.errors import StoreError
+from iisan.files import sha256_file
+from iisan.states.codec import SCALES, STATES, decode
+from iisan.states.contents import Catalogue, Contents
+from iisan.states.manifest import MANIFEST, MEAN, RECACHE, File, Manifest
+
+KEY, ROW, MEAN_TENSOR = "key", "row", "mean"
+
+
+class StateStore:
+    """The stored hidden states of one backbone, one modality.
+
+    Attributes:
+        folder: where it lies.
+        fingerprint: SHA-256 of all that decided what it holds.
+        manifest: what it says about itself.
+        settings: what decided the states' values (see ``Backbone.settings``).
+        levels: the stored levels.
+        width: D.
+        depth: T, the backbone's number of blocks.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.fingerprint = manifest.fingerprint
+        self.manifest = manifest
+        self.settings = manifest.settings
+        self.modality: str = manifest.settings["modality"]
+        self.levels = manifest.levels
+        self.width = manifest.width
+        self.depth = manifest.depth
+        self._ends = torch.tensor([0, *(shard.rows for shard in manifest.shards)]).cumsum(0)
+        self._mapped: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Number of stored rows, one per distinct content."""
+        return self.manifest.rows
+
+    @classmethod
+    def open(cls, folder: Path | str, expect: dict[str, Any] | None = None) -> "StateStore":
+        """Open a store and check that it is whole.
+
+        Args:
+            folder: one store.
+            expect: settings it must have, such as ``{"pooling": "mean", "max_tokens": 30}``.
+
+        Raises:
+            StoreError: foreign, damaged, cut short, of a newer schema, or made under other settings.
+        """
+        folder = Path(folder)
+        manifest = Manifest.read(folder)
+        for file in manifest.files():
+            if not is_whole(folder, file):
+                raise StoreError(
+                    f"'{folder / file.name}' is absent or cut short", f"a file of {file.bytes} bytes", RECACHE
+                )
+        for name, value in (expect or {}).items():
+            if manifest.settings.get(name) != value:
+                raise StoreError(
+                    f"the states in '{folder}' were made with {name} {manifest.settings.get(name)!r}",
+                    f"{name} {value!r}",
+                    f"{RECACHE} with this setting, or change the setting",
+                )
+        return cls(folder, manifest)
+
+    @staticmethod
+    def folders(folder: Path | str, modality: str) -> list[Path]:
+        """The stores of a modality in a folder of stores; the folder itself if it is a store."""
+        folder = Path(folder)
+        if (folder / MANIFEST).is_file():
+            return [folder]
+        return sorted(path.parent for path in folder.glob(f"{modality}-*/{MANIFEST}"))
+
+    @classmethod
+    def find(cls, folder: Path | str, modality: str, expect: dict[str, Any] | None = None) -> "StateStore":
+        """Open the one store of a modality in a folder of stores (or the folder itself, if it is one).
+
+        Raises:
+            StoreError: none, several, or the only one was made under other settings.
+        """
+        expect = {"modality": modality, **(expect or {})}
+        candidates = cls.folders(folder, modality)
+        if len(candidates) > 1:
+            settings = {path: Manifest.read(path).settings for path in candidates}
+            fitting = [
+                path
+                for path in candidates
+                if all(settings[path].get(name) == value for name, value in expect.items())
+            ]
+            candidates = fitting or candidates
+        if not candidates:
+            raise StoreError(f"'{folder}' holds no {modality} states", "a folder of state stores", RECACHE)
+        if len(candidates) > 1:
+            names = ", ".join(path.name for path in candidates)
+            raise StoreError(
+                f"'{folder}' holds several {modality} stores ({names})",
+                "one that fits",
+                "pass the folder of the store itself",
+            )
+        return cls.open(candidates[0], expect)
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            StoreError: a file that changed after it was written.
+        """
+        for file in self.manifest.files():
+            path = self.folder / file.name
+            if not is_whole(self.folder, file) or sha256_file(path) != file.sha256:
+                cure = "delete its folder" if file.name == MEAN else "delete it"
+                raise StoreError(
+                    f"'{path}' is not what was written", "its recorded checksum", f"{cure} and {RECACHE}"
+                )
+
+    def rows_of(self, keys: Sequence[str | None]) -> np.ndarray:
+        """Rows of content keys.
+
+        Returns:
+            int64 of the length of ``keys``; -1 for ``None`` and for contents that are not stored.
+        """
+        wanted = pl.DataFrame({KEY: pl.Series(keys, dtype=pl.String)})
+        found = wanted.join(self._index, on=KEY, how="left", maintain_order="left")
+        return found[ROW].fill_null(-1).to_numpy()
+
+    def rows_for(self, dataset: Catalogue) -> np.ndarray:
+        """Rows of a dataset's items: int64 [N], -1 where an item has no content of this modality.
+
+        Raises:
+            StoreError: items whose content is not stored.
+        """
+        contents = Contents.of(dataset, self.modality)
+        rows = self.rows_of(contents.keys())
+        absent = np.flatnonzero((rows < 0) & contents.present)
+        if len(absent):
+            raise StoreError(
+                f"{len(absent)} items are not in the store '{self.folder}', such as "
+                f"{contents.label(int(absent[0]))}",
+                f"the {self.modality} states of all items",
+                RECACHE,
+            )
+        return rows
+
+    def check_levels(self, levels: Sequence[Level]) -> list[int]:
+        """Where levels stand among the stored ones.
+
+        Raises:
+            StoreError: a level that is not stored.
+        """
+        for level in levels:
+            if level not in self.levels:
+                raise StoreError(
+                    f"level {level} is not in the store '{self.folder}'",
+                    f"one of {', '.join(map(str, self.levels))}",
+                    f"choose among these, or {RECACHE} with that level",
+                )
+        return [self.levels.index(level) for level in levels]
+
+    def read(self, rows: Tensor, levels: Sequence[Level] | None = None) -> Tensor:
+        """Read states.
+
+        Args:
+            rows: int64 [n], each from 0 to ``len(self) - 1``, in any order.
+            levels: stored levels, all of them if ``None``.
+
+        Returns:
+            fp32 [n, K, D].
+
+        Raises:
+            StoreError: a level that is not stored.
+        """
+        picked = torch.tensor(self.check_levels(self.levels if levels is None else levels))
+        rows = rows.cpu()
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a store of {len(self)} rows")
+        mean = self.mean[picked]
+        shards = torch.bucketize(rows, self._ends[1:], right=True)
+        touched = torch.unique(shards).tolist()
+        if len(touched) == 1:
+            return self._read_shard(touched[0], rows, picked, mean)
+        result = torch.empty(len(rows), len(picked), self.width)
+        for shard in touched:
+            here = (shards == shard).nonzero().squeeze(1)
+            result.index_copy_(0, here, self._read_shard(shard, rows[here], picked, mean))
+        return result
+
+    def _read_shard(self, shard: int, rows: Tensor, picked: Tensor, mean: Tensor) -> Tensor:
+        tensors = self._shard(shard)
+        # One gather of whole vectors from the flattened file: only the wanted levels' pages are touched.
+        flat = ((rows - self._ends[shard]).unsqueeze(1) * len(self.levels) + picked).flatten()
+        shape = (len(rows), len(picked))
+        stored = tensors[STATES].view(-1, self.width).index_select(0, flat).view(*shape, self.width)
+        scales = tensors[SCALES].flatten().index_select(0, flat).view(shape) if SCALES in tensors else None
+        return decode(stored, scales, mean)
+
+    def _shard(self, shard: int) -> dict[str, Tensor]:
+        if shard not in self._mapped:
+            path = self.folder / self.manifest.shards[shard].states.name
+            with safe_open(path, framework="pt") as file:
+                self._mapped[shard] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return self._mapped[shard]
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """What :meth:`read` adds to the stored differences, fp32 [K, D]."""
+        with safe_open(self.folder / MEAN, framework="pt") as file:
+            mean: Tensor = file.get_tensor(MEAN_TENSOR).clone()
+        return mean
+
+    @cached_property
+    def _index(self) -> pl.DataFrame:
+        ends = self._ends.tolist()
+        parts = [
+            pl.read_parquet(self.folder / shard.keys.name).with_columns(pl.col(ROW) + start)
+            for shard, start in zip(self.manifest.shards, ends, strict=False)
+        ]
+        return pl.concat(parts) if parts else pl.DataFrame(schema={KEY: pl.String, ROW: pl.Int64})
+
+
+def is_whole(folder: Path, file: File) -> bool:
+    """Whether a file of a manifest exists with its recorded size."""
+    path = folder / file.name
+    return path.is_file() and path.stat().st_size == file.bytes

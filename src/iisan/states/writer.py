@@ -1,0 +1,138 @@
+"""Writing a state store shard by shard, so that a kill at any moment loses at most one."""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+
+import polars as pl
+from filelock import FileLock, Timeout
+from safetensors.torch import save
+from torch import Tensor
+
+from iisan.errors import StoreError
+from iisan.files import aside, sha256_file
+from iisan.states.codec import check_finite, encode
+from iisan.states.manifest import MANIFEST, MEAN, File, Manifest, Shard
+from iisan.states.store import KEY, MEAN_TENSOR, ROW, StateStore, is_whole
+
+_LOCK = ".lock"
+_LIBRARIES = ("torch", "transformers", "tokenizers", "Pillow")
+
+
+class StateWriter:
+    """The only writer of a store's folder; a context manager that holds the folder's lock.
+
+    Entering removes what an interrupted writer left behind: files that the manifest does not list, and listed
+    shards that are absent or cut short, whose contents then count as new.
+
+    Args:
+        folder: the store's folder; made if absent.
+        initial: the manifest (without the mean's file) and the means [K, D] to start with where the store
+            does not exist yet.
+        say: told about shards that were dropped.
+    """
+
+    def __init__(self, folder: Path, initial: tuple[Manifest, Tensor] | None, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._initial = initial
+        self._say = say
+        self.manifest: Manifest
+        self._mean: Tensor
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / _LOCK, timeout=0)
+
+    def __enter__(self) -> "StateWriter":
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"'{self._folder}' is being written by another process", "one writer", "wait for it to end"
+            ) from None
+        try:
+            self._recover()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def append(self, keys: Sequence[str], states: Tensor, label: Callable[[int], str]) -> None:
+        """Add a shard.
+
+        Args:
+            keys: n content keys, none of them stored yet.
+            states: fp32 [n, K, D].
+            label: from a row of ``states`` to the name of its item, for messages.
+
+        Raises:
+            StoreError: a value that the storage format cannot hold.
+            OSError: nothing can be written, the disk is full for example; the store stays as it was.
+        """
+        encoded = encode(states, self._mean, self.manifest.dtype)
+        check_finite(encoded, self.manifest.levels, label, self.manifest.dtype)
+        number = 1 + max((int(shard.states.name[6:11]) for shard in self.manifest.shards), default=-1)
+        rows = pl.DataFrame({KEY: list(keys), ROW: range(len(keys))}, schema={KEY: pl.String, ROW: pl.Int64})
+        shard = Shard(
+            rows=len(keys),
+            states=self._write(
+                f"shard-{number:05d}.safetensors",
+                lambda path: path.write_bytes(save(encoded)),
+            ),
+            keys=self._write(f"shard-{number:05d}.parquet", rows.write_parquet),
+        )
+        manifest = self.manifest.model_copy(update={"shards": [*self.manifest.shards, shard]})
+        manifest.write(self._folder)
+        self.manifest = manifest
+
+    def _recover(self) -> None:
+        if (self._folder / MANIFEST).is_file():
+            self.manifest = Manifest.read(self._folder)
+            self._drop_damaged()
+            self._remove_leftovers()
+        else:
+            assert self._initial is not None
+            self.manifest, mean = self._initial
+            self._remove_leftovers()
+            mean_file = self._write(MEAN, lambda path: path.write_bytes(save({MEAN_TENSOR: mean})))
+            self.manifest = self.manifest.model_copy(update={"mean": mean_file})
+            self.manifest.write(self._folder)
+        self._mean = StateStore(self._folder, self.manifest).mean
+
+    def _drop_damaged(self) -> None:
+        if self.manifest.mean is None or not is_whole(self._folder, self.manifest.mean):
+            raise StoreError(
+                f"'{self._folder / MEAN}' is absent or cut short",
+                "the means that the stored states were taken from",
+                "delete the folder and run `iisan cache` again",
+            )
+        whole = [
+            shard
+            for shard in self.manifest.shards
+            if is_whole(self._folder, shard.states) and is_whole(self._folder, shard.keys)
+        ]
+        dropped = len(self.manifest.shards) - len(whole)
+        if dropped:
+            self._say(f"{dropped} shards in '{self._folder}' are absent or cut short and are made again")
+            self.manifest = self.manifest.model_copy(update={"shards": whole})
+            self.manifest.write(self._folder)
+
+    def _remove_leftovers(self) -> None:
+        known = {MANIFEST, _LOCK, *(file.name for file in self.manifest.files())}
+        for path in self._folder.iterdir():
+            if path.name not in known and path.is_file():
+                path.unlink()
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> File:
+        with aside(self._folder / name) as temporary:
+            write(temporary)
+            return File(name=name, bytes=temporary.stat().st_size, sha256=sha256_file(temporary))
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that states come from."""
+    return {name: version(name) for name in _LIBRARIES}

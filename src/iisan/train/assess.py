@@ -1,0 +1,87 @@
+"""A finished run and the baselines, measured side by side under one protocol."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from iisan.config import Config, EvaluationConfig
+from iisan.data.dataset import Dataset
+from iisan.data.splits import Split, split
+from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
+from iisan.evaluate.evaluation import Evaluation, evaluate
+from iisan.evaluate.scorer import Scorer
+from iisan.names import ITEM_ID, LAST
+from iisan.train.setup import open_dataset, open_stores
+from iisan.train.trained import TrainedRun
+
+Part = Literal["validation", "test"]
+
+
+def _frozen_similarity(config: Config, dataset: Dataset) -> Scorer:
+    """Cosine similarity of the frozen last states, all modalities side by side, with the history's last item."""
+    vectors, present = [], torch.zeros(dataset.num_items, dtype=torch.bool)
+    for store in open_stores(config, dataset).values():
+        rows = torch.from_numpy(store.rows_for(dataset))
+        having = rows >= 0
+        values = torch.zeros(dataset.num_items, store.width)
+        values[having] = torch.nn.functional.normalize(store.read(rows[having], (LAST,))[:, 0], dim=1)
+        vectors.append(values)
+        present |= having
+    return last_item_similarity(torch.cat(vectors, dim=1), present)
+
+
+def baselines(config: Config, dataset: Dataset, parts: Split) -> dict[str, Scorer]:
+    """The untrained rivals of a run: popularity, Markov, and frozen similarity where there are states."""
+    scorers: dict[str, Scorer] = {
+        "most popular": most_popular(parts),
+        "recently popular": recently_popular(parts),
+        "Markov": Markov(parts),
+    }
+    if config.modalities and config.source == "cached":
+        scorers["last item, frozen states"] = _frozen_similarity(config, dataset)
+    return scorers
+
+
+def assess(
+    run: TrainedRun, config: Config, part: Part = "test", with_baselines: bool = True
+) -> dict[str, Evaluation]:
+    """Evaluate a run, and the baselines before it, under the protocol of ``config``.
+
+    Args:
+        run: finished.
+        config: the run's own, or one with another ``evaluation`` section or dataset folder.
+        part: which queries.
+        with_baselines: whether to measure the baselines too.
+
+    Returns:
+        Name -> evaluation, the run last, under its recipe's name.
+    """
+    dataset = open_dataset(config)
+    parts = split(dataset.sequences, dataset.num_items, config.evaluation.split)
+    scorers = baselines(config, dataset, parts) if with_baselines else {}
+    scorers[run.config.recipe] = run.scorer
+    return measure(scorers, config.evaluation, dataset, parts, part)
+
+
+def measure(
+    scorers: Mapping[str, Scorer],
+    config: EvaluationConfig,
+    dataset: Dataset,
+    parts: Split,
+    part: Part = "test",
+) -> dict[str, Evaluation]:
+    """Evaluate several scorers on the same queries under the same protocol."""
+    return {
+        name: evaluate(
+            scorer,
+            parts.test if part == "test" else parts.validation,
+            name=f"{parts.name} {part}",
+            policy=config.policy,
+            cutoffs=config.cutoffs,
+            train_counts=parts.train_counts(),
+            user_ids=dataset.user_ids,
+            item_ids=dataset.items[ITEM_ID],
+        )
+        for name, scorer in scorers.items()
+    }

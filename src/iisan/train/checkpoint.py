@@ -1,0 +1,106 @@
+"""The state of a training between two epochs, as one safetensors file."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from iisan.errors import RunError
+from iisan.files import aside
+from iisan.model import SequentialRecommender
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        epoch: finished epochs.
+        best_epoch: the one with the best validation metric; 0 before the first.
+        best_value: that metric.
+        history: one record per finished epoch.
+    """
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_value: float = float("-inf")
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def trainable_state(network: SequentialRecommender) -> dict[str, Tensor]:
+    """A copy of the trained parameters, by name, on the CPU."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.trainable()}
+
+
+def load_trainable(network: SequentialRecommender, state: dict[str, Tensor]) -> None:
+    """Put saved parameters back.
+
+    Raises:
+        RunError: names or shapes differ from the network's.
+    """
+    parameters = dict(network.trainable())
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    saved = {name: tuple(value.shape) for name, value in state.items()}
+    if shapes != saved:
+        differing = sorted(set(shapes.items()) ^ set(saved.items()))[0][0]
+        raise RunError(
+            f"the saved parameter '{differing}' does not fit the network",
+            "weights of the same configuration, data and state stores",
+            "train into another folder",
+        )
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(state[name])
+
+
+def save_checkpoint(
+    path: Path,
+    network: SequentialRecommender,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    progress: Progress,
+) -> None:
+    """Write everything that the next epoch depends on."""
+    tensors = {f"model.{name}": value for name, value in trainable_state(network).items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in state.items()}
+    with aside(path) as temporary:
+        save_file(tensors, temporary, metadata={"progress": json.dumps(asdict(progress))})
+
+
+def load_checkpoint(
+    path: Path, network: SequentialRecommender, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], Progress]:
+    """Restore network and optimizer; returns the best parameters so far and the progress.
+
+    Raises:
+        RunError: the file is damaged or belongs to another network.
+    """
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                group, name = key.split(".", 1)
+                # A copy: the file is mapped, and it is replaced while the training goes on.
+                groups[group][name] = file.get_tensor(key).clone()
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"the checkpoint '{path}' cannot be read ({error})",
+            "a file that was written to its end",
+            "delete it; the training then starts again",
+        ) from None
+    load_trainable(network, groups["model"])
+    state = optimizer.state_dict()
+    state["state"] = {}
+    for name, value in groups["optimizer"].items():
+        index, key = name.split(".")
+        state["state"].setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(state)
+    return groups["best"], progress

@@ -1,0 +1,165 @@
+"""The one training loop."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iisan.config import Config, OptimizerConfig
+from iisan.errors import RunError
+from iisan.files import aside
+from iisan.losses import candidate_cross_entropy
+from iisan.model import SequentialRecommender
+from iisan.names import PAD
+from iisan.progress import track
+from iisan.train.batches import Batch, Batches
+from iisan.train.checkpoint import Progress, load_checkpoint, load_trainable, save_checkpoint, trainable_state
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+
+
+def batch_loss(network: SequentialRecommender, batch: Batch, reduction: str) -> Tensor:
+    """Loss of one batch over all positions that have a next item; scalar."""
+    items = network.encode_items(batch.rows)
+    inputs, targets = batch.slots[:, :-1], batch.slots[:, 1:]
+    window, position = (inputs != PAD).nonzero(as_tuple=True)
+    queries = network(items, inputs)[window, position]
+    return candidate_cross_entropy(
+        queries,
+        targets[window, position],
+        items,
+        batch.log_q,
+        batch.log_multiplicity,
+        batch.excluded[window],
+        reduction,  # type: ignore[arg-type]
+    )
+
+
+def parameter_groups(network: SequentialRecommender, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Sort the trained parameters by learning rate (METHOD §5 and §9)."""
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in network.trainable():
+        match name.split("."):
+            case ["items", "towers", _, "blocks", *_]:
+                rate = config.blocks
+            case ["items", "towers", tower, "gates"]:
+                rate = config.gates.get(tower, config.rate)  # type: ignore[call-overload]
+            case ["items", "dense", tower, *_]:
+                rate = config.dense.get(tower, config.rate)  # type: ignore[call-overload]
+            case _:
+                rate = config.rate
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+class Trainer:
+    """Trains until the validation metric stops rising; survives a kill after any epoch.
+
+    Args:
+        network: on its device.
+        batches: what to train on.
+        config: of the run.
+        validate: network -> validation metrics, among them ``config.evaluation.select``.
+        folder: where the checkpoint and ``metrics.jsonl`` go.
+        autocast: whether to compute in bf16.
+        log: called with the record of every finished epoch.
+    """
+
+    def __init__(
+        self,
+        network: SequentialRecommender,
+        batches: Batches,
+        config: Config,
+        validate: Callable[[SequentialRecommender], dict[str, float]],
+        folder: Path,
+        autocast: bool = False,
+        log: Callable[[dict[str, Any]], None] = lambda record: None,
+    ) -> None:
+        self.network = network
+        self.batches = batches
+        self.config = config
+        self.validate = validate
+        self.folder = folder
+        self.autocast = autocast
+        self.log = log
+        self.device = next(network.items.parameters()).device
+        self.optimizer = torch.optim.Adam(parameter_groups(network, config.optimizer), fused=True)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+
+    def fit(self) -> Progress:
+        """Train, from the checkpoint on where there is one; afterwards the network holds the best epoch's weights.
+
+        Raises:
+            RunError: the loss is no longer finite.
+        """
+        checkpoint = self.folder / CHECKPOINT
+        if checkpoint.exists():
+            self.best, self.progress = load_checkpoint(checkpoint, self.network, self.optimizer)
+        while not self._finished():
+            record = self._epoch(self.progress.epoch + 1)
+            self.progress.epoch = record["epoch"]
+            self.progress.history.append(record)
+            value = record[self.config.evaluation.select]
+            if value > self.progress.best_value:
+                self.progress.best_value, self.progress.best_epoch = value, record["epoch"]
+                self.best = trainable_state(self.network)
+            save_checkpoint(checkpoint, self.network, self.optimizer, self.best, self.progress)
+            self._write_metrics()
+            self.log(record)
+        load_trainable(self.network, self.best)
+        return self.progress
+
+    def _finished(self) -> bool:
+        training, progress = self.config.training, self.progress
+        waited = progress.epoch - progress.best_epoch
+        return progress.epoch >= training.epochs or bool(training.patience and waited >= training.patience)
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        # Dropout depends on the seed and the epoch alone, so a resumed run needs no stored generator.
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.config.training.seed, epoch]).generate_state(1)[0])
+        )
+        started = time.perf_counter()
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        for batch in track(self.batches.epoch(epoch), f"epoch {epoch}", len(self.batches)):
+            total += self._step(batch.to(self.device))
+        loss = total.item() / len(self.batches)
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss of epoch {epoch} is {loss}",
+                "a finite loss",
+                "lower the learning rates (optimizer.rate, optimizer.blocks) or set training.clip",
+            )
+        trained = time.perf_counter()
+        metrics = self.validate(self.network)
+        return {
+            "epoch": epoch,
+            "loss": loss,
+            **metrics,
+            "train_seconds": trained - started,
+            "validation_seconds": time.perf_counter() - trained,
+        }
+
+    def _step(self, batch: Batch) -> Tensor:
+        training, loss_config = self.config.training, self.config.loss
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = batch_loss(self.network, batch, loss_config.reduction)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if training.clip:
+            torch.nn.utils.clip_grad_norm_((value for _, value in self.network.trainable()), training.clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _write_metrics(self) -> None:
+        with aside(self.folder / METRICS) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.progress.history))

@@ -1,0 +1,162 @@
+"""A run folder from a configuration: train, evaluate, write down."""
+
+import json
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from iisan.config import Config, flatten
+from iisan.data.dataset import Dataset
+from iisan.errors import IisanError, RunError
+from iisan.evaluate.metrics import summarise
+from iisan.evaluate.ranks import rank_targets
+from iisan.evaluate.scorer import EmbeddingScorer
+from iisan.files import aside, write_json
+from iisan.model import SequentialRecommender
+from iisan.names import ITEM_ID, TEXT
+from iisan.train.assess import measure
+from iisan.train.batches import Batches
+from iisan.train.loop import Trainer
+from iisan.train.setup import Setup, build, resolve
+from iisan.train.trained import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
+
+Say = Callable[[str], None]
+
+
+def train(
+    config: Config, out: Path, dataset: Dataset | None = None, say: Say = lambda line: None
+) -> dict[str, Any]:
+    """Train what the configuration says into the folder ``out``, or finish what an earlier call began there.
+
+    Args:
+        config: complete.
+        out: the run folder.
+        dataset: in the place of the one that the configuration names.
+        say: called with lines for a person.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        RunError: ``out`` holds something else, or the training diverged.
+    """
+    config = resolve(config)
+    _claim(out, config)
+    finished = _finished_result(out)
+    if finished is not None:
+        say(f"{out} is finished already; nothing to do")
+        return finished
+    try:
+        result = _train(build(config, dataset), out, say)
+    except Exception as error:
+        message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
+        write_json(out / RESULT, {**_header(config), "status": "failed", "error": message})
+        raise
+    write_json(out / RESULT, result)
+    return result
+
+
+def _claim(out: Path, config: Config) -> None:
+    path = out / CONFIG
+    if path.exists():
+        theirs = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
+        ours = dict(flatten(config.model_dump(mode="json")))
+        for key in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(key) != ours.get(key):
+                raise RunError(
+                    f"'{out}' holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}",
+                    "a new folder, or one of a run with the same settings",
+                    "choose another --out",
+                )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(
+            f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out"
+        )
+    with aside(path) as temporary:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _finished_result(out: Path) -> dict[str, Any] | None:
+    path = out / RESULT
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if result.get("status") == "finished" else None
+
+
+def _header(config: Config) -> dict[str, Any]:
+    return {
+        "kind": "iisan-run",
+        "schema": SCHEMA,
+        "recipe": config.recipe,
+        "versions": {name: version(name) for name in ("iisan", "torch", "transformers", "numpy")},
+        "machine": {"platform": platform.platform(), "python": platform.python_version()},
+    }
+
+
+def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
+    config, split = setup.config, setup.split
+    evaluation, training = config.evaluation, config.training
+    batches = Batches(
+        split, config.sequence.length, training.batch, config.loss, training.windows, training.seed
+    )
+
+    def validate(network: SequentialRecommender) -> dict[str, float]:
+        ranks = rank_targets(network_scorer(network), split.validation, evaluation.policy)
+        return summarise(ranks.above, ranks.ties, evaluation.cutoffs)
+
+    def log(record: dict[str, Any]) -> None:
+        seconds = record["train_seconds"] + record["validation_seconds"]
+        select = evaluation.select
+        say(
+            f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  validation {select.upper()} "
+            f"{100 * record[select]:.2f}%  {seconds:.1f} s"
+        )
+
+    trainer = Trainer(setup.network, batches, config, validate, out, setup.autocast, log)
+    progress = trainer.fit()
+    scorer = network_scorer(setup.network)
+    (test,) = measure({config.recipe: scorer}, evaluation, setup.dataset, split).values()
+    _write_outputs(setup, out, scorer, trainer.best)
+    with aside(out / PER_USER) as temporary:
+        test.per_user.write_parquet(temporary)
+    return {
+        **_header(config),
+        "status": "finished",
+        "data": setup.dataset.manifest.get("content_hash"),
+        "states": {modality: store.fingerprint for modality, store in setup.stores.items()},
+        "protocol": test.protocol,
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "validation": progress.history[progress.best_epoch - 1],
+        "test": test.metrics,
+        "trainable_parameters": sum(value.numel() for _, value in setup.network.trainable()),
+        "train_seconds": sum(record["train_seconds"] for record in progress.history),
+        "validation_seconds": sum(record["validation_seconds"] for record in progress.history),
+        "peak_memory_bytes": _peak_memory(setup.device),
+        "device": str(setup.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _write_outputs(setup: Setup, out: Path, scorer: EmbeddingScorer, best: dict[str, torch.Tensor]) -> None:
+    with aside(out / MODEL) as temporary:
+        save_file({**best, "item_embeddings": scorer.items.cpu().contiguous()}, temporary)
+    with aside(out / ITEMS) as temporary:
+        setup.dataset.items.select(ITEM_ID, TEXT).write_parquet(temporary)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

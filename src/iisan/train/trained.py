@@ -1,0 +1,88 @@
+"""A finished run, ready to score: item embeddings and a sequence encoder, without states or backbones."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from iisan.config import Config
+from iisan.errors import RunError
+from iisan.evaluate.scorer import EmbeddingScorer
+from iisan.files import read_manifest
+from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
+from iisan.recipes import load_config
+
+CONFIG = "config.yaml"
+RESULT = "result.json"
+MODEL = "model.safetensors"
+ITEMS = "items.parquet"
+PER_USER = "per_user.parquet"
+SCHEMA = 1
+
+
+def _scorer(sequence: nn.Module, items: Tensor, length: int) -> EmbeddingScorer:
+    return EmbeddingScorer(items, partial(encode_queries, sequence, items), length)
+
+
+def network_scorer(network: SequentialRecommender) -> EmbeddingScorer:
+    """The scorer of a network as it is now."""
+    return _scorer(network.sequence, network.item_embeddings(), network.length)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What ``iisan train`` left in a run folder.
+
+    Attributes:
+        folder: the run folder.
+        config: complete.
+        result: content of ``result.json``.
+        items: ``item_id`` and ``text`` of the catalogue, in row order.
+        scorer: item embeddings and sequence encoder of the best epoch.
+    """
+
+    folder: Path
+    config: Config
+    result: dict[str, Any]
+    items: pl.DataFrame
+    scorer: EmbeddingScorer
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TrainedRun":
+        """Open a run folder.
+
+        Raises:
+            RunError: it is absent, unfinished, failed or damaged.
+        """
+        folder = Path(folder)
+        cure = "run `iisan train` to its end with this folder as --out"
+        result = read_manifest(folder / RESULT, "iisan-run", SCHEMA, RunError, cure)
+        if result.get("status") != "finished":
+            raise RunError(f"the run in '{folder}' failed ({result.get('error')})", "a finished run", cure)
+        config = load_config(folder / CONFIG)
+        try:
+            weights = load_file(folder / MODEL)
+            items = pl.read_parquet(folder / ITEMS)
+            embeddings = weights["item_embeddings"]
+            sequence = sequence_encoder(config.sequence, config.items.width)
+            prefix = "sequence."
+            sequence.load_state_dict(
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in weights.items()
+                    if name.startswith(prefix)
+                }
+            )
+        except (OSError, SafetensorError, KeyError, RuntimeError, pl.exceptions.PolarsError) as error:
+            raise RunError(
+                f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure
+            ) from None
+        if torch.cuda.is_available() and config.training.device != "cpu":
+            embeddings, sequence = embeddings.cuda(), sequence.cuda()
+        return cls(folder, config, result, items, _scorer(sequence, embeddings, config.sequence.length))

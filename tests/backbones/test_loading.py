@@ -1,0 +1,205 @@
+"""What is refused at the door, and what identifies a model."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from iisan.backbones.image import load_image
+from iisan.backbones.text import load_text
+from iisan.errors import BackboneError
+
+Folders = dict[str, Path]
+
+
+@pytest.fixture
+def bert(model_folders: Folders, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(model_folders["bert"], tmp_path / "bert"))
+
+
+def test_max_tokens_counts_special_tokens(model_folders: Folders) -> None:
+    backbone = load_text(str(model_folders["bert"]), max_tokens=5)
+    inputs = backbone.prepare(["red blue green small large", "tape"])
+    assert inputs["attention_mask"].sum(1).tolist() == [5, 3]
+    assert inputs["input_ids"][0, [0, -1]].tolist() == [2, 3]
+    assert backbone.lengths(["red blue green small large", "tape"]) == [5, 3]
+
+
+def test_lower_casing_is_the_tokenizers(model_folders: Folders) -> None:
+    backbone = load_text(str(model_folders["bert"]))
+    assert torch.equal(backbone.prepare(["RED Pump"])["input_ids"], backbone.prepare(["red pump"])["input_ids"])
+
+
+def test_max_tokens_is_bounded_by_the_model(model_folders: Folders) -> None:
+    assert load_text(str(model_folders["bert"])).max_tokens == 40
+    # RoBERTa numbers positions from padding_idx + 1 on.
+    assert load_text(str(model_folders["roberta"])).max_tokens == 39
+    for wanted in (2, 41):
+        with pytest.raises(BackboneError, match="3 to 40"):
+            load_text(str(model_folders["bert"]), max_tokens=wanted)
+
+
+def test_settings_identify_weights_and_processor(model_folders: Folders, bert: Path, tmp_path: Path) -> None:
+    original = load_text(str(model_folders["bert"]), "mean", 10).settings
+    moved = load_text(str(bert), "mean", 10).settings
+    assert json.loads(json.dumps(original)) == original
+    assert original | {"backbone": str(bert)} == moved
+    weights = load_file(bert / "model.safetensors")
+    weights["encoder.layer.3.output.dense.bias"][0] += 1e-3
+    save_file(weights, bert / "model.safetensors", {"format": "pt"})
+    changed = load_text(str(bert), "mean", 10).settings
+    assert {name for name in moved if moved[name] != changed[name]} == {"weight_digest"}
+    rules = json.loads((bert / "tokenizer.json").read_text())
+    rules["normalizer"] = None
+    (bert / "tokenizer.json").write_text(json.dumps(rules))
+    cased = load_text(str(bert), "mean", 10).settings
+    assert {name for name in changed if changed[name] != cased[name]} == {"processor_digest"}
+
+
+def test_use_does_not_change_the_settings(model_folders: Folders) -> None:
+    backbone = load_text(str(model_folders["bert"]))
+    before = backbone.settings
+    backbone.prepare(["red", "large blue pump"])
+    assert backbone.settings == before
+
+
+def test_image_settings_hold_the_resize(model_folders: Folders, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folders["vit"], tmp_path / "vit"))
+    before = load_image(str(folder)).settings
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resample": 3}))
+    after = load_image(str(folder)).settings
+    assert {name for name in before if before[name] != after[name]} == {"processor_digest"}
+    assert before["max_tokens"] is None
+
+
+def test_poolers_do_not_count(model_folders: Folders, bert: Path) -> None:
+    weights = load_file(bert / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "pooler" not in k}, bert / "model.safetensors", {"format": "pt"}
+    )
+    whole, without = load_text(str(model_folders["bert"])), load_text(str(bert))
+    assert whole.weight_digest == without.weight_digest
+    assert not any("pooler" in name for name, _ in whole.named_parameters())
+
+
+def test_missing_weights_are_not_left_to_chance(bert: Path) -> None:
+    weights = load_file(bert / "model.safetensors")
+    del weights["encoder.layer.2.output.dense.weight"]
+    save_file(weights, bert / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BackboneError, match=r"lacks 1 weights .*layer\.2\.output\.dense\.weight"):
+        load_text(str(bert))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("config.json", "no readable config.json"),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no usable tokenizer"),
+    ],
+)
+def test_incomplete_folders(bert: Path, file: str, message: str) -> None:
+    (bert / file).unlink()
+    with pytest.raises(BackboneError, match=message):
+        load_text(str(bert))
+
+
+def test_damaged_weights(bert: Path) -> None:
+    path = bert / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load_text(str(bert))
+
+
+def test_models_of_the_other_modality(model_folders: Folders) -> None:
+    with pytest.raises(BackboneError, match="no usable tokenizer"):
+        load_text(str(model_folders["vit"]))
+    with pytest.raises(BackboneError, match="no usable image processor"):
+        load_image(str(model_folders["bert"]))
+
+
+def test_a_text_model_with_an_image_processor_is_no_image_model(model_folders: Folders, bert: Path) -> None:
+    shutil.copy(model_folders["vit"] / "preprocessor_config.json", bert)
+    with pytest.raises(BackboneError, match="reads input_ids"):
+        load_image(str(bert))
+
+
+def test_unknown_pooling(model_folders: Folders) -> None:
+    with pytest.raises(BackboneError, match="'max'"):
+        load_text(str(model_folders["bert"]), "max")
+
+
+def test_code_of_a_models_own_runs_only_when_asked(bert: Path) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (bert / "own.py").write_text("raise SystemExit('ran')")
+    (bert / "config.json").write_text(json.dumps(config | own))
+    with pytest.raises(BackboneError, match="set trust_remote_code"):
+        load_text(str(bert))
+    (bert / "config.json").write_text(json.dumps(config | {"model_type": "future"}))
+    with pytest.raises(BackboneError, match="upgrade transformers"):
+        load_text(str(bert))
+
+
+@pytest.fixture
+def empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model of the hub lies on this machine."""
+
+    def nothing(name: str, **options: Any) -> str:
+        assert options["local_files_only"]
+        raise huggingface_hub.errors.LocalEntryNotFoundError(name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def dead(_api: object, name: str, timeout: float) -> None:
+        calls.append(timeout)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", dead)
+    with pytest.raises(BackboneError, match="hf download some/model --local-dir FOLDER") as raised:
+        load_text("some/model")
+    assert calls == [5]
+    assert raised.value.__suppress_context__
+
+
+def test_a_hub_model_is_pinned_and_brings_one_set_of_weights(
+    monkeypatch: pytest.MonkeyPatch, bert: Path, tmp_path: Path
+) -> None:
+    names = ["README.md", "model.fp16.safetensors", "onnx/model.json", "pytorch_model.bin"]
+    names += [path.name for path in bert.iterdir()]
+    commit = "0123abcd" * 5
+    asked: dict[str, Any] = {}
+
+    class Info:
+        sha = commit
+        siblings = [type("File", (), {"rfilename": name}) for name in names]  # noqa: RUF012
+
+    def download(name: str, **options: Any) -> str:
+        if options.get("local_files_only"):
+            raise huggingface_hub.errors.LocalEntryNotFoundError(name)
+        asked.update(options)
+        return str(shutil.copytree(bert, tmp_path / "snapshots" / commit))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda _api, _name, timeout: Info)
+    settings = load_text("some/model").settings
+    assert settings["backbone"] == "some/model"
+    assert settings["revision"] == asked["revision"] == commit
+    assert set(asked["allow_patterns"]) == {path.name for path in bert.iterdir()}
+
+
+def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="no folder"):
+        load_text(str(tmp_path / "absent"))

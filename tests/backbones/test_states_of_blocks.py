@@ -1,0 +1,198 @@
+"""The states that leave a backbone, against transformers' own hidden states and naive pooling."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModel
+
+from iisan.backbones.backbone import Backbone
+from iisan.backbones.blocks import find_blocks, pooled_states
+from iisan.backbones.image import load_image
+from iisan.backbones.levels import parse_levels
+from iisan.backbones.text import load_text
+from iisan.errors import BackboneError, DataError
+
+Folders = dict[str, Path]
+TEXTS = ["Red pump", "small steel valve for large blue pump and mask", "tape", "glove of steel with box"]
+ALL = parse_levels("all", 4)
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 24)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@torch.inference_mode()
+def states(backbone: Backbone, contents: list, levels: tuple = ALL) -> torch.Tensor:
+    return backbone(backbone.prepare(contents), levels)
+
+
+@torch.inference_mode()
+def reference(model: nn.Module, **inputs: torch.Tensor) -> list[torch.Tensor]:
+    output = model.eval()(**inputs, output_hidden_states=True)
+    return [*output.hidden_states, output.last_hidden_state]
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_text_states_equal_hidden_states(model_folders: Folders, name: str, pooling: str) -> None:
+    backbone = load_text(str(model_folders[name]), pooling)
+    inputs = backbone.prepare(TEXTS)
+    hidden = reference(AutoModel.from_pretrained(model_folders[name]), **inputs)
+    got = states(backbone, TEXTS)
+    assert got.dtype == torch.float32
+    assert got.shape == (4, 6, 16)
+    for text, real in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        for level, values in enumerate(hidden):
+            wanted = values[text, 0] if pooling == "cls" else values[text, :real].mean(0)
+            torch.testing.assert_close(got[text, level], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_image_states_are_raw_block_outputs(model_folders: Folders, pooling: str) -> None:
+    backbone = load_image(str(model_folders["vit"]), pooling)
+    contents = [picture(seed) for seed in range(3)]
+    pixels = backbone.prepare(contents)["pixel_values"]
+    model = AutoModel.from_pretrained(model_folders["vit"]).eval()
+    with torch.inference_mode():
+        by_hand = [model.embeddings(pixels)]
+        for block in model.layers:
+            by_hand.append(block(by_hand[-1]))
+        by_hand.append(model.layernorm(by_hand[-1]))
+    got = states(backbone, contents)
+    for level, hidden in enumerate(by_hand):
+        wanted = hidden[:, 0] if pooling == "cls" else hidden.mean(1)
+        torch.testing.assert_close(got[:, level], wanted, rtol=1e-5, atol=1e-5)
+    # The last raw state is not the answer: a final norm stands between them.
+    assert (got[:, 4] - got[:, 5]).abs().max() > 0.1
+
+
+def test_decoders_without_pad_token(model_folders: Folders) -> None:
+    backbone = load_text(str(model_folders["gpt2"]), "mean")
+    model = AutoModel.from_pretrained(model_folders["gpt2"])
+    got = states(backbone, TEXTS)
+    for text, content in enumerate(TEXTS):
+        alone = backbone.tokenizer([content], return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model.eval()(alone["input_ids"], output_hidden_states=True)
+        torch.testing.assert_close(got[text, 0], hidden.hidden_states[0].mean((0, 1)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got[text, 5], hidden.last_hidden_state.mean((0, 1)), rtol=1e-5, atol=1e-5)
+    with pytest.raises(BackboneError, match="no tokens"):
+        backbone.prepare(["red", ""])
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "clip"])
+def test_neighbours_and_padding_do_not_matter(model_folders: Folders, name: str) -> None:
+    backbone = load_text(str(model_folders[name]), "mean")
+    together = states(backbone, TEXTS)
+    alone = torch.cat([states(backbone, [text]) for text in TEXTS])
+    turned = states(backbone, TEXTS[::-1]).flip(0)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, turned, rtol=1e-5, atol=1e-5)
+
+
+def test_pooling_looks_at_the_mask_not_at_a_side(model_folders: Folders) -> None:
+    hidden = torch.arange(24.0).view(2, 4, 3)
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    cls = load_text(str(model_folders["bert"]), "cls").pool({"attention_mask": mask})
+    mean = load_text(str(model_folders["bert"]), "mean").pool({"attention_mask": mask})
+    assert cls(hidden).tolist() == [[6, 7, 8], [12, 13, 14]]
+    torch.testing.assert_close(mean(hidden), torch.tensor([[7.5, 8.5, 9.5], [15.0, 16.0, 17.0]]))
+
+
+@pytest.mark.parametrize(("levels", "calls"), [((0,), 0), ((0, 2), 2), ((1, 3), 3), ((0, "last"), 4), ((4,), 4)])
+def test_blocks_above_the_highest_level_do_not_run(model_folders: Folders, levels: tuple, calls: int) -> None:
+    backbone = load_text(str(model_folders["bert"]))
+    whole = states(backbone, TEXTS)
+    ran = []
+    for number, block in enumerate(backbone._blocks):
+        block.attention.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+    part = states(backbone, TEXTS, levels)
+    assert ran == list(range(calls))
+    torch.testing.assert_close(part, whole[:, [ALL.index(level) for level in levels]])
+    assert not any(block._forward_hooks for block in backbone._blocks)
+
+
+def test_levels_come_in_the_order_asked_for(model_folders: Folders) -> None:
+    backbone = load_text(str(model_folders["bert"]))
+    torch.testing.assert_close(states(backbone, TEXTS, ("last", 3, 0)), states(backbone, TEXTS)[:, [5, 3, 0]])
+
+
+def test_gradients_flow_through_a_stopped_forward(model_folders: Folders) -> None:
+    backbone = load_text(str(model_folders["bert"]))
+    backbone(backbone.prepare(TEXTS), (2,)).square().sum().backward()
+    with_gradient = {
+        int(name.split("layer.")[1].split(".")[0])
+        for name, parameter in backbone.named_parameters()
+        if parameter.grad is not None and "layer." in name
+    }
+    assert with_gradient == {0, 1}
+
+
+def test_two_towers_keep_only_the_needed_one(model_folders: Folders) -> None:
+    folder = str(model_folders["clip"])
+    whole = AutoModel.from_pretrained(folder).eval()
+    text, image = load_text(folder, "mean"), load_image(folder, "cls")
+    assert {type(text.tower).__name__, type(image.tower).__name__} == {"CLIPTextModel", "CLIPVisionModel"}
+    assert not any("vision" in name for name, _ in text.named_modules())
+    inputs = text.prepare(["red pump"])
+    hidden = reference(whole.text_model, **inputs)
+    got = states(text, ["red pump"])
+    for level, values in enumerate(hidden):
+        torch.testing.assert_close(got[0, level], values[0].mean(0), rtol=1e-5, atol=1e-5)
+    pixels = image.prepare([picture(0)])["pixel_values"]
+    hidden = reference(whole.vision_model, pixel_values=pixels)
+    torch.testing.assert_close(states(image, [picture(0)])[0], torch.stack([h[0, 0] for h in hidden]))
+
+
+@pytest.mark.parametrize("name", ["clip", "gpt2"])
+def test_the_first_token_of_causal_models_is_refused(model_folders: Folders, name: str) -> None:
+    with pytest.raises(BackboneError, match="use mean pooling"):
+        load_text(str(model_folders[name]), "cls")
+
+
+def test_class_pooling_needs_a_class_token(model_folders: Folders) -> None:
+    with pytest.raises(BackboneError, match="no class token"):
+        load_image(str(model_folders["siglip"]), "cls")
+    assert states(load_image(str(model_folders["siglip"]), "mean"), [picture(1)]).shape == (1, 6, 16)
+
+
+def test_bytes_that_are_no_image_are_refused(model_folders: Folders) -> None:
+    with pytest.raises(DataError):
+        load_image(str(model_folders["vit"])).prepare([b"no image"])
+
+
+class Hierarchical(nn.Module):
+    def __init__(self, *lists: nn.ModuleList) -> None:
+        super().__init__()
+        self.lists = nn.ModuleDict({f"list{i}": modules for i, modules in enumerate(lists)})
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor]:
+        for block in self.lists["list0"]:
+            hidden = block(hidden)
+        return (hidden,)
+
+
+def test_blocks_are_found_by_structure() -> None:
+    inner = nn.ModuleList([nn.ModuleDict({"parts": nn.ModuleList([nn.ReLU(), nn.ReLU()])}) for _ in range(2)])
+    assert find_blocks(Hierarchical(inner, nn.ModuleList([nn.ReLU(), nn.Tanh()])), 2) == "lists.list0"
+    two = Hierarchical(*(nn.ModuleList([nn.ReLU(), nn.ReLU()]) for _ in range(2)))
+    with pytest.raises(BackboneError, match=r"list0 \(2 × ReLU\)"):
+        find_blocks(two, 2)
+    with pytest.raises(BackboneError, match="num_hidden_layers None"):
+        find_blocks(two, None)
+
+
+def test_states_of_changing_width_are_refused() -> None:
+    model = Hierarchical(nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 4)]))
+    with pytest.raises(BackboneError, match=r"hidden state 1 .* \(2, 3, 8\)"):
+        pooled_states(
+            model, model.lists["list0"], {"hidden": torch.zeros(2, 3, 4)}, (0, 1, 2), lambda h: h[:, 0], 4
+        )

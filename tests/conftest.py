@@ -1,0 +1,105 @@
+"""Fixtures for all tests; the naive reading here shares no code with the readers under test."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from iisan.data.sequences import Sequences
+from iisan.data.splits import Split, leave_one_out
+
+SCIENTIFIC = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "scientific"
+
+
+@dataclass(frozen=True)
+class Scientific:
+    item_ids: pl.Series
+    titles: pl.Series
+    user_ids: pl.Series
+    sequences: Sequences
+    split: Split
+
+
+@pytest.fixture(scope="session")
+def scientific_folder() -> Path:
+    """Folder of the real Amazon "Industrial & Scientific" tables."""
+    if not SCIENTIFIC.is_dir():
+        pytest.skip(f"the Scientific data is not at {SCIENTIFIC}")
+    return SCIENTIFIC
+
+
+@pytest.fixture(scope="session")
+def scientific(scientific_folder: Path) -> Scientific:
+    """Last 13 interactions of every user, items that occur in them, leave-one-out."""
+
+    def table(name: str) -> list[list[str]]:
+        lines = (scientific_folder / name).read_text(encoding="utf-8").splitlines()
+        return [line.split("\t") for line in lines]
+
+    users = [(user, items.split()[-13:]) for user, items in table("users.tsv")]
+    occurring = {item for _, items in users for item in items}
+    items = [(item, title) for item, title in table("items.tsv") if item in occurring]
+    index = {item: position for position, (item, _) in enumerate(items)}
+    sequences = Sequences(
+        np.cumsum([0, *(len(items) for _, items in users)]),
+        np.array([index[item] for _, items in users for item in items], dtype=np.int32),
+    )
+    return Scientific(
+        item_ids=pl.Series("item_id", [item for item, _ in items]),
+        titles=pl.Series("text", [title for _, title in items]),
+        user_ids=pl.Series("user_id", [user for user, _ in users]),
+        sequences=sequences,
+        split=leave_one_out(sequences, len(items)),
+    )
+
+
+WORDS = ["red", "blue", "green", "small", "large", "pump", "valve", "glove", "tape", "box", "of", "steel", "mask"]
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny random models with processors: bert, roberta, gpt2 (no pad token), vit, clip, siglip."""
+    import torch
+    import transformers as hf
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    positions = {"vocab_size": len(vocabulary), "max_position_embeddings": 40}
+    text = sizes | positions
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    image = sizes | {"image_size": 16, "patch_size": 8}
+    configs = {
+        "bert": hf.BertConfig(**text),
+        "roberta": hf.RobertaConfig(**text | special),
+        "gpt2": hf.GPT2Config(n_embd=16, n_layer=4, n_head=2, n_positions=40, **positions | special),
+        "vit": hf.ViTConfig(**image),
+        "clip": hf.CLIPConfig(text_config=text | special, vision_config=image, projection_dim=16),
+        "siglip": hf.SiglipConfig(text_config=text | special, vision_config=image),
+    }
+    folders = {}
+    for name, config in configs.items():
+        torch.manual_seed(len(name))
+        folder = folders[name] = tmp_path_factory.mktemp("models") / name
+        model = hf.AutoModel.from_config(config)
+        for parameter in model.parameters():  # the usual 0.02 makes tokens nearly the same
+            torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(folder)
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokens = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+        if name != "gpt2":
+            ends = [("[CLS]", 2), ("[SEP]", 3)]
+            tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
+            tokens |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        if name != "vit":
+            hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
+        if name in ("vit", "clip", "siglip"):
+            size = {"height": 16, "width": 16}
+            processor = {"image_processor_type": "ViTImageProcessor", "size": size}
+            (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folders

@@ -1,0 +1,112 @@
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iisan.data.sequences import Sequences
+from iisan.data.splits import leave_one_out
+from iisan.errors import ConfigError
+from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
+from iisan.evaluate.metrics import hit_rate, ndcg
+from iisan.evaluate.ranks import rank_targets
+
+
+def make_split(users, num_items, timestamps=None):
+    offsets = np.cumsum([0, *map(len, users)])
+    items = np.array([item for user in users for item in user], dtype=np.int32)
+    return leave_one_out(Sequences(offsets, items, timestamps), num_items)
+
+
+# Training prefixes: 0 1 0 1, 1 2, 3.
+USERS = [[0, 1, 0, 1, 2, 3], [1, 2, 4, 4], [3, 0, 1]]
+HISTORIES = np.array([[-1, 1], [3, 0], [-1, -1]])
+EVERY = slice(0, 5)
+
+
+def test_most_popular_counts_training_interactions():
+    scorer = most_popular(make_split(USERS, 5))
+    scores = scorer.score(scorer.start(HISTORIES), EVERY)
+    assert scores.tolist() == [[2, 3, 1, 1, 0]] * 3
+    assert scorer.score(1, torch.tensor([1, 4])).tolist() == [[3, 0]]
+
+
+def test_recently_popular_by_position_without_timestamps():
+    scorer = recently_popular(make_split(USERS, 5), share=0.5)
+    # The last half of every training prefix: 0 1, 2, 3; then count / (3 + 1) of all of them.
+    assert scorer.score(1, EVERY).tolist() == [[1 + 2 / 4, 1 + 3 / 4, 1 + 1 / 4, 1 + 1 / 4, 0]]
+
+
+def test_recently_popular_by_timestamp():
+    times = np.array([0, 1, 2, 3, 50, 51, 10, 11, 60, 61, 3, 70, 71])
+    scorer = recently_popular(make_split(USERS, 5, times), share=0.4)
+    # Training times are 0 1 2 3 10 11 3: from the quantile on there are 3 3 10 11, items 1 3 1 2.
+    assert scorer.score(1, EVERY).tolist() == [[2 / 4, 2 + 3 / 4, 1 + 1 / 4, 1 + 1 / 4, 0]]
+
+
+def test_recent_share_out_of_range_is_refused():
+    with pytest.raises(ConfigError, match="recent share of 0"):
+        recently_popular(make_split(USERS, 5), share=0)
+
+
+def test_markov_by_hand():
+    scorer = Markov(make_split(USERS, 5))
+    scores = scorer.score(scorer.start(HISTORIES[:, -1:]), EVERY)
+    popularity = [2 / 4, 3 / 4, 1 / 4, 1 / 4, 0]
+    after_1 = [1 + 2 / 4, 3 / 4, 1 + 1 / 4, 1 / 4, 0]
+    after_0 = [2 / 4, 2 + 3 / 4, 1 / 4, 1 / 4, 0]
+    assert scores.tolist() == [after_1, after_0, popularity]
+
+
+@given(
+    users=st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=8), min_size=1, max_size=6),
+    histories=st.lists(st.integers(-1, 6), min_size=1, max_size=5),
+    asked=st.lists(st.integers(0, 6), min_size=1, max_size=9),
+    first=st.integers(0, 6),
+    size=st.integers(1, 7),
+)
+def test_markov_equals_counting_with_dictionaries(users, histories, asked, first, size):
+    split = make_split(users, 7)
+    training = [user[:-2] for user in users]
+    popularity = Counter(item for user in training for item in user)
+    transitions = Counter(pair for user in training for pair in pairwise(user))
+    most = max(popularity.values())
+
+    def naive(last, item):
+        return np.float32(transitions[last, item] + np.float32(popularity[item] / (most + 1)))
+
+    scorer = Markov(split)
+    query = scorer.start(np.array(histories)[:, None])
+    for items, listed in (
+        (torch.tensor(asked), asked),
+        (slice(first, first + size), range(first, min(first + size, 7))),
+    ):
+        expected = [[naive(last, item) for item in listed] for last in histories]
+        assert scorer.score(query, items).tolist() == expected
+
+
+def test_last_item_similarity():
+    vectors = torch.tensor([[3.0, 4.0], [4.0, 3.0], [-3.0, -4.0], [torch.nan, 0.0]])
+    scorer = last_item_similarity(vectors, torch.tensor([True, True, True, False]))
+    query = scorer.start(np.array([[0], [3], [-1]]))
+    scores = scorer.score(query, slice(0, 4))
+    expected = [[1, 24 / 25, -1, -2], [0, 0, 0, -2], [0, 0, 0, -2]]
+    assert scores.numpy() == pytest.approx(np.array(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "part", "expected"),
+    [
+        (most_popular, "test", (1.507, 0.945)),
+        (most_popular, "validation", (3.143, 2.264)),
+        (Markov, "test", (4.029, 2.894)),
+        (Markov, "validation", (5.863, 4.401)),
+    ],
+)
+def test_goldens_on_the_real_data(scientific, make, part, expected):
+    ranks = rank_targets(make(scientific.split), getattr(scientific.split, part), "exclude-all")
+    percent = [100 * metric(ranks.above, ranks.ties, 10).mean() for metric in (hit_rate, ndcg)]
+    assert percent == pytest.approx(expected, abs=0.001)

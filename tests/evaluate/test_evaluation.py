@@ -1,0 +1,50 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from iisan.data.sequences import Sequences
+from iisan.data.splits import leave_one_out
+from iisan.evaluate.baselines import most_popular
+from iisan.evaluate.evaluation import evaluate
+from iisan.evaluate.metrics import metrics_from_frame
+
+ITEMS = np.array([0, 1, 2, 0, 1, 3, 1, 0, 0, 1, 0, 4], dtype=np.int32)
+
+
+def run(policy, **settings):
+    split = leave_one_out(Sequences(np.array([0, 4, 8, 12]), ITEMS), 5)
+    return evaluate(
+        most_popular(split),
+        split.test,
+        name="leave-one-out test",
+        policy=policy,
+        cutoffs=(1, 2),
+        train_counts=split.train_counts(),
+        user_ids=pl.Series([10, 11, 12]),
+        item_ids=pl.Series(list("abcde")),
+        **settings,
+    )
+
+
+def test_evaluation_by_hand():
+    # Training counts: item 0 two, 1 three, 3 one. Targets 0, 0 and 4; histories 0 1 2, 1 3 1 and 0 1 0.
+    result = run("keep-target", coverage_k=2)
+    assert result.per_user["above"].to_list() == [0, 0, 1]
+    assert result.per_user["ties"].to_list() == [1, 1, 2]
+    assert result.per_user["seen"].to_list() == [True, False, False]
+    assert result.metrics["hr@1"] == pytest.approx(2 / 3)
+    assert result.metrics["hr@2"] == pytest.approx(2.5 / 3)
+    assert result.metrics["cold_hr@2"] == 0.5
+    # Lists 0 3, 0 2 and 3 2.
+    assert result.metrics["coverage@2"] == 3 / 5
+    assert result.protocol == (
+        "leave-one-out test, full ranking of 5 items, history excluded, the target kept (keep-target), 3 users"
+    )
+
+
+def test_the_frame_alone_gives_the_metrics(tmp_path):
+    result = run("exclude-all", coverage_k=None)
+    result.per_user.write_parquet(tmp_path / "per_user.parquet")
+    frame = pl.read_parquet(tmp_path / "per_user.parquet")
+    assert metrics_from_frame(frame, (1, 2)) == result.metrics
+    assert not any(name.startswith("coverage") for name in result.metrics)

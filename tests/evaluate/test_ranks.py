@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iisan.data.sequences import Sequences
+from iisan.data.splits import Queries
+from iisan.errors import ConfigError, RunError
+from iisan.evaluate.baselines import FixedScorer
+from iisan.evaluate.metrics import hit_rate
+from iisan.evaluate.ranks import rank_targets, top_k
+from iisan.evaluate.scorer import EmbeddingScorer
+
+POLICIES = ["exclude-all", "keep-target", "none"]
+
+
+def make_queries(histories, targets):
+    offsets = np.cumsum([0, *map(len, histories)])
+    items = np.array([item for history in histories for item in history], dtype=np.int32)
+    return Queries(
+        Sequences(offsets, items), np.arange(len(histories)), offsets[:-1], offsets[1:], np.array(targets)
+    )
+
+
+class TableScorer:
+    """Scores written down: row = the history's last item, or the last row for an empty history."""
+
+    history_length = 1
+
+    def __init__(self, table):
+        self.table = torch.as_tensor(table, dtype=torch.float32)
+        self.num_items = self.table.shape[1]
+
+    def start(self, histories):
+        return torch.from_numpy(histories[:, -1])
+
+    def score(self, query, items):
+        return self.table[query][:, items].clone()
+
+
+def admitted(history, target, policy, num_items):
+    if policy == "none":
+        return set(range(num_items))
+    kept = {target} if policy == "keep-target" else set()
+    return set(range(num_items)) - (set(history) - kept)
+
+
+def naive_scores(table, history, target, policy):
+    row = table[history[-1] if history else -1]
+    allowed = admitted(history, target, policy, len(row))
+    return [row[item] if item in allowed else -np.inf for item in range(len(row))]
+
+
+@st.composite
+def problems(draw):
+    num_items = draw(st.integers(1, 12))
+    items = st.integers(0, num_items - 1)
+    histories = draw(st.lists(st.lists(items, max_size=5), min_size=1, max_size=7).filter(any))
+    targets = [draw(items) for _ in histories]
+    # Few distinct values, so that ties are the rule.
+    table = draw(
+        st.lists(
+            st.lists(st.sampled_from([-1.5, -0.0, 0.0, 1.0, 2.0]), min_size=num_items, max_size=num_items),
+            min_size=num_items + 1,
+            max_size=num_items + 1,
+        )
+    )
+    return table, histories, targets
+
+
+sizes = {"batch": st.integers(1, 8), "block": st.integers(1, 14), "policy": st.sampled_from(POLICIES)}
+
+
+@given(problem=problems(), **sizes)
+def test_ranks_equal_a_naive_full_sort(problem, policy, batch, block):
+    table, histories, targets = problem
+    ranks = rank_targets(TableScorer(table), make_queries(histories, targets), policy, batch=batch, block=block)
+    assert ranks.above.dtype == ranks.ties.dtype == np.int64
+    for user, (history, target) in enumerate(zip(histories, targets, strict=True)):
+        scores = naive_scores(table, history, target, policy)
+        ordered = sorted(scores, reverse=True)
+        assert ranks.above[user] == ordered.index(scores[target])
+        assert ranks.ties[user] == ordered.count(scores[target])
+
+
+@given(problem=problems(), k=st.integers(1, 15), **sizes)
+def test_top_k_equals_a_naive_full_sort(problem, k, policy, batch, block):
+    table, histories, targets = problem
+    items, values = top_k(
+        TableScorer(table), make_queries(histories, targets), k, policy, batch=batch, block=block
+    )
+    assert items.shape == values.shape == (len(histories), k)
+    for user, (history, target) in enumerate(zip(histories, targets, strict=True)):
+        scores = naive_scores(table, history, target, policy)
+        best = sorted(range(len(scores)), key=lambda item: (-scores[item], item))[:k]
+        best = [item for item in best if scores[item] > -np.inf]
+        missing = k - len(best)
+        assert items[user].tolist() == best + [-1] * missing
+        assert values[user].tolist() == [scores[item] for item in best] + [-np.inf] * missing
+
+
+@pytest.mark.parametrize(
+    ("users", "num_items", "width", "batch", "block"),
+    [
+        (1, 1000, 64, 512, 2000),
+        (1, 1000, 64, 512, 333),
+        (7, 1000, 65, 3, 999),
+        (40, 777, 3, 16, 50),
+        (33, 500, 768, 32, 17),
+        (5, 100, 64, 5, 1),
+        (130, 1200, 64, 128, 1199),
+    ],
+)
+def test_duplicate_items_tie_exactly_wherever_they_stand(users, num_items, width, batch, block):
+    generator = torch.Generator().manual_seed(users)
+    distinct = torch.randn(-(-num_items // 4), width, generator=generator)
+    shuffled = torch.randperm(num_items, generator=generator)
+    embeddings = distinct.repeat(4, 1)[:num_items][shuffled]
+    kind = (shuffled % len(distinct)).numpy()
+    vectors = torch.randn(users, width, generator=generator)
+    rng = np.random.default_rng(users)
+    queries = make_queries([[user] for user in range(users)], rng.integers(0, num_items, users))
+    scorer = EmbeddingScorer(embeddings, lambda histories: vectors[histories[:, -1]], 1)
+    ranks = rank_targets(scorer, queries, "none", batch=batch, block=block)
+    of_kind = np.bincount(kind)
+    assert ranks.ties.tolist() == of_kind[kind[queries.targets]].tolist()
+    exact = (vectors.double() @ distinct.double().T).numpy()
+    own = exact[np.arange(users), kind[queries.targets]][:, None]
+    naive = ((exact > own) * of_kind).sum(1)
+    # The naive ranking is in float64, where near-equal scores of different items may change places.
+    assert np.abs(ranks.above - naive).max() <= 4
+    assert (ranks.above == naive).mean() > 0.9
+
+
+def test_policies_when_the_target_is_in_the_history():
+    # Item scores 5 4 3 2 1; the user took items 0, 2 and 2 again; the target is 2.
+    scorer = FixedScorer(np.array([5, 4, 3, 2, 1]))
+    queries = make_queries([[0, 2, 2]], [2])
+    results = {policy: rank_targets(scorer, queries, policy) for policy in POLICIES}
+    counts = {policy: (ranks.above[0], ranks.ties[0]) for policy, ranks in results.items()}
+    # exclude-all: the three others are above, and the target ties with item 0 at the end.
+    assert counts == {"exclude-all": (3, 2), "keep-target": (1, 1), "none": (2, 1)}
+    items, _ = top_k(scorer, queries, 5, "exclude-all")
+    assert items.tolist() == [[1, 3, 4, -1, -1]]
+    items, _ = top_k(scorer, queries, 3, "keep-target")
+    assert items.tolist() == [[1, 2, 3]]
+
+
+def test_a_constant_scorer_scores_chance():
+    rng = np.random.default_rng(0)
+    num_items = 40
+    histories = [rng.integers(0, num_items, 5).tolist() for _ in range(20)]
+    queries = make_queries(histories, rng.integers(0, num_items, 20))
+    ranks = rank_targets(FixedScorer(np.zeros(num_items)), queries, "none", block=7)
+    assert hit_rate(ranks.above, ranks.ties, 10).tolist() == [10 / num_items] * 20
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rank", [rank_targets, lambda *arguments: top_k(*arguments[:2], 2, arguments[2])])
+def test_scores_that_are_no_numbers_are_refused(rank, bad):
+    table = torch.zeros(4, 3)
+    table[1, 2] = bad
+    with pytest.raises(RunError, match="diverged"):
+        rank(TableScorer(table), make_queries([[0], [1]], [0, 0]), "none")
+
+
+def test_sizes_out_of_range_are_refused():
+    scorer, queries = FixedScorer(np.zeros(3)), make_queries([[0]], [1])
+    with pytest.raises(ConfigError, match="blocks of 0"):
+        rank_targets(scorer, queries, "none", block=0)
+    with pytest.raises(ConfigError, match="batches of 0"):
+        rank_targets(scorer, queries, "none", batch=0)
+    with pytest.raises(ConfigError, match="lists of 0"):
+        top_k(scorer, queries, 0)

@@ -1,0 +1,60 @@
+"""A small catalogue."""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from iisan.backbones.image import ImageBackbone, load_image
+from iisan.backbones.text import TextBackbone, load_text
+
+ADJECTIVES = ("red", "blue", "green", "small", "large", "steel")
+NOUNS = ("pump", "valve", "glove", "tape", "box", "mask")
+
+
+@dataclass
+class TinyCatalogue:
+    """The part of a dataset that states are made from."""
+
+    texts: list[str | None]
+    images: list[bytes | None] = field(default_factory=list)
+
+    @property
+    def items(self) -> pl.DataFrame:
+        images = self.images or [None] * len(self.texts)
+        columns = {"item_id": [f"i{n}" for n in range(len(self.texts))], "text": self.texts, "image": images}
+        return pl.DataFrame(columns, schema={"item_id": pl.String, "text": pl.String, "image": pl.Binary})
+
+    def image_bytes(self, index: int) -> bytes:
+        content = self.images[index]
+        assert content is not None
+        return content
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 18, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def catalogue() -> TinyCatalogue:
+    """36 distinct texts of unlike lengths, one of them twice, one missing; 8 images, one twice, 31 missing."""
+    texts = [f"{a} {n}" + " of steel box" * (i % 3) for i, a in enumerate(ADJECTIVES) for n in NOUNS]
+    images = [picture(seed) for seed in range(8)]
+    return TinyCatalogue([*texts, None, texts[3]], [*images, images[2], *[None] * 29])
+
+
+@pytest.fixture(scope="session")
+def bert(model_folders: dict[str, Path]) -> TextBackbone:
+    return load_text(str(model_folders["bert"]), "mean")
+
+
+@pytest.fixture(scope="session")
+def vit(model_folders: dict[str, Path]) -> ImageBackbone:
+    return load_image(str(model_folders["vit"]), "cls")

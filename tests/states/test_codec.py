@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iisan.errors import ConfigError, StoreError
+from iisan.states.codec import (
+    DTYPES,
+    check_dtype,
+    check_finite,
+    decode,
+    encode,
+    level_means,
+    relative_errors,
+)
+
+RELATIVE_ROUNDING = {"fp32": 2.0**-22, "bf16": 2.0**-8, "fp16": 2.0**-10}
+
+
+def states_of(seed: int, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from(list(DTYPES)))
+def test_what_is_read_is_what_was_written_up_to_rounding(seed: int, scale: float, dtype: str) -> None:
+    states = states_of(seed, scale) + 10 * scale
+    mean = level_means(states, dtype)
+    encoded = encode(states, mean, dtype)
+    decoded = decode(encoded["states"], encoded.get("scales"), mean)
+    assert encoded["states"].dtype == DTYPES[dtype]
+    assert decoded.dtype == torch.float32
+    differences = (states - mean).abs()
+    if dtype == "int8":
+        bound = differences.amax(-1, keepdim=True) / 127 / 2
+    else:
+        bound = differences * RELATIVE_ROUNDING[dtype]
+    assert ((decoded - states).abs() <= bound * 1.001 + 20 * scale * 2**-22).all()
+
+
+def test_int8_by_hand() -> None:
+    states = torch.tensor([[[254.0, -127.0, 1.9]], [[0.0, 0.0, 0.0]]])
+    encoded = encode(states, torch.zeros(1, 3), "int8")
+    assert encoded["scales"].tolist() == [[2.0], [0.0]]
+    assert encoded["states"].tolist() == [[[127, -64, 1]], [[0, 0, 0]]]  # -63.5 rounds to even
+    decoded = decode(encoded["states"], encoded["scales"], torch.full((1, 3), 5.0))
+    assert decoded.tolist() == [[[259.0, -123.0, 7.0]], [[5.0, 5.0, 5.0]]]
+
+
+def test_a_common_vector_costs_no_precision_when_it_is_taken_out() -> None:
+    states = states_of(0) + 1000
+    centred = encode(states, level_means(states, "bf16"), "bf16")["states"]
+    error = relative_errors(decode(centred, None, states.mean(0)), states)
+    plain = relative_errors(states.bfloat16().float(), states)
+    assert max(error) < 0.004  # type: ignore[type-var]
+    assert min(plain) > 0.5  # type: ignore[type-var]
+
+
+def test_relative_errors_by_hand() -> None:
+    # Spread 3 around the mean 4; errors 0.3 and 0; level 1 is the same for all.
+    reference = torch.tensor([[[1.0], [8.0]], [[7.0], [8.0]]])
+    stored = torch.tensor([[[1.3], [8.0]], [[7.0], [8.1]]])
+    first, constant = relative_errors(stored, reference)
+    assert first == pytest.approx(0.3 / math.sqrt(2) / 3, rel=1e-6)
+    assert constant is None
+
+
+def test_values_out_of_range_name_item_and_level() -> None:
+    states = torch.zeros(3, 2, 4)
+    states[1, 1, 2] = 7e4
+    for dtype, bad in (("fp16", True), ("bf16", False), ("fp32", False), ("int8", False)):
+        encoded = encode(states, torch.zeros(2, 4), dtype)
+        if bad:
+            with pytest.raises(StoreError, match="level last of item 1 .* fp16"):
+                check_finite(encoded, (0, "last"), lambda row: f"item {row}", dtype)
+        else:
+            check_finite(encoded, (0, "last"), str, dtype)
+    states[2, 0, 0] = math.nan
+    for dtype in DTYPES:
+        with pytest.raises(StoreError, match="infinite or not a number"):
+            check_finite(encode(states, torch.zeros(2, 4), dtype), (0, "last"), str, dtype)
+
+
+def test_unknown_dtype() -> None:
+    with pytest.raises(ConfigError, match="'int4'"):
+        check_dtype("int4")

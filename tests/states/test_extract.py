@@ -1,0 +1,316 @@
+"""From contents to stores: right numbers, once per content, and whole after a kill at any moment."""
+
+import dataclasses
+import errno
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iisan.backbones import precision as precision_module
+from iisan.backbones.text import TextBackbone, load_text
+from iisan.errors import BackboneError, ConfigError, DataError, StoreError
+from iisan.states import extract as extract_module
+from iisan.states.caching import cache
+from iisan.states.contents import Contents
+from iisan.states.extract import _ahead, extract
+from iisan.states.store import StateStore
+from iisan.states.writer import StateWriter
+
+DTYPES = ["fp32", "bf16", "fp16", "int8"]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+
+
+@torch.inference_mode()
+def naive(backbone: Any, contents: list[Any], levels: tuple = (0, 2, 4, "last")) -> torch.Tensor:
+    return torch.cat([backbone(backbone.prepare([content]), levels) for content in contents])
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that goes through a text backbone."""
+    texts: list[str] = []
+    prepare = TextBackbone.prepare
+
+    def recorded(self: TextBackbone, contents: list[str]) -> dict[str, torch.Tensor]:
+        texts.extend(contents)
+        return prepare(self, contents)
+
+    monkeypatch.setattr(TextBackbone, "prepare", recorded)
+    return texts
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stored_states_are_the_backbones(catalogue: Any, bert: TextBackbone, tmp_path: Path, dtype: str) -> None:
+    store = extract(bert, Contents.of(catalogue, "text"), tmp_path, dtype=dtype, shard_rows=16, batch_size=5)
+    assert store.levels == (0, 2, 4, "last")
+    assert [shard.rows for shard in store.manifest.shards] == [16, 16, 4]
+    rows = store.rows_for(catalogue)
+    assert rows[36] == -1
+    assert rows[37] == rows[3]
+    assert sorted(rows[:36]) == list(range(36))
+    wanted = naive(bert, catalogue.texts[:36])
+    got = store.read(torch.from_numpy(rows[:36]))
+    spread = (wanted - wanted.mean(0)).square().mean((0, 2)).sqrt()
+    error = (got - wanted).square().mean((0, 2)).sqrt() / spread
+    recorded = torch.tensor(store.manifest.error)
+    torch.testing.assert_close(error, recorded, rtol=0.02, atol=1e-5)
+    assert (recorded < {"fp32": 1e-6, "fp16": 3e-4, "bf16": 0.003, "int8": 0.02}[dtype]).all()
+    assert [error.item() == 0 for error in recorded] == [dtype == "fp32"] * 4
+
+
+def test_the_files_are_what_the_format_says(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+    store = extract(bert, Contents.of(catalogue, "text"), tmp_path, dtype="int8", shard_rows=16)
+    assert store.folder.parent == tmp_path
+    assert store.folder.name == f"text-{store.fingerprint[:16]}"
+    second = load_file(store.folder / "shard-00001.safetensors")
+    assert (second["states"].dtype, second["states"].shape) == (torch.int8, (16, 4, 16))
+    assert (second["scales"].dtype, second["scales"].shape) == (torch.float32, (16, 4))
+    mean = load_file(store.folder / "mean.safetensors")["mean"]
+    keys = pl.read_parquet(store.folder / "shard-00001.parquet")
+    assert keys.columns == ["key", "row"]
+    assert keys["row"].to_list() == list(range(16))
+    rows = store.rows_of(keys["key"].to_list())
+    assert rows.tolist() == list(range(16, 32))
+    by_hand = second["states"].float() * second["scales"].unsqueeze(-1) + mean
+    torch.testing.assert_close(store.read(torch.from_numpy(rows)), by_hand)
+    wanted = naive(bert, catalogue.texts[:36])
+    torch.testing.assert_close(mean, wanted.mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_equal_contents_are_encoded_once(
+    catalogue: Any, bert: TextBackbone, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract_module, "SAMPLE", 0 + 7)
+    extract(bert, Contents.of_texts(["red pump", None, "blue pump", "red pump"]), tmp_path)
+    assert sorted(encoded) == sorted(2 * ["red pump", "blue pump"])  # once for the sample, once for the store
+    encoded.clear()
+    extract(bert, Contents.of_texts(["blue pump", "green pump", "red pump"]), tmp_path)
+    assert encoded == ["green pump"]
+    encoded.clear()
+    extract(bert, Contents.of_texts(["green pump"]), tmp_path)
+    assert encoded == []
+
+
+def test_new_contents_are_appended(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+    first = Contents.of_texts(catalogue.texts[:20])
+    before = extract(bert, first, tmp_path, shard_rows=16)
+    old = files_of(before.folder)
+    after = extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16)
+    new = files_of(after.folder)
+    assert {name: new[name] for name in old if name != "manifest.json"} == {
+        name: content for name, content in old.items() if name != "manifest.json"
+    }
+    assert [shard.rows for shard in after.manifest.shards] == [16, 4, 16]
+    assert (before.rows_of(first.keys()) == after.rows_of(first.keys())).all()
+    with pytest.raises(StoreError, match=r"16 items are not in the store .* run `iisan cache` again"):
+        before.rows_for(dataclasses.replace(catalogue, texts=catalogue.texts[:36], images=[]))
+    wanted = naive(bert, catalogue.texts[20:36])
+    got = after.read(torch.from_numpy(after.rows_for(catalogue)[20:36]))
+    assert (got - wanted).square().mean().sqrt() < 0.003 * wanted.std()
+
+
+def test_a_kill_at_any_moment_loses_nothing_but_the_shard_at_work(
+    catalogue: Any, bert: TextBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = Contents.of(catalogue, "text")
+    run: Callable[[Path], StateStore] = lambda out: extract(  # noqa: E731
+        bert, contents, out, shard_rows=16, batch_size=8
+    )
+    whole = files_of(run(tmp_path / "whole").folder)
+    replace = Path.replace
+    steps = 2 + 3 * 3  # means and manifest, then states, keys and manifest of three shards
+    for step in range(steps + 1):
+        for after in (False, True):
+            calls = 0
+
+            def killed(path: Path, target: Path, step: int = step, after: bool = after) -> Path:
+                nonlocal calls
+                calls += 1
+                if calls <= step or after:
+                    replace(path, target)
+                if calls == step + 1:
+                    (target.parent / f".{target.name}.x.part").write_bytes(b"left behind")
+                    raise KeyboardInterrupt
+                return target
+
+            out = tmp_path / f"killed-{step}-{after}"
+            monkeypatch.setattr(Path, "replace", killed)
+            if step < steps:
+                with pytest.raises(KeyboardInterrupt):
+                    run(out)
+                finished = sum(path.name == "manifest.json" for path in out.glob("*/*"))
+                if finished:
+                    assert len(StateStore.find(out, "text")) == min(36, 16 * max(0, (step + after - 2) // 3))
+            monkeypatch.setattr(Path, "replace", replace)
+            resumed = run(out)
+            assert files_of(resumed.folder) == whole
+
+
+def test_a_full_disk_leaves_a_whole_store(
+    catalogue: Any, bert: TextBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if "shard-00001" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16)
+    store = StateStore.find(tmp_path, "text")
+    store.verify()
+    assert len(store) == 16
+    assert set(files_of(store.folder)) == {
+        "manifest.json", "mean.safetensors", "shard-00000.parquet", "shard-00000.safetensors"
+    }  # fmt: skip
+
+
+def test_shards_that_were_cut_short_are_made_again(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+    contents, said = Contents.of(catalogue, "text"), []
+    store = extract(bert, contents, tmp_path, shard_rows=16)
+    before = store.read(torch.from_numpy(store.rows_for(catalogue)[:36]))
+    path = store.folder / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=r"shard-00001.* cut short.*run `iisan cache` again"):
+        StateStore.open(store.folder)
+    healed = extract(bert, contents, tmp_path, shard_rows=16, say=said.append)
+    assert said == [f"1 shards in '{store.folder}' are absent or cut short and are made again"]
+    healed.verify()
+    after = healed.read(torch.from_numpy(healed.rows_for(catalogue)[:36]))
+    torch.testing.assert_close(after, before, rtol=0.01, atol=1e-4)
+
+
+def test_one_writer_at_a_time(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+    contents = Contents.of(catalogue, "text")
+    store = extract(bert, contents, tmp_path)
+    with (
+        StateWriter(store.folder, None, print),
+        pytest.raises(StoreError, match="written by another process"),
+    ):
+        extract(bert, contents, tmp_path)
+
+
+def test_constant_levels_are_exempt(catalogue: Any, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    backbone = load_text(str(model_folders["bert"]), "cls")
+    store = extract(backbone, Contents.of(catalogue, "text"), tmp_path, dtype="int8")
+    constant, *others = store.manifest.error
+    assert constant is None
+    assert all(error is not None and 0 < error < 0.02 for error in others)
+    got = store.read(torch.arange(36), (0,))
+    torch.testing.assert_close(got, naive(backbone, ["red"], (0,)).expand(36, 1, 16))
+
+
+def test_bf16_computation_that_is_too_coarse_falls_back(
+    catalogue: Any, bert: TextBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents, said = Contents.of(catalogue, "text"), []
+    monkeypatch.setattr(precision_module, "_multiplies_bf16", lambda _device: True)
+    fast = extract(bert, contents, tmp_path / "fine", dtype="fp32", say=said.append)
+    assert fast.manifest.precision == "bf16"
+    assert all(1e-4 < error < 0.02 for error in fast.manifest.error[1:])
+    assert said == []
+    monkeypatch.setattr(extract_module, "MAX_ERROR", 1e-4)
+    for _ in range(2):  # the second time the fp32 store is found
+        exact = extract(bert, contents, tmp_path / "coarse", dtype="fp32", say=said.append)
+        assert exact.manifest.precision == "fp32"
+    assert len(said) == 1
+    assert "so fp32 is used" in said[0]
+    with pytest.raises(StoreError, match=r"fp32 storage with bf16 computation .* --precision fp32"):
+        extract(bert, contents, tmp_path / "asked", dtype="fp32", precision="bf16")
+    with pytest.raises(StoreError, match="int8 storage with fp32 computation changes level"):
+        extract(bert, contents, tmp_path / "int8", dtype="int8", precision="fp32")
+
+
+def test_overflow_is_found_before_anything_is_written(
+    catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    backbone = load_text(str(model_folders["bert"]))
+    with torch.no_grad():
+        backbone.tower.embeddings.LayerNorm.weight.mul_(1e8)
+    with pytest.raises(StoreError, match=r"level 0 of item 'i\d+' is infinite .* in fp16"):
+        extract(backbone, Contents.of(catalogue, "text"), tmp_path, dtype="fp16", levels=(0, "last"))
+    assert list(tmp_path.iterdir()) == []
+    store = extract(backbone, Contents.of(catalogue, "text"), tmp_path, dtype="bf16", levels=(0, "last"))
+    assert store.read(torch.arange(36)).isfinite().all()
+
+
+def test_an_overflow_outside_the_sample_names_its_item(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+    store = extract(bert, Contents.of(catalogue, "text"), tmp_path, dtype="fp16")
+    before = files_of(store.folder)
+    states = torch.zeros(2, 4, 16)
+    states[1, 2, 0] = 1e6
+    with (
+        StateWriter(store.folder, None, print) as writer,
+        pytest.raises(StoreError, match="level 4 of row 1"),
+    ):
+        writer.append(["a", "b"], states, lambda row: f"row {row}")
+    assert files_of(store.folder) == before
+
+
+def test_nothing_to_encode(bert: TextBackbone, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no item has text"):
+        extract(bert, Contents.of_texts([None, None]), tmp_path)
+
+
+def test_unusable_arguments(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+    contents = Contents.of(catalogue, "text")
+    with pytest.raises(BackboneError, match="'5'"):
+        extract(bert, contents, tmp_path, levels=(0, 5))
+    with pytest.raises(ConfigError, match="'fp8'"):
+        extract(bert, contents, tmp_path, dtype="fp8")
+    with pytest.raises(ConfigError, match="batch size 0"):
+        extract(bert, contents, tmp_path, batch_size=0)
+
+
+def test_cache_both_modalities(catalogue: Any, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    stores = cache(
+        catalogue,
+        tmp_path,
+        text=str(model_folders["roberta"]),
+        image=str(model_folders["vit"]),
+        max_tokens=6,
+        text_pooling="cls",
+        levels="2,last",
+        device="cpu",
+    )
+    assert {name: len(store) for name, store in stores.items()} == {"text": 36, "image": 8}
+    assert stores["text"].settings["max_tokens"] == 6
+    assert stores["text"].settings["pooling"] == "cls"
+    assert stores["image"].levels == (2, "last")
+    rows = stores["image"].rows_for(catalogue)
+    assert rows[8] == rows[2]
+    assert (rows[9:] == -1).all()
+    with pytest.raises(ConfigError, match="--text or --image"):
+        cache(catalogue, tmp_path)
+
+
+def test_a_bad_image_names_its_item_and_leaves_the_text(
+    catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    catalogue.images[5] = b"no image"
+    models = {"text": str(model_folders["bert"]), "image": str(model_folders["vit"])}
+    with pytest.raises(DataError, match=r"item 'i5'.*prepare the dataset again"):
+        cache(catalogue, tmp_path, **models, device="cpu")
+    StateStore.find(tmp_path, "text").verify()
+
+
+def test_preparing_ahead_keeps_order_and_errors() -> None:
+    assert list(_ahead(lambda x: x * x, range(20), 3)) == [x * x for x in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(_ahead(lambda x: 1 // x, [1, 2, 0, 3], 2))
+    before = threading.active_count()
+    results = _ahead(lambda x: x, range(100), 2)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before

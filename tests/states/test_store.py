@@ -1,0 +1,179 @@
+"""What a store refuses, and how it reads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iisan.backbones.text import TextBackbone
+from iisan.errors import StoreError
+from iisan.states.contents import Contents
+from iisan.states.extract import extract
+from iisan.states.manifest import Manifest
+from iisan.states.store import StateStore
+from iisan.states.writer import StateWriter
+
+
+@pytest.fixture
+def store(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> StateStore:
+    return extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16, levels="all", dtype="int8")
+
+
+def test_reading_any_rows_and_levels(store: StateStore) -> None:
+    everything = store.read(torch.arange(36))
+    rows = torch.tensor([35, 0, 16, 15, 35, 7])
+    torch.testing.assert_close(store.read(rows), everything[rows])
+    torch.testing.assert_close(store.read(rows, ("last", 1)), everything[rows][:, [5, 1]])
+    torch.testing.assert_close(store.read(torch.tensor([20, 17]), (3,)), everything[[20, 17]][:, [3]])
+    assert store.read(torch.empty(0, dtype=torch.int64)).shape == (0, 6, 16)
+    with pytest.raises(IndexError):
+        store.read(torch.tensor([-1]))
+    with pytest.raises(IndexError):
+        store.read(torch.tensor([36]))
+
+
+def test_rows_of_unknown_keys(store: StateStore, catalogue: Any) -> None:
+    known = Contents.of(catalogue, "text").keys()[0]
+    assert store.rows_of([None, "no such key", known, known]).tolist() == [
+        -1, -1, *store.rows_of([known, known])
+    ]  # fmt: skip
+    assert store.rows_of([]).shape == (0,)
+    assert store.rows_of([known]).dtype == "int64"
+
+
+def test_a_level_that_is_not_stored(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+    store = extract(bert, Contents.of(catalogue, "text"), tmp_path)
+    with pytest.raises(StoreError, match=r"level 3 is not .* one of 0, 2, 4, last"):
+        store.read(torch.tensor([0]), (0, 3))
+
+
+@pytest.mark.parametrize("name", ["shard-00002.safetensors", "shard-00000.parquet", "mean.safetensors"])
+def test_cut_or_absent_files(store: StateStore, name: str) -> None:
+    path = store.folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=f"{name}' is absent or cut short"):
+        StateStore.open(store.folder)
+    path.unlink()
+    with pytest.raises(StoreError, match=f"{name}' is absent or cut short"):
+        StateStore.open(store.folder)
+
+
+@pytest.mark.parametrize("name", ["shard-00002.safetensors", "shard-00000.parquet", "mean.safetensors"])
+def test_a_changed_byte_is_found_by_verify(store: StateStore, name: str) -> None:
+    store.verify()
+    path = store.folder / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=f"{name}' is not what was written"):
+        StateStore.open(store.folder).verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(kind="iisan-dataset"), "was not written as an iisan-states"),
+        (lambda m: m.update(schema=2), "has schema 2.*upgrade iisan"),
+        (lambda m: m.pop("levels"), "damaged at 'levels'"),
+        (lambda m: m.update(extra=1), "damaged at 'extra'"),
+        (lambda m: m["settings"].update(pooling="cls"), "was changed after it was written"),
+        (lambda m: m["mean"].update(name="../mean.safetensors"), "was changed after it was written"),
+    ],
+)
+def test_manifests_that_are_not_ours(
+    store: StateStore, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = store.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=message):
+        StateStore.open(store.folder)
+
+
+def test_a_folder_without_a_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="does not exist"):
+        StateStore.open(tmp_path / "absent")
+    with pytest.raises(StoreError, match="holds no text states"):
+        StateStore.find(tmp_path, "text")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pooling", "cls"), ("weight_digest", "0" * 64), ("max_tokens", 30), ("backbone", "other/model")],
+)
+def test_states_made_under_other_settings(store: StateStore, name: str, value: Any) -> None:
+    actual = store.settings[name]
+    assert StateStore.open(store.folder, {name: actual}).settings == store.settings
+    with pytest.raises(StoreError) as raised:
+        StateStore.open(store.folder, {name: value})
+    assert f"{name} {actual!r}" in str(raised.value)
+    assert f"{name} {value!r}" in str(raised.value)
+    with pytest.raises(StoreError, match=name):
+        StateStore.find(store.folder.parent, "text", {name: value})
+
+
+def test_finding_one_of_several(
+    store: StateStore, catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    assert StateStore.find(tmp_path, "text").folder == store.folder
+    assert StateStore.find(store.folder, "text").folder == store.folder
+    with pytest.raises(StoreError, match="modality 'text'"):
+        StateStore.find(store.folder, "image")
+    from iisan.backbones.text import load_text
+
+    other = extract(
+        load_text(str(model_folders["roberta"]), max_tokens=9), Contents.of(catalogue, "text"), tmp_path
+    )
+    assert StateStore.folders(tmp_path, "text") == sorted([store.folder, other.folder])
+    with pytest.raises(StoreError) as raised:
+        StateStore.find(tmp_path, "text")
+    assert store.folder.name in str(raised.value)
+    assert other.folder.name in str(raised.value)
+    assert StateStore.find(tmp_path, "text", {"max_tokens": 9}).folder == other.folder
+
+
+def test_every_decision_changes_the_fingerprint(
+    catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from iisan.backbones.text import load_text
+
+    contents, folder = Contents.of(catalogue, "text"), str(model_folders["bert"])
+    stores = [
+        extract(load_text(folder, pooling, tokens), contents, tmp_path, levels=levels, dtype=dtype)
+        for pooling, tokens, levels, dtype in [
+            ("mean", 10, "all", "bf16"),
+            ("cls", 10, "all", "bf16"),
+            ("mean", 9, "all", "bf16"),
+            ("mean", 10, "layerdrop", "bf16"),
+            ("mean", 10, "all", "int8"),
+        ]
+    ]
+    assert len({store.fingerprint for store in stores}) == 5
+
+
+def test_reading_maps_the_files_instead_of_loading_them(tmp_path: Path) -> None:
+    """64 MB of states are opened and sampled; private memory must not grow by a quarter of that."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("memory is measured through /proc")
+
+    def private_bytes() -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) * 1024
+
+    levels = tuple(range(8))
+    manifest = Manifest(
+        settings={"modality": "text"}, levels=levels, dtype="fp32", precision="fp32", width=512, depth=7,
+        error=[None] * 8, shards=[], made_with={},
+    )  # fmt: skip
+    with StateWriter(tmp_path / "text-0", (manifest, torch.zeros(8, 512)), print) as writer:
+        writer.append([str(key) for key in range(4096)], torch.ones(4096, 8, 512), str)
+    before = private_bytes()
+    store = StateStore.open(tmp_path / "text-0")
+    states = store.read(torch.arange(0, 4096, 64))
+    assert states.sum() == 64 * 8 * 512
+    assert private_bytes() - before < 16 << 20

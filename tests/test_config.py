@@ -1,0 +1,101 @@
+"""Configuration: errors that cure, YAML that reproduces itself, recipes that follow the table of switches."""
+
+import pytest
+import yaml
+
+from iisan.config import Config, flatten, parse
+from iisan.errors import ConfigError
+from iisan.recipes import RECIPES, load_config, paper, recipe, reference
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("training.bacth=1", "unknown configuration key 'training.bacth'.*did you mean 'training.batch'"),
+        ("training.batch=-1", "'training.batch' has the value -1; expected greater than 0"),
+        ("training.batch=many", "'training.batch' has the value 'many'"),
+        ("items.kind=tabel", "'items.kind' has the value 'tabel'; expected 'side', 'projection' or 'table'"),
+        ("optimizer.gates.foo=1", "'optimizer.gates.foo' has the value 'foo'"),
+        ("training.batch.x=1", "looks inside 'batch', which is a value"),
+        ("foo", "'foo' has no '='"),
+        ("training.batch=[1", "is not YAML"),
+        ("evaluation.select=hr@7", "select 'hr@7' needs its cut-off among cutoffs"),
+        ("modalities=[text,text]", "names one twice"),
+        ("modalities=[]", "'table' learns from ids alone"),
+        ("sequence.heads=3", "no multiple of sequence.heads"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_cure(override, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        recipe("default").override([override])
+
+
+def test_no_tower_left():
+    with pytest.raises(ConfigError, match="no tower is left"):
+        recipe("default").override(["modalities=[text]", "items.intra=false"])
+
+
+def test_full_softmax_takes_no_negatives():
+    with pytest.raises(ConfigError, match="every item is a candidate already"):
+        recipe("default").override(["loss.candidates=all", "loss.negatives=5"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resolved_file_reproduces_itself(name, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(recipe(name).to_yaml())
+    assert load_config(path) == recipe(name)
+
+
+def test_a_file_states_only_what_differs_from_its_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: reference\ntraining: {batch: 7}\n")
+    config = load_config(path, ["training.seed=3"])
+    assert (config.training.batch, config.training.seed) == (7, 3)
+    assert config.items == reference().items
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("- a\n- b\n", "holds list"), ("a: [", "cannot be read as YAML"), ("recipe: mine\n", "no recipe 'mine'")],
+)
+def test_a_bad_file_is_explained(text, sentence, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(path)
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(ConfigError, match="neither a recipe nor a file"):
+        load_config("deflaut")
+    with pytest.raises(ConfigError, match="no file 'x.yaml'"):
+        load_config("x.yaml")
+
+
+def test_paper_and_reference_follow_the_table_of_switches():
+    """METHOD §9, line by line."""
+    one, two = paper(), reference()
+    assert (one.items.gate_on, two.items.gate_on) == ("previous", "hidden")
+    assert (one.items.first_block, two.items.first_block) == ("alone", "gated")
+    assert (one.items.head, two.items.head) == ("one", "two")
+    assert (one.items.concatenation, two.items.concatenation) == ("inter-between", "inter-last")
+    assert (one.loss.reduction, two.loss.reduction) == ("sum", "mean")
+    assert (one.loss.exclude, two.loss.exclude) == ("training", "window")
+    assert (one.evaluation.policy, two.evaluation.policy) == ("none", "exclude-all")
+    assert (one.training.batch, two.training.batch) == (32, 64)
+    assert (one.training.patience, two.training.patience) == (10, 11)
+    for config in (one, two):
+        assert config.loss.candidates == "batch"
+        assert config.loss.negatives == 0
+        assert config.text.max_tokens == 30
+        assert config.text.pooling == "cls"
+        assert config.sequence.length == 10
+    assert two.optimizer.dense == {"text": 5e-5, "image": 1e-4}
+    assert two.optimizer.gates == {"image": 1e-4}
+
+
+def test_yaml_holds_plain_values_only():
+    values = yaml.safe_load(Config().to_yaml())
+    assert parse(values) == Config()
+    assert all(isinstance(value, str | int | float | bool | list | dict | None) for _, value in flatten(values))

@@ -1,0 +1,113 @@
+"""Kill ``iisan cache`` and ``iisan train`` at random moments: they resume, and the result is the same.
+
+The tests kill each command three times; ``python tests/test_kills.py 20`` does it as often as wanted and prints what
+happened.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from iisan.data.prepare import PrepareOptions, prepare
+from iisan.demo.catalogue import generate
+from iisan.demo.run import BACKBONES
+
+IISAN = [sys.executable, "-m", "iisan.cli"]
+
+
+def make_dataset(folder):
+    generate(seed=3, num_items=240, num_users=300).write(folder / "raw")
+    sources = [folder / "raw" / "items.csv", folder / "raw" / "interactions.csv"]
+    prepare("table", sources, folder / "dataset", PrepareOptions(images=folder / "raw" / "images"))
+    return folder / "dataset"
+
+
+def cache_command(dataset, out):
+    models = ["--text", str(BACKBONES / "text"), "--image", str(BACKBONES / "image")]
+    return [*IISAN, "cache", str(dataset), *models, "--out", str(out), "--shard-rows", "32"]
+
+
+def train_command(dataset, states, out):
+    folders = ["--dataset", str(dataset), "--states", str(states), "--out", str(out)]
+    settings = ["--set", "training.epochs=8", "--set", "loss.negatives=50", "--set", "training.patience=0"]
+    return [*IISAN, "train", "default", *folders, *settings]
+
+
+def run(command):
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def run_with_kills(command, kills, seconds, rng):
+    """Start the command, kill it at a random moment, and again; then let it finish. Returns the moments."""
+    moments = []
+    for _ in range(kills):
+        moment = rng.uniform(0.3, 1.0) * seconds
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            _, errors = process.communicate(timeout=moment)
+            assert process.returncode == 0, errors
+            moments.append(None)  # it had finished before
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            moments.append(moment)
+    run(command)
+    return moments
+
+
+def contents(folder, patterns):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in patterns
+        for path in sorted(folder.rglob(pattern))
+    }
+
+
+def store_contents(folder):
+    return contents(folder, ["*.safetensors", "manifest.json"])
+
+
+def run_contents(folder):
+    result = json.loads((folder / "result.json").read_text())
+    outcome = {key: result[key] for key in ("status", "best_epoch", "epochs", "test")}
+    return outcome, contents(folder, ["model.safetensors", "per_user.parquet"])
+
+
+def check(work, kills, seed, say=print):
+    rng = random.Random(seed)
+    dataset = make_dataset(work)
+    states, killed_states = work / "states", work / "killed-states"
+    seconds = run(cache_command(dataset, states))
+    moments = run_with_kills(cache_command(dataset, killed_states), kills, seconds, rng)
+    say(f"cache: {seconds:.1f} s uninterrupted, killed at {format_moments(moments)}")
+    assert store_contents(killed_states) == store_contents(states)
+    assert not list(killed_states.rglob("*.part"))
+
+    whole, killed = work / "run", work / "killed-run"
+    seconds = run(train_command(dataset, states, whole))
+    moments = run_with_kills(train_command(dataset, states, killed), kills, seconds, rng)
+    say(f"train: {seconds:.1f} s uninterrupted, killed at {format_moments(moments)}")
+    assert run_contents(killed) == run_contents(whole)
+    say("both resumed; stores and runs are equal to the uninterrupted ones, byte for byte")
+
+
+def format_moments(moments):
+    return ", ".join("(finished before)" if moment is None else f"{moment:.1f} s" for moment in moments)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_commands_resume_to_the_same_result(tmp_path, seed):
+    check(tmp_path, kills=3, seed=seed)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        check(Path(name), int(sys.argv[1]), seed=1)
