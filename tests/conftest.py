@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from iisan.data.sequences import Sequences
 from iisan.data.splits import Split, leave_one_out
+
+# Models and batches are so small here that waiting for a second thread takes longer than the work.
+torch.set_num_threads(1)
 
 SCIENTIFIC = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "scientific"
 
@@ -62,7 +66,6 @@ WORDS = ["red", "blue", "green", "small", "large", "pump", "valve", "glove", "ta
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny random models with processors: bert, roberta, gpt2 (no pad token), vit, clip, siglip."""
-    import torch
     import transformers as hf
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -103,3 +106,52 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             processor = {"image_processor_type": "ViTImageProcessor", "size": size}
             (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folders
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A tiny dataset with its cached states, as ``iisan prepare`` and ``iisan cache`` leave them."""
+
+    dataset: Path
+    states: Path
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Prepared:
+    """30 items (some without text, image or both), 50 users, timestamps; states of a tiny BERT and a tiny ViT."""
+    import io
+
+    from PIL import Image
+
+    from iisan.data.dataset import Dataset
+    from iisan.states.caching import cache
+
+    rng = np.random.default_rng(0)
+
+    def picture() -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    titles = [" ".join(rng.choice(WORDS, size=4)) for _ in range(30)]
+    pictures = [picture() for _ in range(30)]
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in range(30)],
+            "title": [None if n in (3, 5) else title for n, title in enumerate(titles)],
+            "image": [None if n in (4, 5) else image for n, image in enumerate(pictures)],
+        }
+    )
+    users = np.repeat(np.arange(50), rng.integers(4, 16, size=50))
+    interactions = pl.DataFrame(
+        {
+            "user_id": [f"u{user}" for user in users],
+            "item_id": [f"i{item}" for item in np.minimum(rng.geometric(0.1, len(users)) - 1, 29)],
+            "timestamp": rng.integers(1_600_000_000, 1_700_000_000, len(users)),
+        }
+    )
+    folder = tmp_path_factory.mktemp("prepared")
+    dataset = Dataset.from_frames(items, interactions).save(folder / "dataset")
+    text, image = str(model_folders["bert"]), str(model_folders["vit"])
+    cache(dataset, folder / "states", text, image, dtype="fp32")
+    return Prepared(folder / "dataset", folder / "states")

@@ -66,16 +66,26 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; a column whose name ends in "#" holds numbers."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"
+        table.add_column(column.removesuffix("#"), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     Console().print(table)
+
+
+def _metric_label(name: str) -> str:
+    """``cold_ndcg@10`` -> ``cold NDCG@10``."""
+    cold, _, rest = name.rpartition("_")
+    label = rest if rest.startswith("coverage") else rest.upper()
+    return f"{cold} {label}".strip()
 
 
 def _print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequence[int]) -> None:
@@ -84,7 +94,7 @@ def _print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequenc
     last = list(evaluations.values())[-1]
     _print_table(
         f"{last.protocol}; in %",
-        ["", *(name.replace("cold_", "cold ").replace("hr", "HR").replace("ndcg", "NDCG") for name in names)],
+        ["", *(f"{_metric_label(name)}#" for name in names)],
         [
             [name, *(f"{100 * e.metrics[m]:.2f}" if m in e.metrics else "–" for m in names)]
             for name, e in evaluations.items()
@@ -92,6 +102,11 @@ def _print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequenc
     )
     if last.metrics.get("cold_users"):
         print(f"cold: the {int(last.metrics['cold_users']):,} users whose target was never trained on")
+
+
+def _print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    cells = [[row["rank"], row["item_id"], f"{row['score']:.3f}", (row["text"] or "")[:80]] for row in rows]
+    _print_table(title, ["rank#", "item", "score#", "title"], cells)
 
 
 @app.command()
@@ -107,23 +122,76 @@ def demo(
     if as_json:
         _print_json(report.as_json())
         return
-    _print_table(report.title, report.columns, report.rows)
-    print(report.closing)
+    _print_table(*report.table())
+    _print_recommendations("what IISAN recommends to one user", report.recommended)
+    print(report.closing())
 
 
 @app.command()
 def prepare(
-    form: Annotated[
-        Literal["reference", "table"], typer.Argument(metavar="FORMAT", help="reference | table")
-    ],
+    form: Annotated[Literal["reference", "table"], typer.Argument(metavar="FORMAT", help="reference | table")],
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE…", help="Files, or a folder that holds them.")
+        list[Path], typer.Argument(metavar="SOURCE…", help="Items file and interactions file, or their folder.")
     ],
     out: Out,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images: <item_id>.jpg|png|webp, or the root of paths.")
+    ] = None,
+    item_id: Annotated[str | None, typer.Option(help="Column of item ids.")] = None,
+    user_id: Annotated[str | None, typer.Option(help="Column of user ids.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of titles.")] = None,
+    image: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
+    timestamp: Annotated[str | None, typer.Option(help="Column of timestamps.")] = None,
+    min_length: Annotated[int | None, typer.Option(min=0, help="Fewest interactions of a user.")] = None,
+    k_core: Annotated[int | None, typer.Option(min=0, help="Fewest of a user and of an item, repeated.")] = None,
+    keep_last: Annotated[int | None, typer.Option(min=0, help="Keep a user's last ones only; 0 is all.")] = None,
+    items: Annotated[
+        Literal["all", "interacted"] | None, typer.Option(help="Keep all items, or those that were taken.")
+    ] = None,
+    on_bad: Annotated[
+        Literal["stop", "skip"], typer.Option(help="Stop at bad rows, or skip, count and list them.")
+    ] = "stop",
+    check_images: Annotated[bool, typer.Option(help="Decode every image now.")] = True,
+    quotes: Annotated[bool | None, typer.Option(help="Fields may be quoted (CSV: yes, TSV: no).")] = None,
     as_json: Json = False,
 ) -> None:
     """Raw files -> a dataset folder."""
-    raise NotImplementedError
+    from iisan.data.options import PrepareOptions
+    from iisan.data.prepare import prepare as prepare_dataset
+
+    options = PrepareOptions(
+        images=images,
+        item_id=item_id,
+        user_id=user_id,
+        text=text,
+        image=image,
+        timestamp=timestamp,
+        min_length=min_length,
+        k_core=k_core,
+        keep_last=keep_last,
+        items=items,
+        on_bad=on_bad,
+        check_images=check_images,
+        quotes=quotes,
+    )
+    dataset = prepare_dataset(form, sources, out, options)
+    if as_json:
+        _print_json(dataset.manifest)
+        return
+    counts = dataset.manifest["counts"]
+    _print_table(
+        str(out),
+        ["", "users#", "items#", "interactions#"],
+        [
+            [step["step"], *(f"{step[key]:,}" for key in ("users", "items", "interactions"))]
+            for step in counts["steps"]
+        ],
+    )
+    missing = ", ".join(f"{count:,} without {what}" for what, count in counts["missing"].items() if count)
+    print(f"of {counts['items']:,} items: {missing or 'all have everything'}")
+    for reason, count in dataset.manifest["skipped"].items():
+        print(f"skipped: {count:,} × {reason} (listed in {out / 'skipped.jsonl'})")
+    print(f"next: iisan describe {out}   |   iisan cache {out} --text MODEL --image MODEL --out my-states")
 
 
 @app.command()
@@ -144,7 +212,7 @@ def describe(
     if as_json:
         _print_json(description.to_json())
         return
-    _print_table(f"{dataset}, {split} split", ["", "value", "why it matters"], description.rows())
+    _print_table(f"{dataset}, {split} split", ["", "value#", "why it matters"], description.rows())
 
 
 @app.command()
@@ -152,7 +220,9 @@ def cache(
     dataset: DatasetFolder,
     out: Out,
     text: Annotated[str | None, typer.Option(metavar="MODEL", help="Hub id or folder of a text encoder.")] = None,
-    image: Annotated[str | None, typer.Option(metavar="MODEL", help="Hub id or folder of an image encoder.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Hub id or folder of an image encoder.")
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="Pooling and text length that this recipe trains on; the options below win.")
     ] = "default",
@@ -166,7 +236,9 @@ def cache(
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="How the backbones compute.")
     ] = "auto",
-    shard_rows: Annotated[int, typer.Option(min=1, help="Contents per file: the most that a kill can lose.")] = 4096,
+    shard_rows: Annotated[
+        int, typer.Option(min=1, help="Contents per file: the most that a kill can lose.")
+    ] = 4096,
     verify: Annotated[bool, typer.Option("--verify", help="Also compare every file with its checksum.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the models.")
@@ -200,14 +272,18 @@ def cache(
     if as_json:
         _print_json(
             {
-                modality: {"folder": str(store.folder), "rows": len(store), **store.manifest.model_dump(mode="json")}
+                modality: {
+                    "folder": str(store.folder),
+                    "rows": len(store),
+                    **store.manifest.model_dump(mode="json"),
+                }
                 for modality, store in stores.items()
             }
         )
         return
     _print_table(
         str(out),
-        ["", "contents", "levels", "width", "stored as", "largest error", "folder"],
+        ["", "contents#", "levels", "width#", "stored as", "largest error#", "folder"],
         [
             [
                 modality,
@@ -229,9 +305,7 @@ def cache(
 def train(
     config: Annotated[
         str,
-        typer.Argument(
-            metavar="CONFIG", help="A YAML file, or a recipe: default, paper, reference, frozen, ids."
-        ),
+        typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe: default, paper, reference, frozen, ids."),
     ],
     out: Out,
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder.")] = None,
@@ -271,13 +345,9 @@ def evaluate(
         Literal["leave-one-out", "temporal"] | None, typer.Option(help="The run's own by default.")
     ] = None,
     policy: PolicyOption = None,
-    baselines: Annotated[
-        bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")
-    ] = True,
+    baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,
     dataset: Annotated[Path | None, typer.Option(help="Where the dataset is now, if it moved.")] = None,
-    states: Annotated[
-        Path | None, typer.Option(help="Where the state stores are now, if they moved.")
-    ] = None,
+    states: Annotated[Path | None, typer.Option(help="Where the state stores are now, if they moved.")] = None,
     out: Annotated[Path | None, typer.Option(help="Parquet file for the run's rank of every target.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -327,9 +397,7 @@ def recommend(
             "give one of them",
         )
     if all_users and out is None:
-        raise ConfigError(
-            "--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet"
-        )
+        raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
     recommender = Recommender.load(run)
     if all_users:
         lists = recommender.recommend_all(k, include_seen)
@@ -345,14 +413,7 @@ def recommend(
         _print_json(lists.to_dicts())
         return
     title = f"next for user {user}" if user is not None else f"next after {history}"
-    _print_table(
-        title,
-        ["rank", "item", "score", "title"],
-        [
-            [row["rank"], row["item_id"], f"{row['score']:.3f}", (row["text"] or "")[:70]]
-            for row in lists.to_dicts()
-        ],
-    )
+    _print_recommendations(title, lists.to_dicts())
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ def candidate_cross_entropy(
 ) -> Tensor:
     """Debiased cross-entropy over distinct items (P1 eqs. 4–5), equal to the one over batch slots.
 
-    A candidate j that stands in several slots counts several times, so ``log multiplicity_j`` is added to its logit;
-    the target counts once. Logits are ``ŷ − log q``, q the probability with which an item becomes a candidate:
-    its popularity among the batch's own items, the mixture with uniform draws where there are extra negatives.
+    A candidate j that stands in several slots counts several times, so ``log multiplicity_j`` is added to
+    its logit; the target counts once. Logits are ``ŷ − log q``, q the probability with which an item becomes a
+    candidate: its popularity among the batch's own items, mixed with uniform draws where there are any.
 
     Args:
         queries: ``[P, E]``, one per position that is predicted.

@@ -201,5 +201,6 @@ def test_a_hub_model_is_pinned_and_brings_one_set_of_weights(
 
 
 def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="no folder"):
-        load_text(str(tmp_path / "absent"))
+    for path in (str(tmp_path / "absent"), "./absent", "../absent"):
+        with pytest.raises(BackboneError, match="no folder"):
+            load_text(path)

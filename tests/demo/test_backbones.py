@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from iisan.demo.catalogue import generate
 from iisan.demo.products import ATTRIBUTES, IMAGE_ATTRIBUTES, TEXT_ATTRIBUTES
-from iisan.demo.train_backbones import FOLDER, noisy_labels, train_image, train_text, training_titles
+from iisan.demo.train_backbones import FOLDER, noisy_labels, train_image, train_text, training_titles, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -97,23 +97,47 @@ def test_states_know_the_attributes_of_their_own_modality_only(catalogue):
 
 
 def test_training_products_are_not_the_catalogues():
-    first, second, different = training_titles(0, 3000)
-    assert len(first) == len(second) == len(different) > 2900
-    assert not {*first, *second} & set(generate().titles)
-    assert 0.45 < different.mean() < 0.55
+    titles, attributes = training_titles(0, 3000)
+    assert len(titles) == len(attributes) > 2900
+    full = generate()
+    assert not set(titles) & set(full.titles)
+    assert not np.array_equal(attributes[:1900], full.process.attributes[:1900])
 
 
-def test_one_label_in_ten_is_drawn_anew():
-    attributes = np.tile([[3, 0, 0, 0, 5, 1, 0]], (20_000, 1))
-    labels = noisy_labels(attributes, np.random.default_rng(0))
-    # A label drawn anew is right by chance once in 8 (category, shape) or once in 2 (warmth).
-    np.testing.assert_allclose((labels == [3, 5, 1]).mean(axis=0), [0.9125, 0.9125, 0.95], atol=0.01)
+def test_rare_words_are_spelt_and_common_words_are_tokens():
+    tokens = vocabulary(["Red mug"] * 1500 + ["Red mug 47"])
+    assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert {"red", "mug", "4", "##7"} <= set(tokens)
+    assert "47" not in tokens
+    assert len(set(tokens)) == len(tokens)
 
 
+def test_one_label_in_ten_is_drawn_anew_and_tags_are_spread_over_the_attributes():
+    attributes = np.tile([[3, 0, 0, 0, 5, 1, 2]], (20_000, 1))
+    rng = np.random.default_rng(0)
+    labels = noisy_labels(attributes, ("category", "shape"), IMAGE_ATTRIBUTES, rng).numpy()
+    # A label drawn anew is right by chance once in 8.
+    np.testing.assert_allclose((labels[:, :2] == [3, 5]).mean(axis=0), 0.9125, atol=0.01)
+    shares = np.bincount(labels[:, 2], minlength=32) / len(labels)
+    expected = np.full(32, 0.1 / 32)
+    expected[[3, 8 + 5, 16 + 1, 24 + 2]] += 0.9 / 4
+    np.testing.assert_allclose(shares, expected, atol=0.01)
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_training_is_deterministic_and_its_folders_load(tmp_path):
     for trial in ("a", "b"):
-        train_text(tmp_path / trial / "text", seed=5, steps=12, count=300)
-        train_image(tmp_path / trial / "image", seed=5, steps=12, count=128)
+        train_text(tmp_path / trial / "text", seed=5, steps=3, count=300)
+        train_image(tmp_path / trial / "image", seed=5, steps=3, count=128)
     for name in ("text/model.safetensors", "text/tokenizer.json", "image/model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert AutoModel.from_pretrained(tmp_path / "a" / "text").config.num_hidden_layers == 6
+    assert AutoModel.from_pretrained(tmp_path / "a" / "image").config.num_hidden_layers == 6

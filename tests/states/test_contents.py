@@ -2,8 +2,10 @@ import dataclasses
 import hashlib
 from typing import Any
 
+import polars as pl
 import pytest
 
+from iisan.data.dataset import Dataset
 from iisan.errors import DataError
 from iisan.states.contents import Contents, content_key
 
@@ -46,3 +48,14 @@ def test_an_unreadable_image_names_its_item(catalogue: Any) -> None:
     contents = dataclasses.replace(Contents.of(catalogue, "image"), get=gone)
     with pytest.raises(DataError, match=r"item 'i0' .*gone\.jpg"):
         contents.keys()
+
+
+def test_a_real_dataset(catalogue: Any) -> None:
+    items = catalogue.items.drop_nulls("text")
+    interactions = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["i0", "i1"], "timestamp": [1, 2]})
+    dataset = Dataset.from_frames(items, interactions, min_length=0)
+    for modality in ("text", "image"):
+        wanted = dict(zip(catalogue.items["item_id"], Contents.of(catalogue, modality).keys(), strict=True))
+        got = dict(zip(dataset.items["item_id"], Contents.of(dataset, modality).keys(), strict=True))
+        assert got == {item: wanted[item] for item in got}
+        assert any(got.values())

@@ -8,7 +8,7 @@ import torch
 
 from iisan.backbones.image import ImageBackbone
 from iisan.backbones.text import TextBackbone, load_text
-from iisan.errors import StoreError
+from iisan.errors import DataError, StoreError
 from iisan.states.contents import Contents
 from iisan.states.extract import extract
 from iisan.states.sources import CachedStates, LiveStates, NoStates
@@ -86,6 +86,12 @@ def test_frozen_backbones_stay_as_they_are(live: LiveStates) -> None:
     assert not states.is_inference()
     model.eval()
     assert not live.training
+
+
+def test_a_bad_image_names_its_item(live: LiveStates, catalogue: Any) -> None:
+    catalogue.images[4] = b"no image"
+    with pytest.raises(DataError, match="item 'i4'"):
+        live(torch.tensor([3, 4]))
 
 
 def test_trainable_backbones_learn(catalogue: Any, model_folders: dict[str, Path]) -> None:

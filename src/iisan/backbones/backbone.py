@@ -42,7 +42,14 @@ class Backbone(nn.Module):
         self.pooling = pooling
         self._block_path = find_blocks(tower, getattr(config, "num_hidden_layers", None))
         self.depth = len(self._blocks)
-        self.width = int(config.hidden_size)
+        width = getattr(config, "hidden_size", None)
+        if not isinstance(width, int):
+            raise BackboneError(
+                f"'{source.name}' ({type(tower).__name__}) has hidden_size {width!r}",
+                "one width for all levels",
+                "use a transformer of constant width, not a hierarchical or convolutional model",
+            )
+        self.width = width
 
     @property
     def _blocks(self) -> nn.ModuleList:

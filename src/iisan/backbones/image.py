@@ -45,8 +45,7 @@ class ImageBackbone(Backbone):
             DataError: bytes that are not an image.
         """
         images = [open_image(content) for content in contents]
-        with quiet():
-            return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+        return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
 
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
         """Class token, or mean over all tokens of the tower."""

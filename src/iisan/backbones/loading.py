@@ -14,7 +14,7 @@ from torch import nn
 from iisan.errors import BackboneError
 from iisan.names import IMAGE, TEXT
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _OTHERS = re.compile(r"[^/]+\.(json|txt|model|py|jinja)")
 _TOWERS = {TEXT: ("text_model", "language_model"), IMAGE: ("vision_model", "vision_tower")}

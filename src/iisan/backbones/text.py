@@ -16,6 +16,7 @@ from iisan.files import sha256_json
 from iisan.names import TEXT
 
 DEFAULT_MAX_TOKENS = 64
+_TOKENIZED_AT_ONCE = 10_000
 
 
 class TextBackbone(Backbone):
@@ -62,7 +63,11 @@ class TextBackbone(Backbone):
 
     def lengths(self, contents: Sequence[str]) -> list[int]:
         """Number of tokens of every text after cutting, special tokens included."""
-        return [len(ids) for ids in self._tokenize(contents)["input_ids"]]
+        lengths: list[int] = []
+        for start in range(0, len(contents), _TOKENIZED_AT_ONCE):
+            tokens = self._tokenize(contents[start : start + _TOKENIZED_AT_ONCE])["input_ids"]
+            lengths.extend(len(ids) for ids in tokens)
+        return lengths
 
     def prepare(self, contents: Sequence[str]) -> dict[str, Tensor]:
         """Tokenise n texts, padded to the longest: tensors [n, S].
@@ -90,8 +95,7 @@ class TextBackbone(Backbone):
         return lambda hidden: (hidden.float() * weights).sum(1)
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
-        with quiet():
-            return self.tokenizer(list(texts), truncation=True, max_length=self._max_tokens, **options)
+        return self.tokenizer(list(texts), truncation=True, max_length=self._max_tokens, **options)
 
     def _resolve_max_tokens(self, requested: int | None) -> int:
         config: Any = self.tower.config

@@ -177,16 +177,40 @@ def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Se
             table, moments = table.without(bad), moments.drop_nulls()
         table = Table(table.frame.with_columns(moments.alias(TIMESTAMP)), table.where)
 
-    user_ids = table.frame[USER_ID].unique(maintain_order=True)
-    frame = _numbered(table.frame.drop(LINE), USER_ID, user_ids, _USER).drop(USER_ID)
+    user_ids, users = _first_seen(table.frame[USER_ID])
+    frame = table.frame.drop(LINE, USER_ID).with_columns(users.alias(_USER))
     del table
-    frame = frame.sort(_USER, *([TIMESTAMP] if unit else []), maintain_order=True)
+    frame = _by_user_and_time(frame)
     timestamps = frame[TIMESTAMP].to_numpy() if unit else None
     return user_ids, Events(_numbers(frame, _USER), _numbers(frame, _ITEM), timestamps), unit
 
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.int32]]:
     return frame[column].cast(pl.Int32).to_numpy()
+
+
+def _first_seen(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Distinct ids in the order of their first appearance, and their numbers in that order."""
+    # One pass of hashing; unique() and a join back would be two, and most of the time of a large preparation.
+    codes = ids.cast(pl.Categorical(pl.Categories.random())).to_physical()
+    first = codes.is_first_distinct()
+    order = codes.filter(first).to_numpy()
+    numbers = np.empty(order.max(initial=0) + 1, np.uint32)
+    numbers[order] = np.arange(len(order), dtype=np.uint32)
+    return ids.filter(first), pl.Series(numbers[codes.to_numpy()])
+
+
+def _by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
+    """Order interactions by user, then by time, then as in the file."""
+    if TIMESTAMP not in frame.columns or frame.is_empty():
+        return frame.sort(_USER, maintain_order=True)
+    first, last = (int(moment) for moment in frame.select(a=pl.min(TIMESTAMP), b=pl.max(TIMESTAMP)).row(0))
+    span = last - first + 1
+    if span * len(frame) >= 2**63:
+        return frame.sort(_USER, TIMESTAMP, maintain_order=True)
+    # One integer key sorts three times as fast as two columns.
+    key = pl.col(_USER).cast(pl.Int64) * span + (pl.col(TIMESTAMP) - first)
+    return frame.sort(key, maintain_order=True)
 
 
 def _numbered(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.DataFrame:

@@ -35,7 +35,13 @@ def clean_ids(ids: pl.Series, table: str) -> pl.Series:
 
 
 def clean_texts(texts: pl.Series) -> pl.Series:
-    """Texts without HTML entities and with single spaces, case kept; null where nothing is left."""
+    """Texts without HTML entities and with single spaces, case kept; null where nothing is left.
+
+    Raises:
+        DataError: values that are no texts, such as lists.
+    """
+    if texts.dtype.is_nested() or texts.dtype == pl.Binary:
+        raise DataError(f"texts of type {texts.dtype}", "strings", "join them into one string per item")
     texts = texts.cast(pl.String)
     escaped = texts.filter(texts.str.contains("&", literal=True)).unique()
     unescaped = pl.Series(map(html.unescape, escaped), dtype=pl.String)

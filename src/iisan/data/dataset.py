@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -259,7 +258,7 @@ def check_writable(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise DataError(f"'{folder}' is a file", "a folder to write", "choose another --out")
-    if (folder / _UNFINISHED).exists() or not any(os.scandir(folder)):
+    if (folder / _UNFINISHED).exists() or not any(folder.iterdir()):
         return
     elsewhere = "choose another --out, or empty that folder"
     read_manifest(folder / _MANIFEST, KIND, SCHEMA, DataError, elsewhere)

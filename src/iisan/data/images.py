@@ -123,7 +123,7 @@ def find_images(folder: Path, item_ids: pl.Series) -> pl.Series:
     """
     if not folder.is_dir():
         raise DataError(f"no folder '{folder}'", "the folder of the images", "check the path")
-    files = pl.DataFrame({IMAGE: sorted(entry.name for entry in os.scandir(folder))}, schema={IMAGE: pl.String})
+    files = pl.DataFrame({IMAGE: sorted(path.name for path in folder.iterdir())}, schema={IMAGE: pl.String})
     parts = pl.col(IMAGE).str.extract_groups(r"^(?<stem>.+)\.(?<suffix>[^.]+)$").struct
     preference = {suffix: number for number, suffix in enumerate(SUFFIXES)}
     found = (
@@ -171,7 +171,7 @@ def checked_images(items: pl.DataFrame, root: Path | None, decode: bool, problem
     bad = bad.drop_nulls(VALUE)
     names = items[ITEM_ID].gather(bad["index"])
     rows = bad.with_columns(("item '" + names + "'").alias(WHERE))
-    problems.report(rows, "bad image:", "a readable image of every item that has one")
+    problems.report(rows, "bad image", "a readable image of every item that has one")
     is_bad = pl.int_range(pl.len(), dtype=pl.UInt32).is_in(bad["index"].to_list())
     return items.with_columns(pl.when(~is_bad).then(IMAGE))
 

@@ -283,7 +283,9 @@ def _records(lines: pl.DataFrame, separator: str, quotes: bool) -> pl.DataFrame:
         )
     # A quoted field begins right after a separator; quotes elsewhere are ordinary characters.
     bare = text.str.replace_all(rf'(?s)(^|{separator})"(?:[^"]|"")*"', "${1}")
-    return lines.with_columns(fields=bare.str.count_matches(separator, literal=True) + 1)
+    unclosed = bare.str.contains(rf'(^|{separator})"')
+    fields = bare.str.count_matches(separator, literal=True) + 1
+    return lines.with_columns(fields=pl.when(unclosed).then(0).otherwise(fields))
 
 
 def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Problems) -> Table:

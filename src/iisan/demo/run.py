@@ -67,7 +67,7 @@ class DemoReport:
             [name, *(f"{100 * found[key]:.2f}" if key in found else "–" for key in names)]
             for name, found in self.metrics.items()
         ]
-        return f"{self.protocol}; in %", ["", "HR@10", "NDCG@10", "cold HR@10"], rows
+        return f"{self.protocol}; in %", ["", "HR@10#", "NDCG@10#", "cold HR@10#"], rows
 
     def closing(self) -> str:
         """What the table means, and what to do next."""

@@ -1,9 +1,11 @@
 """The trainable block of all side networks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS = {"relu": nn.functional.relu, "gelu": nn.functional.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
 
 #: A gate's parameter is divided by this before the sigmoid (published code).
 GATE_TEMPERATURE = 0.1

@@ -103,17 +103,15 @@ class _ConvolutionBlock(nn.Module):
 
     def __init__(self, width: int, dilation: int, dropout: float) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(width, width, 3, dilation=factor * dilation) for factor in (1, 2)
-        )
+        self.dilations = (dilation, 2 * dilation)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, 3, dilation=step) for step in self.dilations)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         hidden = x
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            reach = 2 * convolution.dilation[0]  # type: ignore[index, operator]
-            padded = nn.functional.pad((hidden * mask).transpose(1, 2), (reach, 0))
+        for dilation, convolution, norm in zip(self.dilations, self.convolutions, self.norms, strict=True):
+            padded = nn.functional.pad((hidden * mask).transpose(1, 2), (2 * dilation, 0))
             hidden = nn.functional.relu(norm(convolution(padded).transpose(1, 2)))
         return x + self.dropout(hidden)
 

@@ -50,8 +50,10 @@ def encode(states: Tensor, mean: Tensor, dtype: str) -> dict[str, Tensor]:
 
 def decode(stored: Tensor, scales: Tensor | None, mean: Tensor) -> Tensor:
     """Undo :func:`encode`: fp32 [n, K, D]."""
-    # The sum of a low-precision and an fp32 tensor is fp32: one pass, no copy in between.
-    return stored + mean if scales is None else (stored * scales.unsqueeze(-1)).add_(mean)
+    differences = stored.to(torch.float32, copy=True)
+    if scales is not None:
+        differences.mul_(scales.unsqueeze(-1))
+    return differences.add_(mean)
 
 
 def check_finite(

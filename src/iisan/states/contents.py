@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
+from torch import Tensor
 
+from iisan.backbones.backbone import Backbone
 from iisan.errors import DataError
 from iisan.names import IMAGE, ITEM_ID, TEXT
 
@@ -48,7 +50,7 @@ class Contents:
         column = items[modality] if modality in items.columns else pl.repeat(None, items.height, eager=True)
         return cls(
             modality=modality,
-            present=column.is_not_null().to_numpy(),
+            present=column.is_not_null().to_numpy(writable=True),
             get=column.to_list().__getitem__ if modality == TEXT else catalogue.image_bytes,
             label=lambda index: f"item '{items[ITEM_ID][index]}'",
         )
@@ -85,6 +87,28 @@ class Contents:
                 "a readable file",
                 "bring it back, or prepare the dataset again with image checks",
             ) from None
+
+
+def prepare_items(backbone: Backbone, contents: Contents, indices: Sequence[int]) -> dict[str, Tensor]:
+    """The backbone's inputs for some items that have contents.
+
+    Raises:
+        DataError: an image that cannot be decoded, with its item's name.
+    """
+    values = [contents.get(index) for index in indices]
+    try:
+        return backbone.prepare(values)
+    except DataError:
+        for index, value in zip(indices, values, strict=True):
+            try:
+                backbone.prepare([value])
+            except DataError as error:
+                raise DataError(
+                    f"the {contents.modality} of {contents.label(index)}: {error.got}",
+                    error.expected,
+                    "prepare the dataset again with image checks",
+                ) from None
+        raise
 
 
 def content_key(content: str | bytes) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.levels import Level, parse_levels
 from iisan.backbones.precision import Precision, autocast, choose_precision
-from iisan.errors import ConfigError, DataError, StoreError
+from iisan.errors import ConfigError, StoreError
 from iisan.names import TEXT
 from iisan.progress import track
 from iisan.states.codec import (
@@ -31,7 +31,7 @@ from iisan.states.codec import (
     level_means,
     relative_errors,
 )
-from iisan.states.contents import Contents
+from iisan.states.contents import Contents, prepare_items
 from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
 from iisan.states.store import StateStore
 from iisan.states.writer import StateWriter, library_versions
@@ -64,28 +64,13 @@ class _Job:
     def run(self, batches: Iterable[Sequence[int]], precision: Precision) -> Iterator[Tensor]:
         """States [n, K, D] of every batch, in order; the next batches are prepared meanwhile."""
         # A tokenizer must not be used by two threads at once; decoding images gains from many.
+        prepare = functools.partial(prepare_items, self.backbone, self.contents)
         workers = 1 if self.contents.modality == TEXT else os.cpu_count() or 1
-        for inputs in _ahead(self._prepare, batches, workers):
+        for inputs in _ahead(prepare, batches, workers):
             with torch.inference_mode(), autocast(self.device, precision):
                 on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
                 states = self.backbone(on_device, self.levels).cpu()
             yield states
-
-    def _prepare(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        contents = [self.contents.get(index) for index in indices]
-        try:
-            return self.backbone.prepare(contents)
-        except DataError:
-            for index, content in zip(indices, contents, strict=True):
-                try:
-                    self.backbone.prepare([content])
-                except DataError as error:
-                    raise DataError(
-                        f"the {self.contents.modality} of {self.contents.label(index)}: {error.got}",
-                        error.expected,
-                        "prepare the dataset again with image checks",
-                    ) from None
-            raise
 
 
 def extract(
@@ -115,7 +100,8 @@ def extract(
         precision: see :func:`iisan.backbones.precision.choose_precision`; under ``"auto"`` fp32 is used where
             bf16 proves too coarse.
         batch_size: contents per forward pass.
-        shard_rows: contents per shard, the most that a kill can lose.
+        shard_rows: contents per shard, the most that a kill can lose. The manifest lists all shards and is
+            replaced after each, so raise this for millions of items.
         device: where the backbone runs.
         say: told about what was decided on the user's behalf.
 
@@ -132,14 +118,14 @@ def extract(
     if batch_size < 1 or shard_rows < 1:
         raise ConfigError(f"batch size {batch_size}, shard rows {shard_rows}", "at least 1", "raise them")
     device = torch.device(device)
+    if not contents.present.any():
+        raise StoreError(
+            f"no item has {contents.modality}", f"items with {contents.modality}", "leave this backbone out"
+        )
     backbone.eval().to(device)
     job = _Job(backbone, contents, parse_levels(levels, backbone.depth), dtype, batch_size, device)
     keys = contents.keys()
     order = _order(backbone, contents, keys)
-    if not order:
-        raise StoreError(
-            f"no item has {contents.modality}", f"items with {contents.modality}", "leave this backbone out"
-        )
     folder, initial = _place(job, order, Path(out), precision, say)
     with StateWriter(folder, initial, say) as writer:
         stored = StateStore(folder, writer.manifest).rows_of([keys[index] for index in order])

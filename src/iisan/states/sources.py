@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.levels import Level
-from iisan.states.contents import Contents
+from iisan.states.contents import Contents, prepare_items
 from iisan.states.store import StateStore
 
 
@@ -137,9 +137,8 @@ class LiveStates(StateSource):
     def _states(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         backbone: Any = self.backbones[modality]
         levels = self.levels[modality]
-        get = self._contents[modality].get
         parts = [torch.empty(0, len(levels), self.widths[modality], device=device)]
         for batch in items.split(self._batch_size) if len(items) else ():
-            inputs = backbone.prepare([get(item) for item in batch.tolist()])
+            inputs = prepare_items(backbone, self._contents[modality], batch.tolist())
             parts.append(backbone({name: tensor.to(device) for name, tensor in inputs.items()}, levels))
         return torch.cat(parts)

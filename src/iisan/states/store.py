@@ -3,6 +3,7 @@
 Legend: N items, n rows, K levels, D width.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +139,7 @@ class StateStore:
         """
         wanted = pl.DataFrame({KEY: pl.Series(keys, dtype=pl.String)})
         found = wanted.join(self._index, on=KEY, how="left", maintain_order="left")
-        return found[ROW].fill_null(-1).to_numpy()
+        return found[ROW].fill_null(-1).to_numpy(writable=True)
 
     def rows_for(self, dataset: Catalogue) -> np.ndarray:
         """Rows of a dataset's items: int64 [N], -1 where an item has no content of this modality.
@@ -190,25 +191,24 @@ class StateStore:
         rows = rows.cpu()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a store of {len(self)} rows")
-        mean = self.mean[picked]
-        shards = torch.bucketize(rows, self._ends[1:], right=True)
-        touched = torch.unique(shards).tolist()
-        if len(touched) == 1:
-            return self._read_shard(touched[0], rows, picked, mean)
-        result = torch.empty(len(rows), len(picked), self.width)
-        for shard in touched:
-            here = (shards == shard).nonzero().squeeze(1)
-            result.index_copy_(0, here, self._read_shard(shard, rows[here], picked, mean))
-        return result
-
-    def _read_shard(self, shard: int, rows: Tensor, picked: Tensor, mean: Tensor) -> Tensor:
-        tensors = self._shard(shard)
-        # One gather of whole vectors from the flattened file: only the wanted levels' pages are touched.
-        flat = ((rows - self._ends[shard]).unsqueeze(1) * len(self.levels) + picked).flatten()
-        shape = (len(rows), len(picked))
-        stored = tensors[STATES].view(-1, self.width).index_select(0, flat).view(*shape, self.width)
-        scales = tensors[SCALES].flatten().index_select(0, flat).view(shape) if SCALES in tensors else None
-        return decode(stored, scales, mean)
+        order = torch.argsort(rows)
+        ascending = rows[order]
+        bounds = torch.searchsorted(ascending, self._ends).tolist()
+        parts: dict[str, list[Tensor]] = {}
+        for shard, (start, end) in enumerate(itertools.pairwise(bounds)):
+            if start == end:
+                continue
+            # One gather of whole vectors from the flattened file: only the wanted levels' pages are touched.
+            first = (ascending[start:end] - self._ends[shard]) * len(self.levels)
+            flat = (first.unsqueeze(1) + picked).flatten()
+            for name, tensor in self._shard(shard).items():
+                part = tensor.flatten(0, 1).index_select(0, flat)
+                parts.setdefault(name, []).append(part.unflatten(0, (-1, len(picked))))
+        if not parts:
+            return torch.empty(0, len(picked), self.width)
+        back = torch.argsort(order)
+        stored = {name: torch.cat(found).index_select(0, back) for name, found in parts.items()}
+        return decode(stored[STATES], stored.get(SCALES), self.mean[picked])
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._mapped:

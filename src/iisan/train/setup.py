@@ -97,7 +97,7 @@ def resolve(config: Config) -> Config:
     paths = {
         name: path.resolve() for name in ("dataset", "states") if (path := getattr(config, name)) is not None
     }
-    modalities = config.modalities
+    modalities: tuple[str, ...] | None = config.modalities
     if modalities is None and config.source == "cached" and config.states is not None:
         modalities = tuple(name for name in (IMAGE, TEXT) if StateStore.folders(config.states, name))
     if modalities is None:
@@ -120,7 +120,7 @@ def open_stores(config: Config, dataset: Dataset) -> dict[str, StateStore]:
         return {}
     if config.states is None:
         raise ConfigError("no state stores are given", "the folder that `iisan cache` wrote", _STATES_CURE)
-    stores = {}
+    stores: dict[str, StateStore] = {}
     for modality in config.modalities:
         wanted = config.states_of(modality)
         expect = {
@@ -151,7 +151,7 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
                 for modality, store in stores.items()
             }
         )
-    parts = {}
+    parts: dict[str, tuple[Backbone, Contents, tuple[Level, ...]]] = {}
     for modality in config.modalities:
         backbone = _load_backbone(config, modality)
         levels = kept_levels(config.levels_of(modality), backbone.depth)
@@ -188,7 +188,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
     device = choose_device(config.training.device)
     stores = open_stores(config, dataset)
     source = state_source(config, dataset, stores)
-    missing = missing_states(dataset, config.modalities)
+    missing = missing_states(dataset, config.modalities or ())
     network = SequentialRecommender.build(config, dataset.num_items, source, missing).to(device)
     return Setup(
         config,

@@ -1,0 +1,105 @@
+from datetime import date, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iisan.data.clean import clean_ids, clean_texts, clean_timestamps
+from iisan.data.filters import Events, apply_filters, k_core, keep_last, renumber
+from iisan.data.options import Filters
+from iisan.errors import DataError
+
+
+def test_texts_are_unescaped_and_spaced_with_case_kept():
+    raw = ["A &amp; B", " two\u00a0\u2003 Spaces\n", "&lt;i&gt; 5&#39;", "", " \u00a0", None, "R&D", "&nbsp;x"]
+    expected = ["A & B", "two Spaces", "<i> 5'", None, None, None, "R&D", "x"]
+    assert clean_texts(pl.Series(raw)).to_list() == expected
+    assert clean_texts(pl.Series([None, None])).to_list() == [None, None]
+    with pytest.raises(DataError, match="texts of type List"):
+        clean_texts(pl.Series([["a", "b"]]))
+
+
+def test_ids_are_strings_and_never_floats():
+    assert clean_ids(pl.Series("id", ["007", None]), "t").to_list() == ["007", None]
+    assert clean_ids(pl.Series("id", [7, 8]), "t").to_list() == ["7", "8"]
+    assert clean_ids(pl.Series("id", [7.0, None, float("nan")]), "t").to_list() == ["7", None, None]
+    for bad in ([7.5], [True], [[1]]):
+        with pytest.raises(DataError, match="strings or whole numbers"):
+            clean_ids(pl.Series("id", bad), "t")
+
+
+SECOND = 1_000_000
+MORNING = 1577934245 * SECOND  # 2020-01-02 03:04:05 UTC
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected", "unit"),
+    [
+        ([3, 1], [3, 1], "as in the source"),
+        (["3", " 1"], [3, 1], "as in the source"),
+        (["3", "x", "1"], [3, None, 1], "as in the source"),
+        ([3.0, None], [3, None], "as in the source"),
+        ([3.5, 1.0, float("nan")], [3_500_000, 1_000_000, None], "millionths of the source's"),
+        (["1e3", "2"], [1000, 2], "as in the source"),
+        (["1.25", "2"], [1_250_000, 2_000_000], "millionths of the source's"),
+        (["2020-01-02", "2020-01-02 00:01"], [MORNING - 11045 * SECOND, MORNING - 10985 * SECOND], "microseconds"),
+        (
+            ["2020-01-02T03:04:05Z", "2020-01-02T03:04:05.25", "2020-01-02 05:04:05+02:00", "soon"],
+            [MORNING, MORNING + SECOND // 4, MORNING, None],
+            "microseconds",
+        ),
+        ([datetime(2020, 1, 2, 3, 4, 5), None], [MORNING, None], "microseconds"),
+        ([date(1970, 1, 2)], [86_400 * SECOND], "microseconds"),
+    ],
+)
+def test_timestamps(raw, expected, unit):
+    moments, found = clean_timestamps(pl.Series("timestamp", raw))
+    assert moments.dtype == pl.Int64
+    assert (moments.to_list(), found) == (expected, unit)
+
+
+events = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40).map(sorted)
+
+
+def as_events(pairs):
+    users, items = np.array(pairs, dtype=np.int32).reshape(-1, 2).T
+    return Events(users, items, np.arange(len(users)))
+
+
+@given(events, st.integers(1, 4))
+def test_k_core_is_the_largest_set_in_which_all_have_k(pairs, k):
+    left = list(pairs)
+    while True:
+        users, items = [u for u, _ in left], [i for _, i in left]
+        smaller = [(u, i) for u, i in left if users.count(u) >= k and items.count(i) >= k]
+        if smaller == left:
+            break
+        left = smaller
+    core = k_core(as_events(pairs), k)
+    assert list(zip(core.users.tolist(), core.items.tolist(), strict=True)) == left
+
+
+@given(events, st.integers(1, 4))
+def test_keep_last_keeps_the_tail_of_every_user(pairs, most):
+    kept = keep_last(as_events(pairs), most)
+    for user in {u for u, _ in pairs}:
+        mine = [position for position, (u, _) in enumerate(pairs) if u == user]
+        assert kept.timestamps[kept.users == user].tolist() == mine[-most:]
+
+
+def test_filters_act_in_order_and_are_counted():
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 3), (2, 1)]
+    left, steps = apply_filters(as_events(pairs), Filters(min_length=2, keep_last=1))
+    assert left.items.tolist() == [2, 3]
+    assert steps == [
+        {"step": "read", "users": 3, "items": 4, "interactions": 6},
+        {"step": "min_length=2", "users": 2, "items": 4, "interactions": 5},
+        {"step": "keep_last=1", "users": 2, "items": 2, "interactions": 2},
+    ]
+
+
+def test_renumber():
+    old, new = renumber(np.array([5, 2, 5]), 7)
+    assert (old.tolist(), new.tolist()) == ([2, 5], [1, 0, 1])

@@ -1,0 +1,109 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from iisan.data.images import check_image, find_images, inside, open_image
+from iisan.errors import DataError
+
+
+def encode(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def solid(color, mode="RGB", size=(4, 2)):
+    return Image.new(mode, size, color)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_the_five_formats_open_as_rgb(form):
+    image = open_image(encode(solid((250, 10, 10)), form))
+    assert (image.mode, image.size) == ("RGB", (4, 2))
+    assert np.abs(np.asarray(image).astype(int)[0, 0] - [250, 10, 10]).max() <= 4
+
+
+def test_other_formats_are_refused():
+    with pytest.raises(DataError, match="not an image"):
+        open_image(encode(solid((1, 2, 3)), "TIFF"))
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    assert open_image(encode(solid((9, 9, 9)), "JPEG", exif=exif)).size == (2, 4)
+
+
+def test_transparency_becomes_white():
+    assert open_image(encode(solid((255, 0, 0, 0), "RGBA"))).getpixel((0, 0)) == (255, 255, 255)
+    palette = solid(0, "P")
+    palette.putpalette([200, 0, 0])
+    assert open_image(encode(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(encode(palette)).getpixel((0, 0)) == (200, 0, 0)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    grey = Image.fromarray(np.full((2, 2), 0x8000, dtype=np.uint16))
+    assert open_image(encode(grey)).getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_truncated_bytes_are_refused(form):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, form)
+    with pytest.raises(DataError):
+        open_image(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>not found</html>"])
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(DataError, match="not an image"):
+        check_image(data)
+
+
+def png_header(width, height):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+# Pillow only warns about the first.
+@pytest.mark.parametrize("side", [10_000, 50_000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs_are_refused(side):
+    with pytest.raises(DataError, match="decompression bomb"):
+        open_image(png_header(side, side))
+
+
+def test_check_image_reads_files(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(solid((1, 2, 3))))
+    check_image(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        check_image(tmp_path / "gone.png")
+
+
+def test_find_images_by_id_prefers_jpg_and_ignores_others(tmp_path):
+    for name in ("a.png", "a.jpg", "b.JPEG", "c.d.webp", "e.txt", "f"):
+        (tmp_path / name).touch()
+    found = find_images(tmp_path, pl.Series("item_id", ["f", "b", "a", "c.d", "e"]))
+    assert found.to_list() == [None, "b.JPEG", "a.jpg", "c.d.webp", None]
+    with pytest.raises(DataError, match="no folder"):
+        find_images(tmp_path / "nowhere", pl.Series("item_id", ["a"]))
+
+
+def test_inside_keeps_paths_in_their_folder(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    assert inside(root, "sub/../a.png") == root.resolve() / "a.png"
+    for path in ("../a.png", "/etc/hosts", "link/a.png", "a\0b", "sub/../../images2/a"):
+        with pytest.raises(DataError, match="leads out"):
+            inside(root, path)

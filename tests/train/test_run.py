@@ -1,0 +1,328 @@
+"""Whole runs on a tiny dataset: what each setting changes, resuming, refusing, live against cached."""
+
+import json
+import shutil
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iisan.config import Config, flatten
+from iisan.data.dataset import Dataset
+from iisan.errors import ConfigError, IisanError, RunError, StoreError
+from iisan.evaluate.metrics import metrics_from_frame
+from iisan.evaluate.ranks import rank_targets
+from iisan.recipes import recipe
+from iisan.train import loop
+from iisan.train.assess import assess
+from iisan.train.run import train
+from iisan.train.setup import build, resolve
+from iisan.train.trained import TrainedRun
+
+QUICK = ("training.epochs=2", "training.batch=16", "loss.negatives=5", "training.precision=fp32")
+
+
+@pytest.fixture
+def quick(prepared):
+    def config(name="default", *overrides):
+        folders = {"dataset": prepared.dataset, "states": prepared.states}
+        return recipe(name).model_copy(update=folders).override((*QUICK, *overrides))
+
+    return config
+
+
+@pytest.mark.parametrize("name", ["default", "frozen", "ids", "paper", "reference"])
+def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, tmp_path):
+    # The tiny store was made under other settings than the papers'.
+    own = ("text.pooling=mean", "text.max_tokens=null") if name in ("paper", "reference") else ()
+    result = train(quick(name, *own), tmp_path / "run")
+    assert result["status"] == "finished"
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {"config.yaml", "model.safetensors", "items.parquet", "per_user.parquet", "metrics.jsonl"}
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    frame = pl.read_parquet(tmp_path / "run" / "per_user.parquet")
+    assert metrics_from_frame(frame, (5, 10, 20))["hr@10"] == pytest.approx(result["test"]["hr@10"])
+    run = TrainedRun.load(tmp_path / "run")
+    again = assess(run, run.config, with_baselines=False)[name]
+    assert again.metrics == pytest.approx(result["test"])
+
+
+CHANGES = {
+    "recipe": None,  # a label
+    "dataset": None,  # other data; see test_bad_paths
+    "states": None,
+    "source": None,  # the same numbers by another way; see test_live_states_equal_cached_ones
+    "modalities": "[text]",
+    "text.backbone": None,  # expectations; see test_states_made_otherwise_are_refused
+    "text.pooling": None,
+    "text.max_tokens": None,
+    "image.backbone": None,
+    "image.pooling": None,
+    "image.max_tokens": None,
+    "text.levels": "[0,4]",
+    "image.levels": "[0,4]",
+    "items.kind": "projection",
+    "items.width": "32",
+    "items.intra": "false",
+    "items.inter": "false",
+    "items.bottleneck": "8",
+    "items.activation": "gelu",
+    "items.gated": "false",
+    "items.gate_on": "hidden",
+    "items.first_block": "gated",
+    "items.head": "two",
+    "items.concatenation": "inter-last",
+    "items.level_norm": "none",
+    "sequence.kind": "gru4rec",
+    "sequence.length": "4",
+    "sequence.blocks": "1",
+    "sequence.heads": "4",
+    "sequence.dropout": "0.5",
+    "loss.candidates": None,  # see test_full_softmax_changes_the_run
+    "loss.negatives": "9",
+    "loss.exclude": "training",
+    "loss.reduction": "sum",
+    "optimizer.rate": "0.01",
+    "optimizer.blocks": "0.01",
+    "optimizer.gates": "{inter: 0.1}",
+    "optimizer.dense": None,  # see test_rates_reach_their_parameters
+    "training.batch": "8",
+    "training.epochs": "1",
+    "training.patience": None,  # see test_training_stops_and_returns_the_best_epoch
+    "training.windows": "all",
+    "training.seed": "1",
+    "training.precision": "bf16",
+    "training.device": None,
+    "training.clip": "0.001",
+    "evaluation.split": "temporal",
+    "evaluation.policy": "none",
+    "evaluation.cutoffs": "[1, 10]",
+    "evaluation.select": None,  # see test_training_stops_and_returns_the_best_epoch
+}
+
+
+def test_the_list_of_changes_is_complete():
+    assert set(CHANGES) == {key for key, _ in flatten(Config().model_dump(mode="json"))}
+
+
+def outcome(config, folder):
+    train(config, folder)
+    metrics = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    steady = [{k: v for k, v in record.items() if "seconds" not in k} for record in metrics]
+    return steady, json.loads((folder / "result.json").read_text())["test"]
+
+
+@pytest.fixture(scope="session")
+def plain_outcome(prepared, tmp_path_factory):
+    folders = {"dataset": prepared.dataset, "states": prepared.states}
+    config = recipe("default").model_copy(update=folders).override(QUICK)
+    return outcome(config, tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.mark.parametrize("key", [key for key, value in CHANGES.items() if value is not None])
+def test_every_setting_changes_something(key, quick, tmp_path, plain_outcome):
+    assert outcome(quick("default", f"{key}={CHANGES[key]}"), tmp_path / "run") != plain_outcome
+
+
+def test_the_same_configuration_gives_the_same_run(quick, tmp_path, plain_outcome):
+    assert outcome(quick(), tmp_path / "run") == plain_outcome
+
+
+def test_full_softmax_changes_the_run(quick, tmp_path, plain_outcome):
+    found = outcome(quick("default", "loss.negatives=0", "loss.candidates=all"), tmp_path / "run")
+    assert found != plain_outcome
+
+
+def test_rates_reach_their_parameters(quick):
+    config = quick("reference", "text.pooling=mean", "text.max_tokens=null", "optimizer.dense.inter=0.5")
+    network = build(resolve(config)).network
+    rates = {
+        id(parameter): group["lr"]
+        for group in loop.parameter_groups(network, config.optimizer)
+        for parameter in group["params"]
+    }
+    by_name = {name: rates[id(parameter)] for name, parameter in network.trainable()}
+    assert len(by_name) == len(rates)
+    assert by_name["items.towers.text.blocks.0.down.weight"] == 1e-4
+    assert by_name["items.towers.inter.blocks.1.up.bias"] == 1e-4
+    assert by_name["items.towers.image.gates"] == 1e-4
+    assert by_name["items.towers.text.gates"] == 2e-4
+    assert by_name["items.dense.inter.weight"] == 0.5
+    assert by_name["items.dense.text.weight"] == 5e-5
+    assert by_name["items.dense.image.bias"] == 1e-4
+    assert by_name["items.heads.image.weight"] == 2e-4
+    assert by_name["sequence.blocks.0.query.weight"] == 2e-4
+
+
+def fit_with(validation, quick, tmp_path, *overrides):
+    """Train against a scripted validation metric; returns the trainer and its progress."""
+    setup = build(resolve(quick("default", "training.epochs=9", *overrides)))
+    batches = loop.Batches(
+        setup.split, 10, 16, setup.config.loss, setup.config.training.windows, setup.config.training.seed
+    )
+    values, seen = iter(validation), []
+
+    def validate(network):
+        seen.append({name: value.detach().clone() for name, value in network.trainable()})
+        return next(values)
+
+    trainer = loop.Trainer(setup.network, batches, setup.config, validate, tmp_path)
+    return trainer, trainer.fit(), seen
+
+
+def test_training_stops_and_returns_the_best_epoch(quick, tmp_path):
+    script = [{"hr@10": v, "ndcg@10": n} for v, n in [(1, 1), (3, 2), (3, 5), (2, 3), (1, 2), (1, 2)]]
+    trainer, progress, seen = fit_with(script, quick, tmp_path / "a", "training.patience=2")
+    assert (progress.best_epoch, progress.epoch) == (2, 4)
+    for name, value in trainer.network.trainable():
+        assert torch.equal(value, seen[1][name])
+    _, progress, _ = fit_with(
+        script, quick, tmp_path / "b", "training.patience=3", "evaluation.select=ndcg@10"
+    )
+    assert (progress.best_epoch, progress.epoch) == (3, 6)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_an_interrupted_run_resumes_bit_for_bit(epoch, quick, tmp_path, monkeypatch):
+    config = quick("default", "training.epochs=3")
+    train(config, tmp_path / "whole")
+    step = loop.Trainer._step
+    state = {"steps": 0}
+
+    def dying_step(self, batch):
+        state["steps"] += 1
+        if state["steps"] == (epoch - 1) * len(self.batches) + 2:
+            raise Killed
+        return step(self, batch)
+
+    monkeypatch.setattr(loop.Trainer, "_step", dying_step)
+    with pytest.raises(Killed):
+        train(config, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "result.json").exists()
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    train(config, tmp_path / "killed")
+    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_a_finished_run_is_left_alone(quick, tmp_path):
+    first = train(quick(), tmp_path / "run")
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    lines = []
+    assert train(quick(), tmp_path / "run", say=lines.append) == first
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+    assert "finished already" in lines[0]
+
+
+def test_another_configuration_is_refused(quick, tmp_path):
+    train(quick("default", "training.epochs=1"), tmp_path / "run")
+    with pytest.raises(RunError, match=r"training\.seed = 0, not 4"):
+        train(quick("default", "training.epochs=1", "training.seed=4"), tmp_path / "run")
+
+
+def test_a_folder_with_something_else_is_refused(quick, tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(RunError, match="no run folder and not empty"):
+        train(quick(), tmp_path)
+
+
+def test_a_failure_is_written_down(quick, tmp_path):
+    config = quick("default", "optimizer.rate=1e30", "training.epochs=3")
+    with pytest.raises(IisanError, match=r"not finite|finite (loss|numbers)"):
+        train(config, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "finite" in result["error"]
+    with pytest.raises(RunError, match="failed"):
+        TrainedRun.load(tmp_path / "run")
+
+
+def test_live_states_equal_cached_ones(quick, model_folders):
+    live = quick(
+        "default",
+        "source=live",
+        "modalities=[image, text]",
+        f"text.backbone={model_folders['bert']}",
+        f"image.backbone={model_folders['vit']}",
+    )
+    cached, live = build(resolve(quick())).network, build(resolve(live)).network
+    torch.testing.assert_close(live.item_embeddings(), cached.item_embeddings(), atol=1e-5, rtol=1e-5)
+    assert [name for name, _ in live.trainable()] == [name for name, _ in cached.trainable()]
+
+
+def test_scores_do_not_depend_on_the_batch(quick):
+    setup = build(resolve(quick()))
+    from iisan.train.trained import network_scorer
+
+    scorer = network_scorer(setup.network)
+    histories = setup.split.test.histories(10)
+    together = scorer.start(histories)
+    for row in range(0, len(histories), 7):
+        torch.testing.assert_close(scorer.start(histories[row : row + 1]), together[row : row + 1])
+    one = rank_targets(scorer, setup.split.test, "keep-target", batch=3, block=7)
+    two = rank_targets(scorer, setup.split.test, "keep-target")
+    assert (one.above == two.above).mean() > 0.98  # ranks may flip where scores differ by rounding alone
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("text.pooling=cls", "pooling 'mean'; expected pooling 'cls'"),
+        ("text.max_tokens=7", "max_tokens .*; expected max_tokens 7"),
+        ("text.backbone=other/model", "expected backbone 'other/model'"),
+        ("image.pooling=mean", "pooling 'cls'; expected pooling 'mean'"),
+        ("text.levels=[0, 3]", "level 3 is not in the store"),
+    ],
+)
+def test_states_made_otherwise_are_refused(override, sentence, quick, tmp_path):
+    overrides = ("text.pooling=null",) if "pooling" not in override else ()
+    with pytest.raises(StoreError, match=sentence):
+        train(quick("default", *overrides, override), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "sentence"),
+    [
+        ("dataset=null", ConfigError, "no dataset is given"),
+        ("states=null", ConfigError, "no modality is named"),
+        ("training.device=warp", ConfigError, "training.device 'warp' cannot be used here"),
+    ],
+)
+def test_bad_paths(override, error, sentence, quick, tmp_path):
+    with pytest.raises(error, match=sentence):
+        train(quick("default", override), tmp_path / "run")
+
+
+def test_items_that_are_not_in_the_store_are_counted(prepared, quick, tmp_path):
+    dataset = Dataset.load(prepared.dataset)
+    items = dataset.items.with_columns(text=pl.concat_str(pl.lit("new "), "text"))
+    changed = Dataset.from_frames(items, dataset.interactions()).save(tmp_path / "dataset")
+    with pytest.raises(StoreError, match="28 items are not in the store"):
+        train(quick("default", f"dataset={changed.folder}"), tmp_path / "run")
+
+
+def test_a_damaged_run_is_refused(quick, tmp_path):
+    train(quick("default", "training.epochs=1"), tmp_path / "run")
+    model = tmp_path / "run" / "model.safetensors"
+    shutil.copy(model, tmp_path / "model")
+    model.write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(RunError, match="is damaged"):
+        TrainedRun.load(tmp_path / "run")
+    with pytest.raises(RunError, match="does not exist"):
+        TrainedRun.load(tmp_path / "nothing")
+
+
+def test_a_damaged_checkpoint_says_what_to_do(quick, tmp_path):
+    out = tmp_path / "run"
+    train(quick("default", "training.epochs=1"), out)
+    (out / "result.json").unlink()
+    (out / "checkpoint.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunError, match="cannot be read.*delete it"):
+        train(quick("default", "training.epochs=1"), out)
