@@ -69,7 +69,7 @@ def test_a_bad_file_is_explained(text, sentence, tmp_path):
 def test_a_file_that_is_not_there():
     with pytest.raises(ConfigError, match="neither a recipe nor a file"):
         load_config("deflaut")
-    with pytest.raises(ConfigError, match="no file 'x.yaml'"):
+    with pytest.raises(ConfigError, match=r"no file 'x\.yaml'"):
         load_config("x.yaml")
 
 

@@ -1,7 +1,7 @@
 """Kill ``iisan cache`` and ``iisan train`` at random moments: they resume, and the result is the same.
 
-The tests kill each command three times; ``python tests/test_kills.py 20`` does it as often as wanted and prints what
-happened.
+The tests kill each command three times; ``python tests/test_kills.py 20`` does it as often as wanted and
+prints what happened.
 """
 
 import json

@@ -156,7 +156,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Raw files -> a dataset folder."""
-    from iisan.data.options import PrepareOptions
+    from iisan.data.prepare import PrepareOptions
     from iisan.data.prepare import prepare as prepare_dataset
 
     options = PrepareOptions(
@@ -189,6 +189,8 @@ def prepare(
     )
     missing = ", ".join(f"{count:,} without {what}" for what, count in counts["missing"].items() if count)
     print(f"of {counts['items']:,} items: {missing or 'all have everything'}")
+    if counts["timestamps"] is None:
+        print("no timestamps: the order of the rows is taken as the order of time")
     for reason, count in dataset.manifest["skipped"].items():
         print(f"skipped: {count:,} × {reason} (listed in {out / 'skipped.jsonl'})")
     print(f"next: iisan describe {out}   |   iisan cache {out} --text MODEL --image MODEL --out my-states")

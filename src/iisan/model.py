@@ -67,9 +67,7 @@ class SequentialRecommender(nn.Module):
         self.length = length
 
     @classmethod
-    def build(
-        cls, config: Config, num_items: int, source: StateSource, missing: bool
-    ) -> "SequentialRecommender":
+    def build(cls, config: Config, num_items: int, source: StateSource, missing: bool) -> "SequentialRecommender":
         """Build what the configuration says, with weights drawn from ``config.training.seed``."""
         torch.manual_seed(config.training.seed)
         items = item_encoder(config.items, num_items, source, missing)

@@ -51,9 +51,7 @@ def reference() -> Config:
         recipe="reference",
         text=StatesConfig(pooling="cls", max_tokens=30),
         image=StatesConfig(pooling="cls"),
-        items=ItemEncoderConfig(
-            gate_on="hidden", first_block="gated", head="two", concatenation="inter-last"
-        ),
+        items=ItemEncoderConfig(gate_on="hidden", first_block="gated", head="two", concatenation="inter-last"),
         optimizer=OptimizerConfig(
             rate=2e-4, blocks=1e-4, gates={"image": 1e-4}, dense={"text": 5e-5, "image": 1e-4}
         ),

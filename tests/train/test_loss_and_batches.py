@@ -128,7 +128,7 @@ def test_windows_by_hand():
 @given(seed=st.integers(0, 1000), length=st.integers(1, 5))
 @settings(max_examples=30, deadline=None)
 def test_all_windows_make_every_training_item_but_the_first_a_target_once(seed, length):
-    split, histories = random_split(np.random.default_rng(seed), low=1, high=14)
+    split, _ = random_split(np.random.default_rng(seed), low=1, high=14)
     windows = training_windows(split, length, "all")
     targets = [
         position

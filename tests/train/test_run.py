@@ -178,9 +178,7 @@ def test_training_stops_and_returns_the_best_epoch(quick, tmp_path):
     assert (progress.best_epoch, progress.epoch) == (2, 4)
     for name, value in trainer.network.trainable():
         assert torch.equal(value, seen[1][name])
-    _, progress, _ = fit_with(
-        script, quick, tmp_path / "b", "training.patience=3", "evaluation.select=ndcg@10"
-    )
+    _, progress, _ = fit_with(script, quick, tmp_path / "b", "training.patience=3", "evaluation.select=ndcg@10")
     assert (progress.best_epoch, progress.epoch) == (3, 6)
 
 
@@ -324,5 +322,5 @@ def test_a_damaged_checkpoint_says_what_to_do(quick, tmp_path):
     train(quick("default", "training.epochs=1"), out)
     (out / "result.json").unlink()
     (out / "checkpoint.safetensors").write_bytes(b"nothing")
-    with pytest.raises(RunError, match="cannot be read.*delete it"):
+    with pytest.raises(RunError, match=r"cannot be read.*delete it"):
         train(quick("default", "training.epochs=1"), out)

@@ -99,9 +99,7 @@ class SideNetwork(nn.Module):
             if name == INTER:
                 tower = InterTower(levels, widths, bottleneck, activation, gated)
             else:
-                tower = IntraTower(
-                    levels[name], widths[name], bottleneck, activation, gated, gate_on, first_block
-                )
+                tower = IntraTower(levels[name], widths[name], bottleneck, activation, gated, gate_on, first_block)
             self.towers[name] = tower
             self.dense[name] = linear(tower.width, tower.width) if head == "two" else nn.Identity()
             self.heads[name] = linear(tower.width, width)

@@ -97,9 +97,7 @@ class InterTower(nn.Module):
         self.gates = nn.Parameter(torch.zeros(self.steps, len(levels) - 1)) if gated else None
         self.transforms = nn.ModuleDict(
             {
-                name: nn.ModuleList(
-                    nn.Linear(widths[name], self.width) for _ in range(min(count, self.steps))
-                )
+                name: nn.ModuleList(nn.Linear(widths[name], self.width) for _ in range(min(count, self.steps)))
                 for name, count in levels.items()
                 if widths[name] != self.width
             }

@@ -34,9 +34,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(
-            *(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
-        )
+        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,7 @@ class Batches:
         seed: of order and negatives.
     """
 
-    def __init__(
-        self, split: Split, length: int, batch: int, loss: LossConfig, pieces: str, seed: int
-    ) -> None:
+    def __init__(self, split: Split, length: int, batch: int, loss: LossConfig, pieces: str, seed: int) -> None:
         self.split = split
         self.length = length
         self.batch = batch
@@ -110,9 +106,7 @@ class Batches:
     def collate(self, chosen: Index, draws: Index) -> Batch:
         """Build the batch of the ``chosen`` windows with the drawn negatives."""
         windows, num_items = self.windows, self.split.num_items
-        items = padded(
-            self.split.sequences.items, windows.starts[chosen], windows.ends[chosen], self.length + 1
-        )
+        items = padded(self.split.sequences.items, windows.starts[chosen], windows.ends[chosen], self.length + 1)
         real = items != PAD
         if self.loss.candidates == "all":
             rows = np.arange(num_items)

@@ -124,9 +124,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         # Dropout depends on the seed and the epoch alone, so a resumed run needs no stored generator.
-        torch.manual_seed(
-            int(np.random.SeedSequence([self.config.training.seed, epoch]).generate_state(1)[0])
-        )
+        torch.manual_seed(int(np.random.SeedSequence([self.config.training.seed, epoch]).generate_state(1)[0]))
         started = time.perf_counter()
         self.network.train()
         total = torch.zeros((), device=self.device)

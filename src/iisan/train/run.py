@@ -78,9 +78,7 @@ def _claim(out: Path, config: Config) -> None:
                 )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(
-            f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out"
-        )
+        raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
     with aside(path) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
 
@@ -106,9 +104,7 @@ def _header(config: Config) -> dict[str, Any]:
 def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
     config, split = setup.config, setup.split
     evaluation, training = config.evaluation, config.training
-    batches = Batches(
-        split, config.sequence.length, training.batch, config.loss, training.windows, training.seed
-    )
+    batches = Batches(split, config.sequence.length, training.batch, config.loss, training.windows, training.seed)
 
     def validate(network: SequentialRecommender) -> dict[str, float]:
         ranks = rank_targets(network_scorer(network), split.validation, evaluation.policy)

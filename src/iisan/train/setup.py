@@ -94,9 +94,7 @@ def resolve(config: Config) -> Config:
     Raises:
         ConfigError: no modality is named and none can be found.
     """
-    paths = {
-        name: path.resolve() for name in ("dataset", "states") if (path := getattr(config, name)) is not None
-    }
+    paths = {name: path.resolve() for name in ("dataset", "states") if (path := getattr(config, name)) is not None}
     modalities: tuple[str, ...] | None = config.modalities
     if modalities is None and config.source == "cached" and config.states is not None:
         modalities = tuple(name for name in (IMAGE, TEXT) if StateStore.folders(config.states, name))

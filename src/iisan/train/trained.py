@@ -73,16 +73,10 @@ class TrainedRun:
             sequence = sequence_encoder(config.sequence, config.items.width)
             prefix = "sequence."
             sequence.load_state_dict(
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in weights.items()
-                    if name.startswith(prefix)
-                }
+                {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
             )
         except (OSError, SafetensorError, KeyError, RuntimeError, pl.exceptions.PolarsError) as error:
-            raise RunError(
-                f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure
-            ) from None
+            raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
         if torch.cuda.is_available() and config.training.device != "cpu":
             embeddings, sequence = embeddings.cuda(), sequence.cuda()
         return cls(folder, config, result, items, _scorer(sequence, embeddings, config.sequence.length))

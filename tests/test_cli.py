@@ -1,0 +1,162 @@
+"""The command line as a user meets it: one sentence and exit code 2 for bad input, never a traceback."""
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from iisan import cli
+
+QUICK = ["--set", "training.epochs=1", "--set", "training.batch=16", "--set", "loss.negatives=5"]
+
+
+@pytest.fixture
+def iisan(capsys, monkeypatch):
+    """Run a command in this process; returns exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["iisan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+            raise SystemExit(0)
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(prepared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    folders = ["--dataset", prepared.dataset, "--states", prepared.states, "--out", out]
+    command = [sys.executable, "-m", "iisan.cli", "train", "default", *folders, *QUICK]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert "best epoch 1 of 1: test HR@10" in done.stdout
+    assert "protocol: leave-one-out test, full ranking of 30 items" in done.stdout
+    return out
+
+
+def is_one_sentence(error):
+    lines = error.strip().splitlines()
+    return len(lines) == 1 and lines[0].startswith("error: ") and "Traceback" not in error
+
+
+def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
+    """The newcomer's handful of commands, on CSV files."""
+    (tmp_path / "items.csv").write_text(
+        "item_id,title\n" + "".join(f"i{n},red pump {n}\n" for n in range(12)), encoding="utf-8"
+    )
+    rows = "".join(f"u{n % 9},i{(n * 5 + n // 9) % 12},{n}\n" for n in range(63))
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows, encoding="utf-8")
+    dataset, states, run = tmp_path / "dataset", tmp_path / "states", tmp_path / "run"
+    code, out, _ = iisan("prepare", "table", tmp_path / "items.csv", tmp_path / "log.csv", "--out", dataset)
+    assert code == 0, out
+    assert "12 without image" in out
+    code, out, _ = iisan("describe", dataset, "--json")
+    assert (code, json.loads(out)["interactions"]) == (0, 63)
+    code, out, _ = iisan("cache", dataset, "--text", model_folders["bert"], "--out", states, "--verify", "--json")
+    assert (code, json.loads(out)["text"]["rows"]) == (0, 12)
+    code, out, _ = iisan("train", "default", "--dataset", dataset, "--states", states, "--out", run, *QUICK)
+    assert code == 0, out
+    code, out, _ = iisan("evaluate", run, "--json")
+    found = json.loads(out)
+    assert list(found) == ["most popular", "recently popular", "Markov", "last item, frozen states", "default"]
+    assert all("full ranking of 12 items" in row["protocol"] for row in found.values())
+    code, out, _ = iisan("recommend", run, "--history", "i1,i2", "--k", "3", "--json")
+    assert [row["rank"] for row in json.loads(out)] == [1, 2, 3]
+    code, out, _ = iisan("recommend", run, "--all-users", "--out", tmp_path / "all.parquet")
+    assert pl.read_parquet(tmp_path / "all.parquet")["user_id"].n_unique() == 9
+
+
+def test_evaluate_prints_a_table_and_writes_ranks(iisan, run_folder, tmp_path):
+    code, out, _ = iisan("evaluate", run_folder, "--policy", "none", "--out", tmp_path / "ranks.parquet")
+    assert code == 0
+    assert "nothing excluded (none)" in " ".join(out.split())
+    assert {"above", "ties"} <= set(pl.read_parquet(tmp_path / "ranks.parquet").columns)
+    code, out, _ = iisan(
+        "evaluate", run_folder, "--protocol", "temporal", "--split", "validation", "--no-baselines"
+    )
+    assert code == 0
+    assert "temporal validation" in out
+    assert "Markov" not in out
+
+
+def test_recommend_for_people(iisan, run_folder):
+    code, out, _ = iisan("recommend", run_folder, "--user", "u3")
+    assert code == 0
+    assert "next for user u3" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--history", "i1,i77"], "i77"),
+        (["--history", " , "], "the history is empty"),
+        (["--user", "nobody"], "nobody"),
+        ([], "exactly one of --user, --history and --all-users"),
+        (["--all-users"], "add --out FILE.parquet"),
+    ],
+)
+def test_questions_that_cannot_be_answered(iisan, run_folder, arguments, sentence):
+    code, out, error = iisan("recommend", run_folder, *arguments)
+    assert (code, out) == (2, "")
+    assert sentence in error
+    assert is_one_sentence(error)
+
+
+def test_bad_input_on_every_command(iisan, prepared, run_folder, tmp_path):
+    (tmp_path / "empty.csv").touch()
+    commands = {
+        ("prepare", "table", tmp_path / "empty.csv", tmp_path / "empty.csv", "--out", tmp_path / "o"): "is empty",
+        ("prepare", "table", tmp_path / "no", tmp_path / "no", "--out", tmp_path / "o"): "no file",
+        ("prepare", "reference", tmp_path, "--out", tmp_path / "o"): "exactly one file items",
+        ("describe", tmp_path / "nothing"): "does not exist",
+        ("cache", prepared.dataset, "--out", tmp_path / "s"): "no backbone",
+        ("cache", prepared.dataset, "--text", tmp_path / "no", "--out", tmp_path / "s"): str(tmp_path / "no"),
+        ("cache", tmp_path / "nothing", "--text", "x", "--out", tmp_path / "s"): "does not exist",
+        ("train", "defautl", "--out", tmp_path / "r"): "neither a recipe nor a file",
+        ("train", "default", "--set", "traning.batch=3", "--out", tmp_path / "r"): "unknown configuration key",
+        ("train", "default", "--set", "training.batch=x", "--out", tmp_path / "r"): "'training.batch'",
+        ("train", "ids", "--dataset", tmp_path / "no", "--out", tmp_path / "r"): "does not exist",
+        ("evaluate", tmp_path / "nothing"): "does not exist",
+        ("evaluate", run_folder, "--dataset", tmp_path / "moved"): "does not exist",
+        ("recommend", tmp_path / "nothing", "--user", "u1"): "does not exist",
+    }
+    for command, sentence in commands.items():
+        code, out, error = iisan(*command)
+        assert code == 2, command
+        assert sentence in error, (command, error)
+        assert is_one_sentence(error), (command, error)
+
+
+def test_wrong_usage_is_explained_by_the_parser(iisan):
+    code, _, error = iisan("prepare", "excel", "x", "--out", "y")
+    assert code == 2
+    assert "Traceback" not in error
+
+
+def test_a_full_disk_is_one_sentence(iisan, run_folder, tmp_path, monkeypatch):
+    """Writing fails half-way: exit code 2, and no half-written file is left."""
+    import errno
+
+    def full(self, file, *args, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    code, _, error = iisan("recommend", run_folder, "--all-users", "--out", tmp_path / "lists.parquet")
+    assert code == 2
+    assert "No space left on device" in error
+    assert is_one_sentence(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_every_command(iisan):
+    _, out, _ = iisan("--help")
+    for command in ("demo", "prepare", "describe", "cache", "train", "evaluate", "recommend"):
+        assert command in out
+        code, text, _ = iisan(command, "--help")
+        assert code == 0
+        assert f"{command} [OPTIONS]" in text
