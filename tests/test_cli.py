@@ -18,11 +18,13 @@ def iisan(capsys, monkeypatch):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["iisan", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
+        code = 0
+        try:
             cli.main()
-            raise SystemExit(0)
+        except SystemExit as stop:
+            code = stop.code or 0
         captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
+        return code, captured.out, captured.err
 
     return run
 
@@ -125,7 +127,7 @@ def test_bad_input_on_every_command(iisan, prepared, run_folder, tmp_path):
         ("recommend", tmp_path / "nothing", "--user", "u1"): "does not exist",
     }
     for command, sentence in commands.items():
-        code, out, error = iisan(*command)
+        code, _, error = iisan(*command)
         assert code == 2, command
         assert sentence in error, (command, error)
         assert is_one_sentence(error), (command, error)
