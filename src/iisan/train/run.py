@@ -1,6 +1,7 @@
 """A run folder from a configuration: train, evaluate, write down."""
 
 import json
+import os
 import platform
 import resource
 import sys
@@ -97,7 +98,12 @@ def _header(config: Config) -> dict[str, Any]:
         "schema": SCHEMA,
         "recipe": config.recipe,
         "versions": {name: version(name) for name in ("iisan", "torch", "transformers", "numpy")},
-        "machine": {"platform": platform.platform(), "python": platform.python_version()},
+        "machine": {
+            "system": platform.system(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
     }
 
 
@@ -156,3 +162,11 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _processor() -> str:
+    """The processor's name, as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

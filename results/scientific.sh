@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The runs behind results/README.md, from raw files on.
+#
+#   results/scientific.sh DATA MODEL WORK
+#
+# DATA   folder with items.tsv and users.tsv (Amazon "Industrial & Scientific" as published with the IISAN paper)
+# MODEL  a text encoder: hub id or folder (here: all-MiniLM-L6-v2)
+# WORK   folder for everything; finished steps are kept, so the script can be stopped and repeated
+set -eu
+data=$1 model=$2 work=$3
+here=$(cd "$(dirname "$0")" && pwd)
+
+[ -e "$work/data/dataset.json" ] || iisan prepare reference "$data" --out "$work/data"
+iisan describe "$work/data"
+iisan cache "$work/data" --text "$model" --recipe default --out "$work/states-default"
+iisan cache "$work/data" --text "$model" --recipe reference --out "$work/states-reference"
+
+for seed in 0 1 2; do
+    for recipe in default frozen ids reference; do
+        states=$work/states-default
+        [ "$recipe" = reference ] && states=$work/states-reference
+        run=$work/$recipe-seed$seed
+        iisan train "$recipe" --dataset "$work/data" --states "$states" --out "$run" \
+            --set evaluation.policy=exclude-all --set training.seed=$seed
+        cp "$run/result.json" "$here/scientific/$recipe-seed$seed.json"
+    done
+done
+iisan evaluate "$work/default-seed0" --json >"$here/scientific/baselines.json"
+python "$here/make.py"
