@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from iisan.demo.catalogue import generate
-from iisan.demo.products import ATTRIBUTES, IMAGE_ATTRIBUTES, TEXT_ATTRIBUTES
+from iisan.demo.products import ATTRIBUTES, IMAGE_ATTRIBUTES, NUM_VALUES, TEXT_ATTRIBUTES
 from iisan.demo.train_backbones import FOLDER, noisy_labels, train_image, train_text, training_titles, vocabulary
 
 
@@ -41,7 +41,7 @@ def probe(states: np.ndarray, values: np.ndarray) -> float:
     centred = (states - states[:train].mean(axis=0)) / (states[:train].std(axis=0) + 1e-6)
     inputs = np.column_stack([centred, np.ones(len(states))]).astype(np.float64)
     gram = inputs[:train].T @ inputs[:train] + 3 * np.eye(inputs.shape[1])
-    weights = np.linalg.solve(gram, inputs[:train].T @ np.eye(8)[values[:train]])
+    weights = np.linalg.solve(gram, inputs[:train].T @ np.eye(NUM_VALUES)[values[:train]])
     return ((inputs[train:] @ weights).argmax(axis=1) == values[train:]).mean()
 
 
@@ -116,11 +116,11 @@ def test_one_label_in_ten_is_drawn_anew_and_tags_are_spread_over_the_attributes(
     attributes = np.tile([[3, 0, 0, 0, 5, 1, 2]], (20_000, 1))
     rng = np.random.default_rng(0)
     labels = noisy_labels(attributes, ("category", "shape"), IMAGE_ATTRIBUTES, rng).numpy()
-    # A label drawn anew is right by chance once in 8.
-    np.testing.assert_allclose((labels[:, :2] == [3, 5]).mean(axis=0), 0.9125, atol=0.01)
-    shares = np.bincount(labels[:, 2], minlength=32) / len(labels)
-    expected = np.full(32, 0.1 / 32)
-    expected[[3, 8 + 5, 16 + 1, 24 + 2]] += 0.9 / 4
+    # A label drawn anew is right by chance once in 6.
+    np.testing.assert_allclose((labels[:, :2] == [3, 5]).mean(axis=0), 0.9 + 0.1 / 6, atol=0.01)
+    shares = np.bincount(labels[:, 2], minlength=24) / len(labels)
+    expected = np.full(24, 0.1 / 24)
+    expected[[3, 6 + 5, 12 + 1, 18 + 2]] += 0.9 / 4
     np.testing.assert_allclose(shares, expected, atol=0.01)
 
 

@@ -8,7 +8,7 @@ from iisan.data.splits import leave_one_out
 from iisan.demo.catalogue import generate
 from iisan.demo.oracle import OracleScorer, next_item_probabilities
 from iisan.demo.process import Process
-from iisan.demo.products import IMAGE_ATTRIBUTES, TEXT_ATTRIBUTES
+from iisan.demo.products import ATTRIBUTES, IMAGE_ATTRIBUTES, TEXT_ATTRIBUTES
 from iisan.errors import DataError
 from iisan.names import PAD
 
@@ -113,7 +113,7 @@ def test_both_modalities_are_needed():
 
     full, text, image = (
         hit_ratio(next_item_probabilities(catalogue.process, histories, attributes=seen))
-        for seen in (tuple(dict.fromkeys(TEXT_ATTRIBUTES + IMAGE_ATTRIBUTES)), TEXT_ATTRIBUTES, IMAGE_ATTRIBUTES)
+        for seen in (ATTRIBUTES, TEXT_ATTRIBUTES, IMAGE_ATTRIBUTES)
     )
     counts = leave_one_out(catalogue.log, 2000).train_counts()
     popular = hit_ratio(np.tile(counts.astype(float), (len(queries), 1)))

@@ -17,26 +17,20 @@ Field = npt.NDArray[np.floating[Any]]
 Pixels = npt.NDArray[np.uint8]
 
 
-def _polygon(corners: int, inradius: float) -> Callable[[Field, Field], Field]:
-    sector = 2 * np.pi / corners
-
-    def distance(u: Field, v: Field) -> Field:
-        angle = np.mod(np.arctan2(u, -v), sector) - sector / 2
-        return np.hypot(u, v) * np.cos(angle) - inradius
-
-    return distance
+def _triangle(u: Field, v: Field) -> Field:
+    sector = 2 * np.pi / 3
+    angle = np.mod(np.arctan2(u, -v), sector) - sector / 2
+    return np.hypot(u, v) * np.cos(angle) - 0.58
 
 
 #: Distance from the outline, negative inside, in coordinates where the shape fills about [-1, 1]².
 _SHAPES: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda u, v: np.hypot(u, v) - 0.9,
     lambda u, v: np.maximum(abs(u), abs(v)) - 0.8,
-    _polygon(3, 0.58),
-    _polygon(6, 0.85),
+    _triangle,
     lambda u, v: np.hypot(u, v) - 0.64 - 0.34 * np.cos(5 * np.arctan2(u, -v)),
     lambda u, v: np.minimum(np.maximum(abs(u) - 0.98, abs(v) - 0.36), np.maximum(abs(v) - 0.98, abs(u) - 0.36)),
     lambda u, v: abs(np.hypot(u, v) - 0.66) - 0.3,
-    lambda u, v: 1.6 * abs(u) + 0.95 * abs(v) - 1.05,
 )
 _WAVE = 9.0
 #: Where the second colour goes: everywhere the field is positive.
@@ -44,10 +38,8 @@ _PATTERNS: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda u, v: np.full_like(u, -1.0),
     lambda u, v: np.sin(_WAVE * v),
     lambda u, v: np.sin(_WAVE * u),
-    lambda u, v: np.sin(_WAVE * (u + v) / np.sqrt(2)),
     lambda u, v: np.cos(_WAVE * u) + np.cos(_WAVE * v) - 0.9,
     lambda u, v: np.sin(0.8 * _WAVE * u) * np.sin(0.8 * _WAVE * v),
-    lambda u, v: np.maximum(np.cos(_WAVE * u), np.cos(_WAVE * v)) - 0.8,
     lambda u, v: np.sin(1.2 * _WAVE * np.hypot(u, v)),
 )
 #: Frames in picture coordinates, negative where the line is.
@@ -55,16 +47,14 @@ _FRAMES: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda x, y: np.full_like(x, 1.0),
     lambda x, y: abs(np.maximum(abs(x), abs(y)) - 0.88) - 0.045,
     lambda x, y: abs(np.hypot(x, y) - 0.9) - 0.045,
-    lambda x, y: np.maximum(abs(np.maximum(abs(x), abs(y)) - 0.88) - 0.045, 0.6 - np.minimum(abs(x), abs(y))),
-    lambda x, y: abs(y - 0.88) - 0.06,
     lambda x, y: abs(abs(x) - 0.88) - 0.06,
     lambda x, y: 1.55 - abs(x) - abs(y),
     lambda x, y: abs(abs(y) - 0.88) - 0.06,
 )
 _COLOURS: Final = np.array(
     [
-        (0.82, 0.16, 0.16), (0.93, 0.52, 0.10), (0.88, 0.80, 0.15), (0.20, 0.60, 0.22),
-        (0.12, 0.62, 0.66), (0.16, 0.28, 0.78), (0.52, 0.22, 0.68), (0.36, 0.24, 0.16),
+        (0.82, 0.16, 0.16), (0.93, 0.62, 0.10), (0.20, 0.60, 0.22),
+        (0.12, 0.62, 0.66), (0.16, 0.28, 0.78), (0.52, 0.22, 0.68),
     ],
     dtype=np.float32,
 )  # fmt: skip

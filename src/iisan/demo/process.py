@@ -11,16 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from iisan.data.sequences import Index
-from iisan.demo.products import ATTRIBUTES, CARDINALITIES, TEXT_ATTRIBUTES, Attributes
+from iisan.demo.products import ATTRIBUTES, NUM_VALUES, Attributes
 from iisan.names import PAD
 
 Floats = npt.NDArray[np.float64]
 
-NUM_STYLES = 240
-DRIFT = 0.15  # probability that the style changes between two steps
+NUM_STYLES = 100
+DRIFT = 0.1  # probability that the style changes between two steps
 SUCCESSORS = 4  # styles that a style usually changes to
 NEW_ITEM_SHARE = 0.08
-PREFERENCE = {"category": 1.6, "text": 2.2, "image": 2.2}  # log of the odds for a preferred value
+CATEGORY_WEIGHT, OTHER_WEIGHT = 1.8, 2.5  # log of the factor that a preferred value brings
+APPEAL, LUCK = 0.9, 0.35  # spread of log popularity: what comes from an item's values, and the rest
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,22 @@ def draw_process(attributes: Attributes, rng: np.random.Generator) -> Process:
         rng: source of all draws.
     """
     count = len(attributes)
-    ranks = rng.permutation(count) + 1
-    popularity = np.power(ranks + 10.0, -0.7)
+    # Most of what makes an item popular can be seen on it, or content could not predict it at all.
+    appeals = rng.standard_normal((len(ATTRIBUTES), NUM_VALUES))
+    appeal = appeals[np.arange(len(ATTRIBUTES)), attributes].sum(axis=1) / np.sqrt(len(ATTRIBUTES))
+    popularity = np.exp(APPEAL * appeal + LUCK * rng.standard_normal(count))
     is_new = np.zeros(count, dtype=np.bool_)
     is_new[rng.choice(count, round(count * NEW_ITEM_SHARE), replace=False)] = True
-    # A newcomer is as popular as the average item: what nobody has seen yet is not a bestseller.
-    popularity[is_new] = popularity.mean()
     transitions = np.full((NUM_STYLES, NUM_STYLES), 0.2 * DRIFT / NUM_STYLES)
     for style in range(NUM_STYLES):
         transitions[style, style] += 1 - DRIFT
         transitions[style, rng.choice(NUM_STYLES, SUCCESSORS, replace=False)] += 0.8 * DRIFT / SUCCESSORS
-    weights = [
-        PREFERENCE.get(name, PREFERENCE["text" if name in TEXT_ATTRIBUTES else "image"]) for name in ATTRIBUTES
-    ]
     return Process(
         attributes,
         popularity,
         is_new,
-        preferences=rng.integers(CARDINALITIES, size=(NUM_STYLES, len(CARDINALITIES))),
-        weights=np.array(weights),
+        preferences=rng.integers(NUM_VALUES, size=(NUM_STYLES, len(ATTRIBUTES))),
+        weights=np.array([CATEGORY_WEIGHT if name == "category" else OTHER_WEIGHT for name in ATTRIBUTES]),
         initial=np.full(NUM_STYLES, 1 / NUM_STYLES),
         transitions=transitions,
     )

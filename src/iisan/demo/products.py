@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 Attributes = npt.NDArray[np.int64]
 
-#: Each attribute's values; a value is the list of words that may stand for it.
+#: Values of every attribute.
+NUM_VALUES: Final = 6
+#: The values of the attributes that titles name; a value is the list of words that may stand for it.
 TITLE_WORDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "category": (
         ("mug", "cup", "beaker"),
@@ -20,8 +22,6 @@ TITLE_WORDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("clock", "timepiece"),
         ("stool", "seat", "chair"),
         ("bottle", "flask"),
-        ("notebook", "journal", "planner"),
-        ("speaker", "soundbox"),
     ),
     "use": (
         ("for travel", "travel", "on the go"),
@@ -30,8 +30,6 @@ TITLE_WORDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("for the garden", "garden", "outdoor"),
         ("for camping", "camping", "trekking"),
         ("for school", "school", "student"),
-        ("for kids", "kids", "nursery"),
-        ("for the bathroom", "bathroom", "spa"),
     ),
     "material": (
         ("steel", "stainless", "metal"),
@@ -40,8 +38,6 @@ TITLE_WORDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("cotton", "canvas", "fabric"),
         ("glass", "crystal"),
         ("ceramic", "porcelain", "stoneware"),
-        ("bamboo", "rattan"),
-        ("plastic", "acrylic", "silicone"),
     ),
     "brand": (
         ("Norvik", "Norvik Home"),
@@ -50,18 +46,12 @@ TITLE_WORDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("Quillon", "Quillon Studio"),
         ("Marenta", "Marenta Living"),
         ("Osko", "Osko Design"),
-        ("Fennimore", "Fennimore Co"),
-        ("Zephira", "Zephira Basics"),
     ),
 }
-#: Number of values of each attribute that only the picture shows; ``pictures`` draws them.
-PICTURE_VALUES: Final[dict[str, int]] = {"shape": 8, "colour": 8, "pattern": 8}
-
-#: Column order of every attribute array.
-ATTRIBUTES: Final = (*TITLE_WORDS, *PICTURE_VALUES)
-CARDINALITIES: Final = (*(len(values) for values in TITLE_WORDS.values()), *PICTURE_VALUES.values())
 TEXT_ATTRIBUTES: Final = tuple(TITLE_WORDS)
-IMAGE_ATTRIBUTES: Final = ("category", *PICTURE_VALUES)
+IMAGE_ATTRIBUTES: Final = ("category", "shape", "colour", "pattern")
+#: Column order of every attribute array.
+ATTRIBUTES: Final = tuple(dict.fromkeys(TEXT_ATTRIBUTES + IMAGE_ATTRIBUTES))
 
 _LEADS = ("", "", "", "New", "Premium", "Classic", "Original", "Deluxe", "Modern", "Everyday", "Handmade")
 _DETAILS = (
@@ -86,7 +76,7 @@ def columns(names: tuple[str, ...]) -> list[int]:
 
 def draw_attributes(count: int, rng: np.random.Generator) -> Attributes:
     """Draw products whose attributes are independent and uniform, ``[count, 7]``."""
-    return rng.integers(CARDINALITIES, size=(count, len(CARDINALITIES)))
+    return rng.integers(NUM_VALUES, size=(count, len(ATTRIBUTES)))
 
 
 def write_titles(attributes: Attributes, rng: np.random.Generator) -> list[str]:

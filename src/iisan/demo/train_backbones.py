@@ -38,6 +38,7 @@ from iisan.demo import pictures
 from iisan.demo.catalogue import generate
 from iisan.demo.products import (
     IMAGE_ATTRIBUTES,
+    NUM_VALUES,
     TEXT_ATTRIBUTES,
     Attributes,
     columns,
@@ -53,10 +54,9 @@ BATCH = 64
 PATCH = 8
 RESIZED = 32  # pixels a side
 MASKED_WORDS = 0.25
-MASKED_PATCHES = 0.2
+MASKED_PATCHES = 0.15
 LABEL_NOISE = 0.1
 INNER = 4  # index of the hidden state that also learns
-VALUES = 8  # of each attribute
 POSITIONS = 64
 RATE = 1.5e-3
 IGNORED = -100  # label of words that are not guessed, in the collator of transformers
@@ -86,8 +86,8 @@ def noisy_labels(
 
     Args:
         attributes: ``[n, 7]`` value numbers.
-        labels: names of the attributes that are labels of their own, 8 classes each.
-        tags: names of the attributes one of which becomes the tag; tag ``8·a + v`` stands for value v of
+        labels: names of the attributes that are labels of their own.
+        tags: names of the attributes one of which becomes the tag; tag ``6·a + v`` stands for value v of
             the a-th of them.
         rng: source of tags and errors.
 
@@ -96,9 +96,9 @@ def noisy_labels(
     """
     taggable = attributes[:, columns(tags)]
     tagged = rng.integers(len(tags), size=len(attributes))
-    tag = VALUES * tagged + taggable[np.arange(len(attributes)), tagged]
+    tag = NUM_VALUES * tagged + taggable[np.arange(len(attributes)), tagged]
     right = np.column_stack([attributes[:, columns(labels)], tag])
-    classes = [VALUES] * len(labels) + [VALUES * len(tags)]
+    classes = [NUM_VALUES] * len(labels) + [NUM_VALUES * len(tags)]
     wrong = rng.integers(classes, size=right.shape)
     return torch.from_numpy(np.where(rng.random(right.shape) < LABEL_NOISE, wrong, right))
 
@@ -156,8 +156,8 @@ class _TextPretext(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.pretraining = BertForPreTraining(config)
-        self.category = nn.Linear(WIDTH, VALUES)
-        self.tags = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VALUES * len(TEXT_ATTRIBUTES)))
+        self.category = nn.Linear(WIDTH, NUM_VALUES)
+        self.tags = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, NUM_VALUES * len(TEXT_ATTRIBUTES)))
 
     def forward(
         self, tokens: dict[str, torch.Tensor], words: torch.Tensor, labels: torch.Tensor
@@ -213,8 +213,8 @@ class _ImagePretext(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.vit = ViTModel(config)
-        self.labels = nn.Linear(WIDTH, 2 * VALUES)
-        self.tags = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VALUES * len(IMAGE_ATTRIBUTES)))
+        self.labels = nn.Linear(WIDTH, 2 * NUM_VALUES)
+        self.tags = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, NUM_VALUES * len(IMAGE_ATTRIBUTES)))
         self.pixels = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * PATCH**2))
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -225,7 +225,7 @@ class _ImagePretext(nn.Module):
         )
         output = self.vit(masked, output_hidden_states=True)
         inner = output.hidden_states[INNER]
-        category, shape = self.labels(output.last_hidden_state[:, 0]).split(VALUES, dim=1)
+        category, shape = self.labels(output.last_hidden_state[:, 0]).split(NUM_VALUES, dim=1)
         return {
             "category": functional.cross_entropy(category, labels[:, 0]),
             "shape": functional.cross_entropy(shape, labels[:, 1]),
@@ -266,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo's two small backbones.")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--text-steps", type=int, default=1500)
+    parser.add_argument("--text-steps", type=int, default=1000)
     parser.add_argument("--image-steps", type=int, default=2000)
     parser.add_argument("--only", choices=("text", "image"))
     arguments = parser.parse_args()

@@ -1,6 +1,7 @@
 """The side networks: one tower within each modality, one between them (P1 eqs. 1 and 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -124,28 +125,38 @@ class InterTower(nn.Module):
         Returns:
             ``[U, D]``, D the narrowest width; meaningless for items without any modality.
         """
-        levels = {name: state.unbind(1)[-self.steps :] for name, (state, _) in states.items()}
+        levels = {name: values.unbind(1)[-self.steps :] for name, (values, _) in states.items()}
+        present = {name: mask for name, (_, mask) in states.items()}
         weights = self._weights()
-        mixed_before = None
+        state = None
         for step, block in enumerate(self.blocks):
-            terms, shares = [], []
-            for column, (name, (_, present)) in enumerate(states.items()):
-                missing_levels = self.steps - len(levels[name])
-                if step < missing_levels:
-                    continue
-                hidden = levels[name][step - missing_levels]
-                if name in self.transforms:
-                    hidden = self.transforms[name][step - missing_levels](hidden)  # type: ignore[index]
-                share = hidden.new_ones(()) if weights is None else weights[step, column]
-                share = share if present is None else share * present
-                terms.append(share * hidden)
-                shares.append(share)
-            mixed = torch.stack(terms).sum(0) if len(terms) > 2 else sum(terms[1:], terms[0])
-            if weights is not None and (
-                len(terms) < len(levels) or any(p is not None for _, p in states.values())
-            ):
-                # An item without any modality has no weight at all; it is replaced later, not divided by zero.
-                mixed = mixed / sum(shares[1:], shares[0]).clamp_min(1e-12)
-            mixed_before = block(mixed if mixed_before is None else mixed + mixed_before)
-        assert mixed_before is not None
-        return mixed_before
+            mixed = self._mix(step, levels, present, weights)
+            state = block(mixed if state is None else mixed + state)
+        assert state is not None
+        return state
+
+    def _mix(
+        self,
+        step: int,
+        levels: Mapping[str, Sequence[Tensor]],
+        present: Mapping[str, Tensor | None],
+        weights: Tensor | None,
+    ) -> Tensor:
+        """Weighted sum of the states at one level, ``[U, D]``, over the modalities that have them."""
+        terms, shares = [], []
+        for column, (name, kept) in enumerate(levels.items()):
+            level = step - (self.steps - len(kept))
+            if level < 0:
+                continue
+            hidden = self.transforms[name][level](kept[level]) if name in self.transforms else kept[level]  # type: ignore[index]
+            share = hidden.new_ones(()) if weights is None else weights[step, column]
+            mask = present[name]
+            share = share if mask is None else share * mask
+            terms.append(share * hidden)
+            shares.append(share)
+        mixed = reduce(torch.add, terms)
+        complete = len(terms) == len(levels) and all(mask is None for mask in present.values())
+        if weights is None or complete:
+            return mixed
+        # An item without any modality has no weight at all; it is replaced later, not divided by zero.
+        return mixed / reduce(torch.add, shares).clamp_min(1e-12)

@@ -12,16 +12,17 @@ from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular,
 from iisan.evaluate.evaluation import Evaluation, evaluate
 from iisan.evaluate.scorer import Scorer
 from iisan.names import ITEM_ID, LAST
+from iisan.states.store import StateStore
 from iisan.train.setup import open_dataset, open_stores
 from iisan.train.trained import TrainedRun
 
 Part = Literal["validation", "test"]
 
 
-def _frozen_similarity(config: Config, dataset: Dataset) -> Scorer:
+def _frozen_similarity(stores: Mapping[str, StateStore], dataset: Dataset) -> Scorer:
     """Cosine similarity of the frozen last states, all modalities side by side, with the history's last item."""
     vectors, present = [], torch.zeros(dataset.num_items, dtype=torch.bool)
-    for store in open_stores(config, dataset).values():
+    for store in stores.values():
         rows = torch.from_numpy(store.rows_for(dataset))
         having = rows >= 0
         values = torch.zeros(dataset.num_items, store.width)
@@ -32,14 +33,15 @@ def _frozen_similarity(config: Config, dataset: Dataset) -> Scorer:
 
 
 def baselines(config: Config, dataset: Dataset, parts: Split) -> dict[str, Scorer]:
-    """The untrained rivals of a run: popularity, Markov, and frozen similarity where there are states."""
+    """The untrained rivals of a run: popularity, Markov, and frozen similarity where last states are stored."""
     scorers: dict[str, Scorer] = {
         "most popular": most_popular(parts),
         "recently popular": recently_popular(parts),
         "Markov": Markov(parts),
     }
-    if config.modalities and config.source == "cached":
-        scorers["last item, frozen states"] = _frozen_similarity(config, dataset)
+    stores = open_stores(config)
+    if stores and all(LAST in store.levels for store in stores.values()):
+        scorers["last item, frozen states"] = _frozen_similarity(stores, dataset)
     return scorers
 
 

@@ -107,7 +107,7 @@ def resolve(config: Config) -> Config:
     return parse({**config.model_dump(), **paths, "modalities": modalities})
 
 
-def open_stores(config: Config, dataset: Dataset) -> dict[str, StateStore]:
+def open_stores(config: Config) -> dict[str, StateStore]:
     """Find the store of every modality that the configuration uses, and check that it is the expected one.
 
     Raises:
@@ -184,7 +184,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
     """
     dataset = dataset or open_dataset(config)
     device = choose_device(config.training.device)
-    stores = open_stores(config, dataset)
+    stores = open_stores(config)
     source = state_source(config, dataset, stores)
     missing = missing_states(dataset, config.modalities or ())
     network = SequentialRecommender.build(config, dataset.num_items, source, missing).to(device)
