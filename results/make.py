@@ -1,4 +1,6 @@
-"""Write results/README.md from the records beside it; no figure in it comes from anywhere else.
+"""Write results/README.md, and the demo's table into the project's README, from the records beside this file.
+
+No figure in either comes from anywhere else.
 
 python results/make.py
 """
@@ -9,6 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+MARKS = ("<!-- demo table, written by results/make.py from results/demo.json -->", "<!-- end of the demo table -->")
 METRICS = ("hr@10", "ndcg@10", "cold_hr@10", "coverage@10")
 HEAD = """# Results
 
@@ -69,6 +73,21 @@ def main() -> None:
     text += "".join(f"| {' | '.join(row)} |\n" for row in rows)
     text += FOOT.format(machine=record["machine"]["processor"], threads=record["threads"])
     (HERE / "README.md").write_text(text, encoding="utf-8")
+    README.write_text(with_demo_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def with_demo_table(readme: str) -> str:
+    """The README with the table of the recorded demo between its marks."""
+    demo = json.loads((HERE / "demo.json").read_text())
+    lines = ["| | HR@10 | NDCG@10 | HR@10, cold targets |", "|---|---|---|---|"]
+    for name, metrics in demo["metrics"].items():
+        cells = [f"{100 * metrics[key]:.2f}" for key in ("hr@10", "ndcg@10", "cold_hr@10")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    share = demo["metrics"]["IISAN"]["hr@10"] / demo["metrics"]["oracle (best achievable)"]["hr@10"]
+    lines.append(f"\nIn %; {demo['protocol']}. IISAN reaches {share:.0%} of the oracle's HR@10.")
+    before, rest = readme.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    return f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{after}"
 
 
 if __name__ == "__main__":

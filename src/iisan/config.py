@@ -99,9 +99,12 @@ class LossConfig(Section):
     """Cross-entropy over candidates (P1 eqs. 4–5).
 
     Attributes:
-        candidates: the items of the ``batch`` (debiased by popularity), or ``all`` (full softmax).
-        negatives: items drawn uniformly from the catalogue and added to the batch's candidates, corrected
+        candidates: the items of the ``batch`` (debiased by popularity), or ``all`` of the pool (full softmax).
+        negatives: items drawn uniformly from the ``pool`` and added to the batch's candidates, corrected
             by the log-probability of the mixed sampling.
+        pool: where ``all`` and ``negatives`` take their items from: the whole ``catalogue``, or those ``trained``
+            on at least once. Items without an interaction can only be negatives, which teaches the model never to
+            recommend them.
         exclude: own items that are no candidates: those of the row's ``window``, or all that the user
             took in ``training``.
         reduction: over positions.
@@ -109,6 +112,7 @@ class LossConfig(Section):
 
     candidates: Literal["batch", "all"] = "batch"
     negatives: NonNegativeInt = 0
+    pool: Literal["catalogue", "trained"] = "catalogue"
     exclude: Literal["window", "training"] = "window"
     reduction: Literal["mean", "sum"] = "mean"
 

@@ -26,9 +26,9 @@ def default() -> Config:
         recipe="default",
         text=StatesConfig(pooling="mean"),
         items=ItemEncoderConfig(level_norm="layer"),
-        loss=LossConfig(negatives=1500),
-        optimizer=OptimizerConfig(rate=1e-3, blocks=5e-4),
-        training=TrainingConfig(batch=128),
+        loss=LossConfig(negatives=800, pool="trained"),
+        optimizer=OptimizerConfig(rate=1e-3, blocks=1e-3),
+        training=TrainingConfig(batch=64, patience=5),
     )
 
 

@@ -7,11 +7,12 @@ on none of the catalogue's, for objectives that are not recommendation.
 - Image: the last block tells category and shape, an inner block tells one tag and the pixels of hidden patches.
 
 A tag is a value of one of the product's four attributes, drawn by chance, as weak labels from the web are. One
-label and one tag in ten are wrong. So, as in large models, the last state has specialised on its objective and
-inner states know more of the product.
+label and one tag in ten are wrong. What comes out, by linear probes of all levels on products never seen: the
+text model's states tell all four attributes of a title, averaged over words a little less at the last level
+than further in; the image model's tell category and colour, shape mostly, and pattern in two of three pictures.
 
-Deterministic in the seed on one machine and one set of library versions; about five minutes of one core for
-each. The folders written are ordinary Hugging Face folders.
+Deterministic in the seed on one machine, one thread and one set of library versions; five to ten minutes of
+one core for both. The folders written are ordinary Hugging Face folders.
 """
 
 import argparse

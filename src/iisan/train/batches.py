@@ -91,6 +91,7 @@ class Batches:
         self.windows = training_windows(split, length, pieces)
         counts = split.train_counts()
         self.popularity = counts / counts.sum()
+        self.pool = np.flatnonzero(counts) if loss.pool == "trained" else np.arange(split.num_items)
 
     def __len__(self) -> int:
         return -(-len(self.windows.users) // self.batch)
@@ -100,24 +101,24 @@ class Batches:
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.windows.users))
         for first in range(0, len(order), self.batch):
-            draws = rng.integers(self.split.num_items, size=self.loss.negatives)
+            draws = self.pool[rng.integers(len(self.pool), size=self.loss.negatives)]
             yield self.collate(order[first : first + self.batch], draws)
 
     def collate(self, chosen: Index, draws: Index) -> Batch:
         """Build the batch of the ``chosen`` windows with the drawn negatives."""
-        windows, num_items = self.windows, self.split.num_items
+        windows = self.windows
         items = padded(self.split.sequences.items, windows.starts[chosen], windows.ends[chosen], self.length + 1)
         real = items != PAD
         if self.loss.candidates == "all":
-            rows = np.arange(num_items)
-            log_q = log_multiplicity = np.zeros(num_items)
+            rows = self.pool
+            log_q = log_multiplicity = np.zeros(len(rows))
         else:
             occurrences = np.concatenate([items[real], draws])
             rows, multiplicity = np.unique(occurrences, return_counts=True)
             log_multiplicity = np.log(multiplicity)
             uniform_share = len(draws) / len(occurrences)
             # Every item of a batch was trained on or drawn, so the mixture is positive.
-            log_q = np.log((1 - uniform_share) * self.popularity[rows] + uniform_share / num_items)
+            log_q = np.log((1 - uniform_share) * self.popularity[rows] + uniform_share / len(self.pool))
         slots = np.where(real, np.searchsorted(rows, items), PAD)
         return Batch(
             torch.from_numpy(rows),
