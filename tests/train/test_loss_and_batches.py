@@ -111,6 +111,19 @@ def test_full_softmax_is_plain_cross_entropy_without_own_items():
     torch.testing.assert_close(loss_of(batch, embeddings, queries, "mean"), torch.stack(terms).mean())
 
 
+@pytest.mark.parametrize(("pool", "items"), [("trained", [0, 1, 2, 4]), ("catalogue", [0, 1, 2, 3, 4, 5])])
+def test_the_pool_decides_which_items_can_be_negatives(pool, items):
+    """Items 3 and 5 are taken in the held-out parts only, or never."""
+    split = leave_one_out(sequences_of([[0, 1, 2, 3, 3], [4, 1, 0, 1]]), 6)
+    full = Batches(split, 4, 2, LossConfig(candidates="all", pool=pool), "last", 0)
+    (batch,) = full.epoch(1)
+    assert batch.rows.tolist() == items
+    drawn = Batches(split, 4, 2, LossConfig(negatives=200, pool=pool), "last", 0)
+    (batch,) = drawn.epoch(1)
+    assert batch.rows.tolist() == items
+    assert batch.log_q.exp().sum().item() == pytest.approx(1)
+
+
 def test_windows_by_hand():
     split = leave_one_out(sequences_of([np.arange(9), np.arange(3), np.arange(4), np.arange(2)]), 9)
     # Training parts are 7, 1, 2 and 2 items long; one item alone predicts nothing.
