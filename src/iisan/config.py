@@ -60,6 +60,8 @@ class ItemEncoderConfig(Section):
             zeros (published code).
         head: ``one`` linear D→E per tower, or ``two`` (D→D, D→E; published code).
         concatenation: where the inter tower stands in the fusion's input.
+        fusion_scale: factor on the fusion's initial weights. At 1 (Xavier) normalised states give first scores far
+            larger than the loss needs, which costs epochs to unlearn.
         level_norm: parameter-free LayerNorm of every state before the gates.
     """
 
@@ -74,6 +76,7 @@ class ItemEncoderConfig(Section):
     first_block: Literal["alone", "gated"] = "alone"
     head: Literal["one", "two"] = "one"
     concatenation: Literal["inter-between", "inter-last"] = "inter-between"
+    fusion_scale: PositiveFloat = 1.0
     level_norm: Literal["none", "layer"] = "none"
 
 

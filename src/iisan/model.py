@@ -38,7 +38,7 @@ def item_encoder(config: ItemEncoderConfig, num_items: int, source: StateSource,
         case "table":
             return ItemTable(num_items, config.width)
         case "projection":
-            return Projection(source.widths, config.width, missing)
+            return Projection(source.widths, config.width, missing, config.fusion_scale)
         case "side":
             levels = {name: len(kept) for name, kept in source.levels.items()}
             settings = config.model_dump(exclude={"kind"})

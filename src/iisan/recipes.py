@@ -25,7 +25,7 @@ def default() -> Config:
     return Config(
         recipe="default",
         text=StatesConfig(pooling="mean"),
-        items=ItemEncoderConfig(level_norm="layer"),
+        items=ItemEncoderConfig(level_norm="layer", fusion_scale=0.15),
         loss=LossConfig(negatives=800, pool="trained"),
         optimizer=OptimizerConfig(rate=1e-3, blocks=1e-3),
         training=TrainingConfig(batch=64, patience=5),
@@ -67,7 +67,7 @@ def frozen() -> Config:
             "recipe": "frozen",
             "text": StatesConfig(pooling="mean", levels=(LAST,)),
             "image": StatesConfig(levels=(LAST,)),
-            "items": ItemEncoderConfig(kind="projection"),
+            "items": ItemEncoderConfig(kind="projection", fusion_scale=0.15),
         }
     )
 

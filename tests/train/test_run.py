@@ -74,6 +74,7 @@ CHANGES = {
     "items.first_block": "gated",
     "items.head": "two",
     "items.concatenation": "inter-last",
+    "items.fusion_scale": "1.0",
     "items.level_norm": "none",
     "sequence.kind": "gru4rec",
     "sequence.length": "4",

@@ -28,13 +28,16 @@ class Fusion(nn.Module):
         parts: names, in the order of concatenation.
         width: E.
         missing: whether items may lack a part.
+        scale: factor on the initial weights.
     """
 
-    def __init__(self, parts: tuple[str, ...], width: int, missing: bool) -> None:
+    def __init__(self, parts: tuple[str, ...], width: int, missing: bool, scale: float) -> None:
         super().__init__()
         self.parts = parts
         self.absent = nn.Parameter(torch.zeros(len(parts), width)) if missing else None
         self.linear = linear(len(parts) * width, width)
+        with torch.no_grad():
+            self.linear.weight.mul_(scale)
 
     def forward(self, parts: Mapping[str, tuple[Tensor, Tensor]], count: int) -> Tensor:
         """Part -> ``([U_p, E], positions [U_p])``, and U; returns ``[U, E]``."""
@@ -64,6 +67,7 @@ class SideNetwork(nn.Module):
         first_block: see ``IntraTower``.
         head: linears between a tower and the fusion: ``one`` D→E, or ``two`` D→D, D→E.
         concatenation: the inter tower's place: after the first modality, or last.
+        fusion_scale: factor on the fusion's initial weights.
         level_norm: ``layer`` normalises every state over its D entries before the gates, without parameters.
         missing: whether items may lack a modality.
     """
@@ -82,6 +86,7 @@ class SideNetwork(nn.Module):
         first_block: Literal["alone", "gated"] = "alone",
         head: Literal["one", "two"] = "one",
         concatenation: Literal["inter-between", "inter-last"] = "inter-between",
+        fusion_scale: float = 1.0,
         level_norm: Literal["none", "layer"] = "none",
         missing: bool = False,
     ) -> None:
@@ -103,7 +108,7 @@ class SideNetwork(nn.Module):
             self.towers[name] = tower
             self.dense[name] = linear(tower.width, tower.width) if head == "two" else nn.Identity()
             self.heads[name] = linear(tower.width, width)
-        self.fusion = Fusion(tuple(order), width, missing)
+        self.fusion = Fusion(tuple(order), width, missing, fusion_scale)
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """See the module's head."""
@@ -142,12 +147,15 @@ class Projection(nn.Module):
         widths: D of each modality.
         width: E.
         missing: whether items may lack a modality.
+        fusion_scale: factor on the fusion's initial weights.
     """
 
-    def __init__(self, widths: Mapping[str, int], width: int = 64, missing: bool = False) -> None:
+    def __init__(
+        self, widths: Mapping[str, int], width: int = 64, missing: bool = False, fusion_scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict({name: linear(value, width) for name, value in widths.items()})
-        self.fusion = Fusion(tuple(widths), width, missing)
+        self.fusion = Fusion(tuple(widths), width, missing, fusion_scale)
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """See the module's head; of the states the last level counts."""
