@@ -12,7 +12,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-MARKS = ("<!-- demo table, written by results/make.py from results/demo.json -->", "<!-- end of the demo table -->")
+MARKS = (
+    "<!-- demo table, written by results/make.py from results/demo.json -->",
+    "<!-- end of the demo table -->",
+)
 METRICS = ("hr@10", "ndcg@10", "cold_hr@10", "coverage@10")
 HEAD = """# Results
 
@@ -20,28 +23,38 @@ Written by `make.py` from the JSON records in the folders beside it.
 
 ## Amazon "Industrial & Scientific", titles only
 
-12,076 users, 20,314 items, 81,711 interactions (last 13 of each user); text encoder all-MiniLM-L6-v2 (6 blocks, 384 wide),
-frozen. Commands: [`scientific.sh`](scientific.sh). Protocol of every row: {protocol}; the epoch is chosen by validation
-HR@10. In %, mean ± standard deviation over seeds.
+12,076 users, 20,314 items, 81,711 interactions (last 13 of each user); text encoder
+all-MiniLM-L6-v2 (6 blocks, 384 wide), frozen. Commands: [`scientific.sh`](scientific.sh).
+Protocol of every row: {protocol}; the epoch is chosen by validation HR@10. In %, mean ± standard
+deviation over seeds.
 
-| method | seeds | HR@10 | NDCG@10 | HR@10, cold targets | coverage@10 | trained parameters | best epoch | s / epoch |
+| method | seeds | {names} | trained parameters | best epoch | s / epoch |
 |---|---|---|---|---|---|---|---|---|
 """
 FOOT = """
-`default` is IISAN (intra-modal tower, as text is the only modality) with the recipe chosen on validation data;
-`reference` is the same method with the settings of the authors' published code; `frozen` projects the encoder's last
-state and trains like `default`; `ids` learns an embedding per item (SASRec) and trains like `default`. Cold targets are
-those that no user took in training. Machine: {machine}, {threads} threads, no GPU; seconds an epoch are the median over
-runs, training alone, and other work ran on the same machine at times.
+`default` is IISAN (the intra-modal tower, as text is the only modality) with the recipe chosen on
+validation data; `reference` is the same method with the settings of the authors' published code;
+`frozen` projects the encoder's last state and trains like `default`; `ids` learns an embedding per
+item (SASRec) and trains like `default`. Cold targets are those that no user took in training.
+Machine: {machine}, {cores} cores, {threads} thread(s) used, no GPU. Other work ran on the machine at
+the same time, so the seconds (training alone) say little.
 """
 
 
+def label(metric: str) -> str:
+    """``cold_hr@10`` -> ``cold HR@10``."""
+    cold, _, name = metric.rpartition("_")
+    return f"{cold} {name if 'coverage' in name else name.upper()}".strip()
+
+
 def spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
+    """Mean, and deviation where there are several values."""
     mean = f"{scale * statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
 def main() -> None:
+    """Read the records, write both files."""
     folder = HERE / "scientific"
     runs = defaultdict(list)
     for path in sorted(folder.glob("*-seed*.json")):
@@ -69,9 +82,10 @@ def main() -> None:
         )
     (protocol,) = protocols
     record = runs["default"][0]
-    text = HEAD.format(protocol=protocol)
+    text = HEAD.format(protocol=protocol, names=" | ".join(map(label, METRICS)))
     text += "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    text += FOOT.format(machine=record["machine"]["processor"], threads=record["threads"])
+    machine = record["machine"]
+    text += FOOT.format(machine=machine["processor"], cores=machine["cores"], threads=record["threads"])
     (HERE / "README.md").write_text(text, encoding="utf-8")
     README.write_text(with_demo_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 

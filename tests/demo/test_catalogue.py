@@ -65,7 +65,7 @@ def test_every_user_has_five_to_thirty_different_items(catalogue):
     assert len(lengths) == USERS
     assert lengths.min() == 5
     assert lengths.max() <= 30
-    assert 10 < lengths.mean() < 12
+    assert 7 < lengths.mean() < 9
     offsets = catalogue.log.offsets
     for start, end in itertools.pairwise(offsets):
         assert len(set(catalogue.log.items[start:end])) == end - start

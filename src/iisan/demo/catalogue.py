@@ -22,7 +22,7 @@ MISSING_IMAGE_SHARE = 0.04
 MISSING_TITLE_SHARE = 0.04
 MIN_INTERACTIONS = 5
 MAX_INTERACTIONS = 30
-MEAN_INTERACTIONS = 11
+MEAN_INTERACTIONS = 8
 
 START = 1_672_531_200  # 2023-01-01, seconds
 LAUNCH = START + 330 * 86_400
@@ -105,7 +105,7 @@ def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000) -> Cat
     """Draw a catalogue and its users' interactions.
 
     About 4% of the items lack a title, another 4% a picture, and 8% are new: nobody can take them before
-    his last interaction. Every user has between 5 and 30 interactions, 11 on average, with no item twice.
+    his last interaction. Every user has between 5 and 30 interactions, 8 on average, with no item twice.
 
     Args:
         seed: same seed and sizes, same catalogue, to the last pixel.

@@ -16,11 +16,11 @@ from iisan.names import PAD
 
 Floats = npt.NDArray[np.float64]
 
-NUM_STYLES = 100
+NUM_STYLES = 700
 DRIFT = 0.1  # probability that the style changes between two steps
 SUCCESSORS = 4  # styles that a style usually changes to
 NEW_ITEM_SHARE = 0.08
-CATEGORY_WEIGHT, OTHER_WEIGHT = 1.8, 2.5  # log of the factor that a preferred value brings
+CATEGORY_WEIGHT, OTHER_WEIGHT = 1.8, 3.0  # log of the factor that a preferred value brings
 APPEAL, LUCK = 0.9, 0.35  # spread of log popularity: what comes from an item's values, and the rest
 
 
