@@ -65,7 +65,7 @@ def main() -> None:
         cells = [f"{100 * metrics[key]:.2f}" for key in METRICS]
         rows.append([name, "–", *cells, "–", "–", "–"])
     protocols = {metrics["protocol"] for metrics in baselines.values()}
-    for name in ("ids", "frozen", "reference", "default"):
+    for name in (name for name in ("ids", "frozen", "reference", "default") if name in runs):
         records = runs[name]
         protocols |= {record["protocol"] for record in records}
         cells = [spread([record["test"][key] for record in records]) for key in METRICS]

@@ -37,7 +37,7 @@ SETTINGS = (
     "optimizer.rate=0.004",
     "optimizer.blocks=0.004",
     "sequence.blocks=1",
-    "training.epochs=12",
+    "training.epochs=8",
 )
 
 
