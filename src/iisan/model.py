@@ -107,7 +107,8 @@ class SequentialRecommender(nn.Module):
 def encode_histories(sequence: nn.Module, items: Tensor, slots: Tensor) -> Tensor:
     """Gather ``items [U, E]`` at ``slots [B, S]`` (``PAD`` = nothing) and encode -> ``[B, S, E]``."""
     mask = slots != PAD
-    x = items[slots.clamp_min(0)] * mask[..., None]
+    # index_select, because the gradient of items[slots] adds up repeats in whatever order the threads come.
+    x = items.index_select(0, slots.clamp_min(0).flatten()).unflatten(0, slots.shape) * mask[..., None]
     return sequence(x, mask)
 
 
