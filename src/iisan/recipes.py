@@ -21,7 +21,7 @@ from iisan.names import LAST
 
 
 def default() -> Config:
-    """The best recipe found on validation data; see ``results/``."""
+    """Our own settings, from a short search that is not settled; see ``results/``."""
     return Config(
         recipe="default",
         text=StatesConfig(pooling="mean"),

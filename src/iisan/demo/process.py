@@ -16,6 +16,7 @@ from iisan.names import PAD
 
 Floats = npt.NDArray[np.float64]
 
+# Many styles and few purchases, so that content matters: with 60 to 400 styles ids alone overtook it.
 NUM_STYLES = 700
 DRIFT = 0.1  # probability that the style changes between two steps
 SUCCESSORS = 4  # styles that a style usually changes to
