@@ -35,7 +35,8 @@ FOOT = """
 `default` is IISAN (the intra-modal tower, as text is the only modality) with settings from a short
 search of one seed a trial, during which test figures were seen and weighed too: its row is not a clean
 held-out result. Another trial (batch 128, 1,500 negatives from the whole catalogue, unscaled fusion)
-had a slightly better validation HR@10, 9.94 against 9.90. Seed 1 was killed and resumed. `reference` is the same method with the settings of the authors' published code;
+had a slightly better validation HR@10, 9.94 against 9.90. Seed 1 was killed and resumed. `reference` is
+the same method with the settings of the authors' published code;
 `frozen` projects the encoder's last state and trains like `default`; `ids` learns an embedding per
 item (SASRec) and trains like `default`. Cold targets are those that no user took in training.
 Machine: {machine}, {cores} cores, {threads} thread(s) used, no GPU. Other work ran on the machine at
