@@ -43,6 +43,10 @@ class Scorer(Protocol):
         """
 
 
+#: A multiple of how many columns the kernels of matrix products compute at a time.
+_KERNEL_COLUMNS = 64
+
+
 class EmbeddingScorer:
     """Dot product of a user's query vector and the items' embeddings, in float32.
 
@@ -67,11 +71,15 @@ class EmbeddingScorer:
 
     def score(self, query: Tensor, items: Tensor | slice) -> Tensor:
         """``[B, n]`` dot products."""
-        # A single row goes to a matrix-vector kernel, which may round equal columns differently;
-        # a matrix product does not, and ties of duplicate items must be exact.
+        # Ties of duplicate items must be exact. A single row goes to a matrix-vector kernel, and columns beyond a
+        # multiple of the kernel's width to another one; either may round equal columns differently.
         rows = query.repeat(2, 1) if len(query) == 1 else query
+        columns = self.items[items]
+        beyond = -len(columns) % _KERNEL_COLUMNS
+        if beyond:
+            columns = torch.nn.functional.pad(columns, (0, 0, 0, beyond))
         with torch.autocast(self.items.device.type, enabled=False):
-            return (rows @ self.items[items].T)[: len(query)]
+            return (rows @ columns.T)[: len(query), : len(columns) - beyond]
 
 
 def _finite(vectors: Tensor, what: str) -> Tensor:
