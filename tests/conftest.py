@@ -65,7 +65,7 @@ WORDS = ["red", "blue", "green", "small", "large", "pump", "valve", "glove", "ta
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of tiny random models with processors: bert, roberta, gpt2 (no pad token), vit, clip, siglip."""
+    """Folders of tiny random models with processors: bert, gpt2 (no pad token), vit, clip and more."""
     import transformers as hf
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -75,13 +75,21 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     text = sizes | positions
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     image = sizes | {"image_size": 16, "patch_size": 8}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    distil = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32}
     configs = {
         "bert": hf.BertConfig(**text),
         "roberta": hf.RobertaConfig(**text | special),
+        "deberta": hf.DebertaConfig(**text),
+        "deberta-v2": hf.DebertaV2Config(**text | relative),
+        "distilbert": hf.DistilBertConfig(**positions | distil),
+        "mpnet": hf.MPNetConfig(**text | special),
         "gpt2": hf.GPT2Config(n_embd=16, n_layer=4, n_head=2, n_positions=40, **positions | special),
         "vit": hf.ViTConfig(**image),
         "clip": hf.CLIPConfig(text_config=text | special, vision_config=image, projection_dim=16),
         "siglip": hf.SiglipConfig(text_config=text | special, vision_config=image),
+        "deit": hf.DeiTConfig(**image),
+        "dinov2": hf.Dinov2Config(**image | {"mlp_ratio": 2}),
     }
     folders = {}
     for name, config in configs.items():
@@ -99,9 +107,9 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             ends = [("[CLS]", 2), ("[SEP]", 3)]
             tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
             tokens |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        if name != "vit":
+        if name not in ("vit", "deit", "dinov2"):
             hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
-        if name in ("vit", "clip", "siglip"):
+        if name in ("vit", "clip", "siglip", "deit", "dinov2"):
             size = {"height": 16, "width": 16}
             processor = {"image_processor_type": "ViTImageProcessor", "size": size}
             (folder / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -114,6 +122,8 @@ class Prepared:
 
     dataset: Path
     states: Path
+    text: Path
+    image: Path
 
 
 @pytest.fixture(scope="session")
@@ -153,5 +163,5 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, 
     folder = tmp_path_factory.mktemp("prepared")
     dataset = Dataset.from_frames(items, interactions).save(folder / "dataset")
     text, image = str(model_folders["bert"]), str(model_folders["vit"])
-    cache(dataset, folder / "states", text, image, dtype="fp32")
-    return Prepared(folder / "dataset", folder / "states")
+    cache(dataset, folder / "states", text, image, dtype="fp32", precision="fp32", top_blocks=2)
+    return Prepared(folder / "dataset", folder / "states", Path(text), Path(image))

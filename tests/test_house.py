@@ -12,7 +12,7 @@ import iisan
 ROOT = Path(iisan.__file__).parent
 ORDER = [
     *("errors", "names", "files", "progress", "config", "recipes", "data", "nn", "backbones", "states"),
-    *("model", "losses", "evaluate", "train", "api", "demo", "cli"),
+    *("model", "losses", "evaluate", "train", "efficiency", "api", "demo", "experiments", "printing", "cli"),
 ]
 
 

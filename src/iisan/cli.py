@@ -2,16 +2,21 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from iisan.errors import IisanError
-
-if TYPE_CHECKING:
-    from iisan.evaluate.evaluation import Evaluation
+from iisan.printing import (
+    print_comparison,
+    print_evaluations,
+    print_json,
+    print_measurements,
+    print_recommendations,
+    print_table,
+)
 
 app = typer.Typer(
     name="iisan",
@@ -61,54 +66,6 @@ def _say(as_json: bool) -> Callable[[str], None]:
     return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; a column whose name ends in "#" holds numbers."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"
-        table.add_column(column.removesuffix("#"), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    Console().print(table)
-
-
-def _metric_label(name: str) -> str:
-    """``cold_ndcg@10`` -> ``cold NDCG@10``."""
-    cold, _, rest = name.rpartition("_")
-    label = rest if rest.startswith("coverage") else rest.upper()
-    return f"{cold} {label}".strip()
-
-
-def _print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequence[int]) -> None:
-    k = 10 if 10 in cutoffs else cutoffs[0]
-    names = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", f"cold_hr@{k}", "coverage@10"]
-    last = list(evaluations.values())[-1]
-    _print_table(
-        f"{last.protocol}; in %",
-        ["", *(f"{_metric_label(name)}#" for name in names)],
-        [
-            [name, *(f"{100 * e.metrics[m]:.2f}" if m in e.metrics else "–" for m in names)]
-            for name, e in evaluations.items()
-        ],
-    )
-    if last.metrics.get("cold_users"):
-        print(f"cold: the {int(last.metrics['cold_users']):,} users whose target was never trained on")
-
-
-def _print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    cells = [[row["rank"], row["item_id"], f"{row['score']:.3f}", (row["text"] or "")[:80]] for row in rows]
-    _print_table(title, ["rank#", "item", "score#", "title"], cells)
-
-
 @app.command()
 def demo(
     out: Out = Path("iisan-demo"),
@@ -120,10 +77,10 @@ def demo(
 
     report = run_demo(out, seed=seed, say=_say(as_json))
     if as_json:
-        _print_json(report.as_json())
+        print_json(report.as_json())
         return
-    _print_table(*report.table())
-    _print_recommendations("what IISAN recommends to one user", report.recommended)
+    print_table(*report.table())
+    print_recommendations("what IISAN recommends to one user", report.recommended)
     print(report.closing())
 
 
@@ -176,10 +133,10 @@ def prepare(
     )
     dataset = prepare_dataset(form, sources, out, options)
     if as_json:
-        _print_json(dataset.manifest)
+        print_json(dataset.manifest)
         return
     counts = dataset.manifest["counts"]
-    _print_table(
+    print_table(
         str(out),
         ["", "users#", "items#", "interactions#"],
         [
@@ -212,9 +169,9 @@ def describe(
     loaded = Dataset.load(dataset)
     description = describe_dataset(loaded, make_split(loaded.sequences, loaded.num_items, split))
     if as_json:
-        _print_json(description.to_json())
+        print_json(description.to_json())
         return
-    _print_table(f"{dataset}, {split} split", ["", "value#", "why it matters"], description.rows())
+    print_table(f"{dataset}, {split} split", ["", "value#", "why it matters"], description.rows())
 
 
 @app.command()
@@ -232,6 +189,9 @@ def cache(
     text_pooling: Annotated[Literal["mean", "cls"] | None, typer.Option()] = None,
     image_pooling: Annotated[Literal["mean", "cls"] | None, typer.Option()] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest text, special tokens included.")] = None,
+    top_blocks: Annotated[
+        int | None, typer.Option(min=1, help="Also store the tokens below the last N blocks (recipe 'partial').")
+    ] = None,
     dtype: Annotated[
         Literal["bf16", "fp16", "int8", "fp32"], typer.Option(help="How states are stored.")
     ] = "bf16",
@@ -265,6 +225,7 @@ def cache(
         dtype=dtype,
         precision=precision,
         shard_rows=shard_rows,
+        top_blocks=top_blocks,
         trust_remote_code=trust_remote_code,
         say=_say(as_json),
     )
@@ -272,7 +233,7 @@ def cache(
         if verify:
             store.verify()
     if as_json:
-        _print_json(
+        print_json(
             {
                 modality: {
                     "folder": str(store.folder),
@@ -283,7 +244,7 @@ def cache(
             }
         )
         return
-    _print_table(
+    print_table(
         str(out),
         ["", "contents#", "levels", "width#", "stored as", "largest error#", "folder"],
         [
@@ -324,7 +285,7 @@ def train(
     ]
     result = train_run(load_config(config, [*folders, *(settings or [])]), out, say=_say(as_json))
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     test = result["test"]
     print(
@@ -371,9 +332,9 @@ def evaluate(
         with aside(out) as temporary:
             evaluations[trained.config.recipe].per_user.write_parquet(temporary)
     if as_json:
-        _print_json({name: {"protocol": e.protocol, **e.metrics} for name, e in evaluations.items()})
+        print_json({name: {"protocol": e.protocol, **e.metrics} for name, e in evaluations.items()})
         return
-    _print_evaluations(evaluations, config.evaluation.cutoffs)
+    print_evaluations(evaluations, config.evaluation.cutoffs)
 
 
 @app.command()
@@ -412,10 +373,86 @@ def recommend(
         print(f"{lists.height:,} rows written to {out}", file=sys.stderr)
         return
     if as_json:
-        _print_json(lists.to_dicts())
+        print_json(lists.to_dicts())
         return
     title = f"next for user {user}" if user is not None else f"next after {history}"
-    _print_recommendations(title, lists.to_dicts())
+    print_recommendations(title, lists.to_dicts())
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN… | FILE.csv", help="Run folders, or one table of measurements.")
+    ],
+    weights: Annotated[str, typer.Option(help="paper, data-centre, small-gpu, edge or mobile.")] = "paper",
+    extremes: Annotated[
+        Path | None, typer.Option(help="CSV of other measurements that TPME is normalised by (CSV only).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Quality, cost, TPME and significance of runs; or TPME of a CSV: name, seconds, parameters, memory.
+
+    Runs that differ in their seed alone are one method; the first method is tested against every other.
+    """
+    from iisan.efficiency.tpme import preset, read_csv
+    from iisan.experiments.compare import compare_measurements, compare_runs
+
+    if len(runs) == 1 and runs[0].suffix == ".csv":
+        reference = read_csv(extremes) if extremes else None
+        measured = compare_measurements(read_csv(runs[0]), preset(weights), reference)
+        print_json(measured.as_json()) if as_json else print_measurements(measured)
+        return
+    report = compare_runs(runs, preset(weights))
+    print_json(report.as_json()) if as_json else print_comparison(report)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="table-3 to table-7, figure-4, layerdrop, …")],
+    scale: Annotated[
+        Literal["demo", "full"],
+        typer.Option(help="demo: built-in data, minutes; full: your data, the paper's settings."),
+    ] = "demo",
+    out: Out = Path("iisan-experiments"),
+    seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds of every row.")] = "0",
+    dataset: Annotated[Path | None, typer.Option(help="Dataset folder (full).")] = None,
+    states: Annotated[Path | None, typer.Option(help="Folder of state stores (full).")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text model (full); repeatable.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="Image model (full); repeatable.")] = None,
+) -> None:
+    """Run a table of the paper, or a sweep; finished runs are not run again."""
+    from iisan.errors import ConfigError
+    from iisan.experiments.records import markdown, read_records
+    from iisan.experiments.run import run_experiment
+    from iisan.experiments.scales import demo_scale, full_scale
+    from iisan.experiments.tables import experiment as named
+
+    title = (named(name).__doc__ or name).splitlines()[0]
+    numbers = [seed.strip() for seed in seeds.split(",")]
+    if not all(number.isdigit() for number in numbers):
+        raise ConfigError(f"the seeds '{seeds}'", "whole numbers, such as 0,1,2", "write them with commas")
+    say = _say(False)
+    if scale == "demo":
+        chosen = demo_scale(out, say)
+    elif dataset is None or states is None:
+        raise ConfigError("the scale 'full' lacks data", "--dataset and --states", "pass both")
+    else:
+        chosen = full_scale(dataset, states, text or [], image or [], say)
+    folder = run_experiment(name, chosen, out, [int(number) for number in numbers], say)
+    print(f"\n{name} ({scale}): {title}\n")
+    print(markdown(read_records([folder]), name, list(named(name)(chosen))))
+    print(f"next: iisan report {out} --out report.html")
+
+
+@app.command()
+def report(
+    records: Annotated[list[Path], typer.Argument(metavar="RECORDS…", help="Record files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
+) -> None:
+    """Tables and charts of experiments as one self-contained page."""
+    from iisan.experiments.report import write_report
+
+    print(write_report(records, out))
 
 
 if __name__ == "__main__":

@@ -35,12 +35,42 @@ class Section(BaseModel):
 
 
 class StatesConfig(Section):
-    """What a modality's hidden states must be; None accepts whatever the store holds."""
+    """What a modality's hidden states must be; None accepts whatever the store holds.
+
+    Attributes:
+        backbone: hub id or folder; needed with ``source`` ``live``.
+        pooling: of a content's tokens: ``cls`` or ``mean``.
+        max_tokens: longest text, special tokens included.
+        levels: hidden states that are read: ``layerdrop`` (every other one), ``all``, or a list such as
+            ``[0, 6, 12]``; ``last`` is the backbone's own answer.
+    """
 
     backbone: str | None = None
     pooling: Literal["cls", "mean"] | None = None
     max_tokens: PositiveInt | None = None
     levels: Levels = "layerdrop"
+
+
+class TuningConfig(Section):
+    """What of the backbones is trained, with ``source`` ``live`` or ``partial``.
+
+    Attributes:
+        method: ``none`` (frozen), ``full`` (every weight), ``bias`` (BitFit), ``lora``, or ``adapter`` (Houlsby).
+        top: only the last ``top`` blocks and what follows them; None is the whole backbone. ``partial`` needs it.
+        rank: r of LoRA.
+        alpha: LoRA's product is scaled by ``alpha / rank``.
+        bottleneck: H of Houlsby's adapters.
+        rate: learning rate of everything trained inside the backbones.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+    """
+
+    method: Literal["none", "full", "bias", "lora", "adapter"] = "none"
+    top: PositiveInt | None = None
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+    bottleneck: PositiveInt = 64
+    rate: PositiveFloat = 1e-4
+    checkpointing: bool = False
 
 
 class ItemEncoderConfig(Section):
@@ -51,7 +81,11 @@ class ItemEncoderConfig(Section):
         width: E.
         intra: one tower per modality.
         inter: one tower across modalities; exists where there are at least two.
+        block: of the towers: ``adapter`` (the SAN block), ``phm`` (parameterised hypercomplex weights) or
+            ``low-rank`` weights (P1 table 6).
         bottleneck: H.
+        phm: n, Kronecker products a PHM weight is the sum of; divides widths and bottleneck.
+        rank: of a low-rank weight.
         activation: inside a SAN block.
         gated: learn the scalar gates; otherwise states are added.
         gate_on: what the gate of eq. 1 multiplies: the ``previous`` state (P1) or the ``hidden`` state
@@ -69,7 +103,10 @@ class ItemEncoderConfig(Section):
     width: PositiveInt = 64
     intra: bool = True
     inter: bool = True
+    block: Literal["adapter", "phm", "low-rank"] = "adapter"
     bottleneck: PositiveInt = 64
+    phm: PositiveInt = 8
+    rank: PositiveInt = 1
     activation: Literal["relu", "gelu"] = "relu"
     gated: bool = True
     gate_on: Literal["previous", "hidden"] = "previous"
@@ -146,7 +183,8 @@ class TrainingConfig(Section):
     """The loop.
 
     Attributes:
-        batch: B, users (training windows) per step.
+        batch: B, users (training windows) per forward pass.
+        accumulate: forward passes whose gradients are averaged into one update.
         epochs: upper limit.
         patience: stop after this many validations in a row without improvement; 0 never stops early.
         windows: train on each user's ``last`` S + 1 training items, or on ``all`` of them in pieces.
@@ -157,6 +195,7 @@ class TrainingConfig(Section):
     """
 
     batch: PositiveInt = 64
+    accumulate: PositiveInt = 1
     epochs: PositiveInt = 100
     patience: NonNegativeInt = 10
     windows: Literal["last", "all"] = "last"
@@ -195,17 +234,19 @@ class Config(Section):
         recipe: name of the recipe that the settings started from.
         dataset: dataset folder.
         states: folder of state stores (what ``iisan cache --out`` wrote); unused by ids.
-        source: ``cached`` reads the store, ``live`` runs the frozen backbones on the fly.
+        source: ``cached`` reads the store, ``live`` runs the backbones on the fly, ``partial`` reads the token
+            states below the last ``tuning.top`` blocks from the store and runs those blocks.
         modalities: in the order of concatenation; empty for ids; None takes all that there are states of.
     """
 
     recipe: str = "default"
     dataset: Path | None = None
     states: Path | None = None
-    source: Literal["cached", "live"] = "cached"
+    source: Literal["cached", "live", "partial"] = "cached"
     modalities: tuple[Modality, ...] | None = None
     text: StatesConfig = StatesConfig()
     image: StatesConfig = StatesConfig()
+    tuning: TuningConfig = TuningConfig()
     items: ItemEncoderConfig = ItemEncoderConfig()
     sequence: SequenceConfig = SequenceConfig()
     loss: LossConfig = LossConfig()
@@ -217,11 +258,27 @@ class Config(Section):
     def _parts_fit(self) -> "Config":
         if self.modalities is not None:
             self._modalities_fit(self.modalities)
+        self._source_fits()
         if self.sequence.kind == "sasrec" and self.items.width % self.sequence.heads:
             raise ValueError(
                 f"items.width {self.items.width} is no multiple of sequence.heads {self.sequence.heads}"
             )
         return self
+
+    def _source_fits(self) -> None:
+        tuning = self.tuning
+        if self.source == "cached" and tuning.method != "none":
+            raise ValueError(
+                f"tuning.method '{tuning.method}' with source 'cached': stored states cannot be trained; set "
+                "source to 'live' or 'partial'"
+            )
+        if self.source == "partial" and (tuning.method == "none" or tuning.top is None):
+            raise ValueError("source 'partial' needs a tuning.method and the number tuning.top of live blocks")
+        if tuning.method != "none" and self.items.kind != "projection":
+            raise ValueError(
+                f"items.kind '{self.items.kind}' with tuning.method '{tuning.method}': a trained backbone ends in "
+                "items.kind 'projection'"
+            )
 
     def _modalities_fit(self, modalities: tuple[str, ...]) -> None:
         if len(set(modalities)) != len(modalities):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 from iisan.config import (
     Config,
@@ -9,8 +10,10 @@ from iisan.config import (
     ItemEncoderConfig,
     LossConfig,
     OptimizerConfig,
+    SequenceConfig,
     StatesConfig,
     TrainingConfig,
+    TuningConfig,
     flatten,
     merge,
     parse,
@@ -19,14 +22,17 @@ from iisan.config import (
 from iisan.errors import ConfigError
 from iisan.names import LAST
 
+Method = Literal["full", "bias", "lora", "adapter"]
+
 
 def default() -> Config:
-    """Our own settings, from a short search that is not settled; see ``results/``."""
+    """Our own settings, chosen on validation data alone; see ``results/``."""
     return Config(
         recipe="default",
         text=StatesConfig(pooling="mean"),
-        items=ItemEncoderConfig(level_norm="layer", fusion_scale=0.15),
-        loss=LossConfig(negatives=800, pool="trained"),
+        items=ItemEncoderConfig(width=128, bottleneck=128, level_norm="layer", fusion_scale=0.15),
+        sequence=SequenceConfig(dropout=0.2),
+        loss=LossConfig(negatives=1600, pool="trained"),
         optimizer=OptimizerConfig(rate=1e-3, blocks=1e-3),
         training=TrainingConfig(batch=64, patience=5),
     )
@@ -67,7 +73,7 @@ def frozen() -> Config:
             "recipe": "frozen",
             "text": StatesConfig(pooling="mean", levels=(LAST,)),
             "image": StatesConfig(levels=(LAST,)),
-            "items": ItemEncoderConfig(kind="projection", fusion_scale=0.15),
+            "items": ItemEncoderConfig(kind="projection", width=128, fusion_scale=0.15),
         }
     )
 
@@ -75,12 +81,54 @@ def frozen() -> Config:
 def ids() -> Config:
     """The ``default`` training on item ids alone (SASRec)."""
     return default().model_copy(
-        update={"recipe": "ids", "modalities": (), "items": ItemEncoderConfig(kind="table")}
+        update={"recipe": "ids", "modalities": (), "items": ItemEncoderConfig(kind="table", width=128)}
     )
 
 
+def _tuned(name: str, method: Method, **tuning: Any) -> Config:
+    """The ``frozen`` recipe with backbones that run live and are trained by a method."""
+    changes = {"recipe": name, "source": "live", "tuning": TuningConfig(method=method, **tuning)}
+    return frozen().model_copy(update=changes)
+
+
+def fft() -> Config:
+    """Full fine-tuning: every weight of the backbones."""
+    return _tuned("fft", "full")
+
+
+def adapter() -> Config:
+    """Houlsby's adapters after attention and feed-forward of every block."""
+    return _tuned("adapter", "adapter", rate=1e-3)
+
+
+def lora() -> Config:
+    """LoRA on the query and value projections of every block."""
+    return _tuned("lora", "lora", rate=1e-3)
+
+
+def bitfit() -> Config:
+    """BitFit: the biases of the backbones alone."""
+    return _tuned("bitfit", "bias", rate=1e-3)
+
+
+def partial() -> Config:
+    """The last two blocks of the backbones trained, from stored token states below them."""
+    config = _tuned("partial", "full", top=2)
+    return config.model_copy(update={"source": "partial"})
+
+
+def uncached() -> Config:
+    """``default`` with the frozen backbones run on the fly: the same training, for comparing the cost."""
+    return default().model_copy(update={"recipe": "uncached", "source": "live"})
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
-    recipe.__name__: recipe for recipe in (default, paper, reference, frozen, ids)
+    recipe.__name__: recipe
+    for recipe in (
+        *(default, paper, reference),
+        *(frozen, ids, uncached),
+        *(fft, adapter, lora, bitfit, partial),
+    )
 }
 
 

@@ -112,12 +112,12 @@ def test_blocks_above_the_highest_level_do_not_run(model_folders: Folders, level
     backbone = load_text(str(model_folders["bert"]))
     whole = states(backbone, TEXTS)
     ran = []
-    for number, block in enumerate(backbone._blocks):
+    for number, block in enumerate(backbone.blocks):
         block.attention.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
     part = states(backbone, TEXTS, levels)
     assert ran == list(range(calls))
     torch.testing.assert_close(part, whole[:, [ALL.index(level) for level in levels]])
-    assert not any(block._forward_hooks for block in backbone._blocks)
+    assert not any(block._forward_hooks for block in backbone.blocks)
 
 
 def test_levels_come_in_the_order_asked_for(model_folders: Folders) -> None:
@@ -126,7 +126,7 @@ def test_levels_come_in_the_order_asked_for(model_folders: Folders) -> None:
 
 
 def test_gradients_flow_through_a_stopped_forward(model_folders: Folders) -> None:
-    backbone = load_text(str(model_folders["bert"]))
+    backbone = load_text(str(model_folders["bert"])).requires_grad_(True)
     backbone(backbone.prepare(TEXTS), (2,)).square().sum().backward()
     with_gradient = {
         int(name.split("layer.")[1].split(".")[0])

@@ -8,7 +8,15 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from iisan.demo.catalogue import generate
 from iisan.demo.products import ATTRIBUTES, IMAGE_ATTRIBUTES, NUM_VALUES, TEXT_ATTRIBUTES
-from iisan.demo.train_backbones import FOLDER, noisy_labels, train_image, train_text, training_titles, vocabulary
+from iisan.demo.train_backbones import (
+    FOLDER,
+    SIZES,
+    noisy_labels,
+    train_image,
+    train_text,
+    training_titles,
+    vocabulary,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +57,17 @@ def best_level(states: np.ndarray, values: np.ndarray) -> float:
     return max(probe(states[:, level], values) for level in range(1, states.shape[1]))
 
 
-def test_both_are_ordinary_small_folders_of_six_blocks():
+def test_all_are_ordinary_small_folders():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 4_000_000
     assert {path.suffix for path in files} == {".json", ".safetensors"}
-    for name, kind in (("text", "BertModel"), ("image", "ViTModel")):
+    for name, kind, size in (
+        *(("text", "BertModel", SIZES[""]), ("image", "ViTModel", SIZES[""])),
+        *(("text-small", "BertModel", SIZES["-small"]), ("image-small", "ViTModel", SIZES["-small"])),
+    ):
         config = json.loads((FOLDER / name / "config.json").read_text())
         assert config["architectures"] == [kind]
-        assert config["num_hidden_layers"] == 6
+        assert (config["num_hidden_layers"], config["hidden_size"]) == (size.blocks, size.width)
         assert "auto_map" not in config
 
 
@@ -135,8 +146,8 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_training_is_deterministic_and_its_folders_load(tmp_path):
     for trial in ("a", "b"):
-        train_text(tmp_path / trial / "text", seed=5, steps=3, count=300)
-        train_image(tmp_path / trial / "image", seed=5, steps=3, count=128)
+        train_text(tmp_path / trial / "text", SIZES["-small"], seed=5, steps=3, count=300)
+        train_image(tmp_path / trial / "image", SIZES["-small"], seed=5, steps=3, count=128)
     for name in ("text/model.safetensors", "text/tokenizer.json", "image/model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert AutoModel.from_pretrained(tmp_path / "a" / "text").config.num_hidden_layers == 6

@@ -171,7 +171,7 @@ def test_reading_maps_the_files_instead_of_loading_them(tmp_path: Path) -> None:
         error=[None] * 8, shards=[], made_with={},
     )  # fmt: skip
     with StateWriter(tmp_path / "text-0", (manifest, torch.zeros(8, 512)), print) as writer:
-        writer.append([str(key) for key in range(4096)], torch.ones(4096, 8, 512), str)
+        writer.append([str(key) for key in range(4096)], torch.ones(4096, 8, 512), [1] * 4096, str)
     before = private_bytes()
     store = StateStore.open(tmp_path / "text-0")
     states = store.read(torch.arange(0, 4096, 64))

@@ -13,7 +13,7 @@ from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError, IisanError, RunError, StoreError
 from iisan.evaluate.metrics import metrics_from_frame
 from iisan.evaluate.ranks import rank_targets
-from iisan.recipes import recipe
+from iisan.recipes import RECIPES, recipe
 from iisan.train import loop
 from iisan.train.assess import assess
 from iisan.train.run import train
@@ -32,10 +32,12 @@ def quick(prepared):
     return config
 
 
-@pytest.mark.parametrize("name", ["default", "frozen", "ids", "paper", "reference"])
-def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, tmp_path):
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_path):
     # The tiny store was made under other settings than the papers'.
     own = ("text.pooling=mean", "text.max_tokens=null") if name in ("paper", "reference") else ()
+    # No store tells a live run what its backbones are.
+    own += (f"text.backbone={prepared.text}", f"image.backbone={prepared.image}")
     result = train(quick(name, *own), tmp_path / "run")
     assert result["status"] == "finished"
     files = {path.name for path in (tmp_path / "run").iterdir()}
@@ -63,11 +65,21 @@ CHANGES = {
     "image.max_tokens": None,
     "text.levels": "[0,4]",
     "image.levels": "[0,4]",
+    "tuning.method": None,  # see test_methods.py
+    "tuning.top": None,
+    "tuning.rank": None,
+    "tuning.alpha": None,
+    "tuning.bottleneck": None,
+    "tuning.rate": None,
+    "tuning.checkpointing": None,  # the same gradients with less memory; see test_tuning.py
     "items.kind": "projection",
     "items.width": "32",
     "items.intra": "false",
     "items.inter": "false",
+    "items.block": "low-rank",
     "items.bottleneck": "8",
+    "items.phm": None,  # of block phm; see test_settings_of_one_kind_of_block_change_the_run
+    "items.rank": None,  # of block low-rank
     "items.activation": "gelu",
     "items.gated": "false",
     "items.gate_on": None,  # the mirrored gate, hence the same training up to rounding; see test_side_network.py
@@ -91,6 +103,7 @@ CHANGES = {
     "optimizer.gates": "{inter: 0.1}",
     "optimizer.dense": None,  # see test_rates_reach_their_parameters
     "training.batch": "8",
+    "training.accumulate": "2",
     "training.epochs": "1",
     "training.patience": None,  # see test_training_stops_and_returns_the_best_epoch
     "training.windows": "all",
@@ -132,6 +145,17 @@ def test_the_same_configuration_gives_the_same_run(quick, tmp_path, plain_outcom
     assert outcome(quick(), tmp_path / "run") == plain_outcome
 
 
+def test_settings_of_one_kind_of_block_change_the_run(quick, tmp_path):
+    for kind, setting, values in (("phm", "phm", "24"), ("low-rank", "rank", "12")):
+        one, other = (
+            outcome(
+                quick("default", f"items.block={kind}", f"items.{setting}={value}"), tmp_path / f"{kind}{value}"
+            )
+            for value in values
+        )
+        assert one != other
+
+
 def test_full_softmax_changes_the_run(quick, tmp_path, plain_outcome):
     found = outcome(quick("default", "loss.negatives=0", "loss.candidates=all"), tmp_path / "run")
     assert found != plain_outcome
@@ -142,7 +166,7 @@ def test_rates_reach_their_parameters(quick):
     network = build(resolve(config)).network
     rates = {
         id(parameter): group["lr"]
-        for group in loop.parameter_groups(network, config.optimizer)
+        for group in loop.parameter_groups(network, config.optimizer, config.tuning.rate)
         for parameter in group["params"]
     }
     by_name = {name: rates[id(parameter)] for name, parameter in network.trainable()}

@@ -14,7 +14,7 @@ from iisan.backbones.levels import Level
 from iisan.errors import BackboneError
 from iisan.names import LAST
 
-#: From hidden states [n, S, D] to one vector per content [n, D], in fp32.
+#: From hidden states [n, S, D] to one vector per content [n, D], or one per real token, in fp32.
 Pool = Callable[[Tensor], Tensor]
 
 

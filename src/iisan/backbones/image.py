@@ -1,8 +1,12 @@
 """Image encoders of Hugging Face as backbones."""
 
+import io
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from iisan.backbones.backbone import Backbone
@@ -47,8 +51,24 @@ class ImageBackbone(Backbone):
         images = [open_image(content) for content in contents]
         return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
 
+    def sample(self) -> bytes:
+        """A small grey picture."""
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), "grey").save(buffer, "PNG")
+        return buffer.getvalue()
+
+    @cached_property
+    def _blank(self) -> Tensor:
+        return torch.zeros_like(self.prepare([self.sample()])["pixel_values"])
+
+    def inputs_like(self, mask: Tensor) -> dict[str, Tensor]:
+        """Blank pixels: all pictures have equally many tokens."""
+        return {"pixel_values": self._blank.to(mask.device).expand(len(mask), -1, -1, -1)}
+
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """Class token, or mean over all tokens of the tower."""
+        """Class token, mean over all tokens of the tower, or every token."""
+        if self.pooling == "tokens":
+            return lambda hidden: hidden.float().flatten(0, 1)
         if self.pooling == "cls":
             return lambda hidden: hidden[:, 0].float()
         return lambda hidden: hidden.float().mean(1)

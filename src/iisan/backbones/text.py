@@ -61,6 +61,14 @@ class TextBackbone(Backbone):
             rules = {"class": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.get_vocab()}
         return sha256_json(rules)
 
+    def sample(self) -> str:
+        """A word."""
+        return "sample"
+
+    def inputs_like(self, mask: Tensor) -> dict[str, Tensor]:
+        """Token 0 everywhere, and the mask."""
+        return {"input_ids": torch.zeros_like(mask), "attention_mask": mask}
+
     def lengths(self, contents: Sequence[str]) -> list[int]:
         """Number of tokens of every text after cutting, special tokens included."""
         lengths: list[int] = []
@@ -85,9 +93,17 @@ class TextBackbone(Backbone):
             )
         return {name: encoded[name] for name in sorted(self._accepted & set(encoded))}
 
+    def row_counts(self, inputs: dict[str, Tensor], rows: int) -> list[int]:
+        """One a text, or its real tokens."""
+        if self.pooling == "tokens":
+            return inputs["attention_mask"].sum(1).tolist()
+        return super().row_counts(inputs, rows)
+
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """First real token, or mean over real tokens."""
+        """First real token, mean over real tokens, or every real token."""
         mask = inputs["attention_mask"]
+        if self.pooling == "tokens":
+            return lambda hidden: hidden[mask.bool()].float()
         if self.pooling == "cls":
             texts, first = torch.arange(len(mask), device=mask.device), mask.argmax(1)
             return lambda hidden: hidden[texts, first].float()

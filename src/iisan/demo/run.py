@@ -106,7 +106,7 @@ def run_demo(out: Path, seed: int = 0, say: Callable[[str], None] = lambda line:
     """
     say(f"1/5 generating a catalogue (seed {seed}) and preparing it")
     catalogue = generate(seed)
-    dataset = _dataset(catalogue, out)
+    dataset = demo_dataset(catalogue, out)
     say(f"    {dataset.num_items:,} items, {dataset.num_users:,} users, {dataset.num_interactions:,} interactions")
     say("2/5 caching the hidden states of two small backbones")
     cache(dataset, out / "states", str(BACKBONES / TEXT), str(BACKBONES / IMAGE), say=say)
@@ -123,7 +123,8 @@ def run_demo(out: Path, seed: int = 0, say: Callable[[str], None] = lambda line:
     return DemoReport(oracle[1].protocol, metrics, recommended, str(out))
 
 
-def _dataset(catalogue: Catalogue, out: Path) -> Dataset:
+def demo_dataset(catalogue: Catalogue, out: Path) -> Dataset:
+    """Write a catalogue's raw files and prepare them, or open what an earlier call prepared."""
     raw, folder = out / "raw", out / "dataset"
     if (folder / "dataset.json").exists():
         return Dataset.load(folder)

@@ -1,4 +1,4 @@
-"""Train the demo's two small backbones: ``python -m iisan.demo.train_backbones``.
+"""Train the demo's small backbones: ``python -m iisan.demo.train_backbones``.
 
 They stand in for BERT and ViT as downloaded: pretrained on products of the same kind as the catalogue's but
 on none of the catalogue's, for objectives that are not recommendation.
@@ -12,13 +12,14 @@ text model's states tell all four attributes of a title, averaged over words a l
 than further in; the image model's tell category and colour, shape mostly, and pattern in two of three pictures.
 
 Deterministic in the seed on one machine, one thread and one set of library versions; five to ten minutes of
-one core for both. The folders written are ordinary Hugging Face folders.
+one core for all. The folders written are ordinary Hugging Face folders.
 """
 
 import argparse
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,10 @@ from iisan.demo.products import (
     draw_attributes,
     write_titles,
 )
+from iisan.names import IMAGE, TEXT
 
 FOLDER = Path(__file__).parent / "backbones"
-WIDTH = 64
-BLOCKS = 6
+HEADS = 4
 COMMON = 1000  # a word that stands in one title of so many is a token; others are spelt
 BATCH = 64
 PATCH = 8
@@ -57,10 +58,28 @@ RESIZED = 32  # pixels a side
 MASKED_WORDS = 0.25
 MASKED_PATCHES = 0.15
 LABEL_NOISE = 0.1
-INNER = 4  # index of the hidden state that also learns
 POSITIONS = 64
 RATE = 1.5e-3
 IGNORED = -100  # label of words that are not guessed, in the collator of transformers
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a backbone is.
+
+    Attributes:
+        width: D.
+        blocks: T.
+        inner: index of the hidden state that also learns.
+    """
+
+    width: int
+    blocks: int
+    inner: int
+
+
+#: Ending of the folder's name -> size. The small ones let a pair of backbones differ in depth and width.
+SIZES = {"": Size(width=64, blocks=6, inner=4), "-small": Size(width=32, blocks=4, inner=2)}
 
 # Streams far from those of the catalogue, which are numbered from 0.
 _TEXT_STREAM, _IMAGE_STREAM, _BATCH_STREAM, _LABEL_STREAM = 100, 101, 102, 103
@@ -154,11 +173,14 @@ def vocabulary(titles: list[str]) -> list[str]:
 class _TextPretext(nn.Module):
     """A BERT with the heads of its objectives."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, size: Size) -> None:
         super().__init__()
+        self.inner = size.inner
         self.pretraining = BertForPreTraining(config)
-        self.category = nn.Linear(WIDTH, NUM_VALUES)
-        self.tags = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, NUM_VALUES * len(TEXT_ATTRIBUTES)))
+        self.category = nn.Linear(size.width, NUM_VALUES)
+        self.tags = nn.Sequential(
+            nn.LayerNorm(size.width), nn.Linear(size.width, NUM_VALUES * len(TEXT_ATTRIBUTES))
+        )
 
     def forward(
         self, tokens: dict[str, torch.Tensor], words: torch.Tensor, labels: torch.Tensor
@@ -169,11 +191,11 @@ class _TextPretext(nn.Module):
         return {
             "words": functional.cross_entropy(guess, words[guessed]),
             "category": functional.cross_entropy(self.category(output.pooler_output), labels[:, 0]),
-            "tags": functional.cross_entropy(self.tags(output.hidden_states[INNER][:, 0]), labels[:, 1]),
+            "tags": functional.cross_entropy(self.tags(output.hidden_states[self.inner][:, 0]), labels[:, 1]),
         }
 
 
-def train_text(folder: Path, seed: int, steps: int, count: int = 30_000) -> None:
+def train_text(folder: Path, size: Size, seed: int, steps: int, count: int = 30_000) -> None:
     """Make the vocabulary, train the BERT, and save both to ``folder``."""
     titles, attributes = training_titles(seed, count)
     labels = noisy_labels(attributes, ("category",), TEXT_ATTRIBUTES, np.random.default_rng([seed, _LABEL_STREAM]))
@@ -183,15 +205,15 @@ def train_text(folder: Path, seed: int, steps: int, count: int = 30_000) -> None
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
-        intermediate_size=4 * WIDTH,
+        hidden_size=size.width,
+        num_hidden_layers=size.blocks,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * size.width,
         max_position_embeddings=POSITIONS,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    model = _TextPretext(config).train()
+    model = _TextPretext(config, size).train()
     encoded = tokenizer(titles, truncation=True, return_special_tokens_mask=True)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED_WORDS, seed=seed)
 
@@ -211,12 +233,15 @@ def train_text(folder: Path, seed: int, steps: int, count: int = 30_000) -> None
 class _ImagePretext(nn.Module):
     """A ViT with the heads of its objectives."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, size: Size) -> None:
         super().__init__()
+        self.inner = size.inner
         self.vit = ViTModel(config)
-        self.labels = nn.Linear(WIDTH, 2 * NUM_VALUES)
-        self.tags = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, NUM_VALUES * len(IMAGE_ATTRIBUTES)))
-        self.pixels = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * PATCH**2))
+        self.labels = nn.Linear(size.width, 2 * NUM_VALUES)
+        self.tags = nn.Sequential(
+            nn.LayerNorm(size.width), nn.Linear(size.width, NUM_VALUES * len(IMAGE_ATTRIBUTES))
+        )
+        self.pixels = nn.Sequential(nn.LayerNorm(size.width), nn.Linear(size.width, 3 * PATCH**2))
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         patches = functional.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
@@ -225,7 +250,7 @@ class _ImagePretext(nn.Module):
             patches.masked_fill(hidden[..., None], 0.0).transpose(1, 2), images.shape[-2:], PATCH, stride=PATCH
         )
         output = self.vit(masked, output_hidden_states=True)
-        inner = output.hidden_states[INNER]
+        inner = output.hidden_states[self.inner]
         category, shape = self.labels(output.last_hidden_state[:, 0]).split(NUM_VALUES, dim=1)
         return {
             "category": functional.cross_entropy(category, labels[:, 0]),
@@ -235,13 +260,13 @@ class _ImagePretext(nn.Module):
         }
 
 
-def train_image(folder: Path, seed: int, steps: int, count: int = 12_000) -> None:
+def train_image(folder: Path, size: Size, seed: int, steps: int, count: int = 12_000) -> None:
     """Train the ViT and save it with its preprocessing to ``folder``."""
     rng = np.random.default_rng([seed, _IMAGE_STREAM])
     attributes = draw_attributes(count, rng)
     blocks = np.array_split(attributes, max(1, count // 256))
-    size = {"height": RESIZED, "width": RESIZED}
-    processor = ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    pixels = {"height": RESIZED, "width": RESIZED}
+    processor = ViTImageProcessorPil(size=pixels, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     images = torch.cat(
         [processor([*pictures.render(block, rng)], return_tensors="pt")["pixel_values"] for block in blocks]
     )
@@ -251,31 +276,37 @@ def train_image(folder: Path, seed: int, steps: int, count: int = 12_000) -> Non
     config = ViTConfig(
         image_size=RESIZED,
         patch_size=PATCH,
-        hidden_size=WIDTH,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
-        intermediate_size=4 * WIDTH,
+        hidden_size=size.width,
+        num_hidden_layers=size.blocks,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * size.width,
     )
-    model = _ImagePretext(config).train()
+    model = _ImagePretext(config, size).train()
     _train("image", model, lambda rows: model(images[rows], labels[rows]), count, steps, seed)
     model.vit.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
 def main() -> None:
-    """Train both backbones and write them into the package, or elsewhere with ``--out``."""
-    parser = argparse.ArgumentParser(description="Train the demo's two small backbones.")
+    """Train the backbones and write them into the package, or elsewhere with ``--out``."""
+    parser = argparse.ArgumentParser(description="Train the demo's small backbones.")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--text-steps", type=int, default=1000)
     parser.add_argument("--image-steps", type=int, default=2000)
-    parser.add_argument("--only", choices=("text", "image"))
+    parser.add_argument(
+        "--only", choices=[f"{modality}{ending}" for modality in (TEXT, IMAGE) for ending in SIZES]
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.only != "image":
-        train_text(arguments.out / "text", arguments.seed, arguments.text_steps)
-    if arguments.only != "text":
-        train_image(arguments.out / "image", arguments.seed, arguments.image_steps)
+    for ending, size in SIZES.items():
+        for modality, train, steps in (
+            (TEXT, train_text, arguments.text_steps),
+            (IMAGE, train_image, arguments.image_steps),
+        ):
+            name = f"{modality}{ending}"
+            if arguments.only in (None, name):
+                train(arguments.out / name, size, arguments.seed, steps)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ All have the same door: ``forward(rows [U], states)``, rows being the items' ind
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from iisan.nn.blocks import linear
+from iisan.nn.blocks import SANBlock, linear
 from iisan.nn.towers import InterTower, IntraTower
 
 INTER = "inter"
@@ -60,8 +61,8 @@ class SideNetwork(nn.Module):
         width: E.
         intra: a tower per modality.
         inter: a tower across modalities (where there are at least two).
-        bottleneck: H.
-        activation: ``relu`` or ``gelu``.
+        block: kind of the SAN blocks, with ``bottleneck`` (H), ``phm`` (n), ``rank`` and ``activation``: see
+            ``SANBlock``.
         gated: learned gates, or plain addition.
         gate_on: see ``IntraTower``.
         first_block: see ``IntraTower``.
@@ -79,7 +80,10 @@ class SideNetwork(nn.Module):
         width: int = 64,
         intra: bool = True,
         inter: bool = True,
+        block: Literal["adapter", "phm", "low-rank"] = "adapter",
         bottleneck: int = 64,
+        phm: int = 8,
+        rank: int = 1,
         activation: str = "relu",
         gated: bool = True,
         gate_on: Literal["previous", "hidden"] = "previous",
@@ -93,6 +97,7 @@ class SideNetwork(nn.Module):
         super().__init__()
         self.level_norm = level_norm
         self.missing = missing
+        make = partial(SANBlock, bottleneck=bottleneck, activation=activation, kind=block, phm=phm, rank=rank)
         order = list(levels) if intra else []
         if inter and len(levels) > 1:
             order.insert(min(1, len(order)) if concatenation == "inter-between" else len(order), INTER)
@@ -102,9 +107,9 @@ class SideNetwork(nn.Module):
         for name in order:
             tower: InterTower | IntraTower
             if name == INTER:
-                tower = InterTower(levels, widths, bottleneck, activation, gated)
+                tower = InterTower(levels, widths, make, gated)
             else:
-                tower = IntraTower(levels[name], widths[name], bottleneck, activation, gated, gate_on, first_block)
+                tower = IntraTower(levels[name], widths[name], make, gated, gate_on, first_block)
             self.towers[name] = tower
             self.dense[name] = linear(tower.width, tower.width) if head == "two" else nn.Identity()
             self.heads[name] = linear(tower.width, width)
@@ -126,6 +131,11 @@ class SideNetwork(nn.Module):
                 output = tower(values)
             parts[name] = (self.heads[name](self.dense[name](output)), positions)
         return self.fusion(parts, len(rows))
+
+    def gate_values(self) -> dict[str, list[float] | list[list[float]]]:
+        """Gates of each tower that has some: see the towers' ``gate_values``."""
+        found = {name: tower.gate_values() for name, tower in self.towers.items()}  # type: ignore[operator]
+        return {name: values.tolist() for name, values in found.items() if values is not None}
 
     def _inter(self, states: States, count: int) -> tuple[Tensor, Tensor]:
         first = next(iter(states.values()))[1]

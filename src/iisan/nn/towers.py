@@ -1,13 +1,13 @@
 """The side networks: one tower within each modality, one between them (P1 eqs. 1 and 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from iisan.nn.blocks import GATE_TEMPERATURE, SANBlock, gate
+from iisan.nn.blocks import GATE_TEMPERATURE, gate
 
 
 class IntraTower(nn.Module):
@@ -19,8 +19,7 @@ class IntraTower(nn.Module):
     Args:
         levels: K.
         width: D.
-        bottleneck: H.
-        activation: of the SAN blocks.
+        block: makes a SAN block of a width.
         gated: otherwise ``b_{i-1} + h_i`` enters a block.
         gate_on: the summand that the gate multiplies.
         first_block: the first block sees ``h_0`` ``alone``, or ``gated`` with a previous state of zeros.
@@ -30,8 +29,7 @@ class IntraTower(nn.Module):
         self,
         levels: int,
         width: int,
-        bottleneck: int,
-        activation: str,
+        block: Callable[[int], nn.Module],
         gated: bool,
         gate_on: Literal["previous", "hidden"],
         first_block: Literal["alone", "gated"],
@@ -39,7 +37,7 @@ class IntraTower(nn.Module):
         super().__init__()
         self.width = width
         self.gate_on = gate_on
-        self.blocks = nn.ModuleList(SANBlock(width, bottleneck, activation) for _ in range(levels))
+        self.blocks = nn.ModuleList(block(width) for _ in range(levels))
         self.alone = first_block == "alone" or not gated
         self.gates = nn.Parameter(torch.zeros(levels - self.alone)) if gated else None
 
@@ -77,8 +75,7 @@ class InterTower(nn.Module):
     Args:
         levels: K of each modality, in order; β multiplies the first.
         widths: D of each modality.
-        bottleneck: H.
-        activation: of the SAN blocks.
+        block: makes a SAN block of a width.
         gated: otherwise the states are added.
     """
 
@@ -86,15 +83,14 @@ class InterTower(nn.Module):
         self,
         levels: Mapping[str, int],
         widths: Mapping[str, int],
-        bottleneck: int,
-        activation: str,
+        block: Callable[[int], nn.Module],
         gated: bool,
     ) -> None:
         super().__init__()
         self.width = min(widths.values())
         # A level exists where at least two modalities have one.
         self.steps = sorted(levels.values())[-2]
-        self.blocks = nn.ModuleList(SANBlock(self.width, bottleneck, activation) for _ in range(self.steps))
+        self.blocks = nn.ModuleList(block(self.width) for _ in range(self.steps))
         self.gates = nn.Parameter(torch.zeros(self.steps, len(levels) - 1)) if gated else None
         self.transforms = nn.ModuleDict(
             {

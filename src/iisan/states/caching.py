@@ -10,6 +10,7 @@ from iisan.backbones.backbone import Backbone
 from iisan.backbones.image import load_image
 from iisan.backbones.levels import Level
 from iisan.backbones.text import load_text
+from iisan.backbones.tuning import first_trained_block
 from iisan.errors import ConfigError
 from iisan.names import IMAGE, TEXT
 from iisan.states.contents import Catalogue, Contents
@@ -32,6 +33,7 @@ def cache(
     text_batch_size: int = 64,
     image_batch_size: int = 32,
     shard_rows: int = 4096,
+    top_blocks: int | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -55,6 +57,8 @@ def cache(
         text_batch_size: texts per forward pass.
         image_batch_size: images per forward pass.
         shard_rows: contents per shard, the most that a kill can lose.
+        top_blocks: also store every token's state below the last ``top_blocks`` blocks, for partial training
+            (source ``partial``); that many tokens take far more room than the pooled states.
         device: where the backbones run; a GPU if there is one.
         trust_remote_code: run program code that comes with the models.
         say: told about what was decided on the user's behalf.
@@ -67,26 +71,27 @@ def cache(
         StoreError: states that cannot be stored.
         DataError: an image that cannot be read.
     """
-    loaders: dict[str, tuple[Callable[[], Backbone], int]] = {}
+    loaders: dict[str, tuple[Callable[[str], Backbone], str, int]] = {}
     if text is not None:
         loaders[TEXT] = (
-            functools.partial(load_text, text, text_pooling, max_tokens, trust_remote_code),
+            lambda pooling: load_text(text, pooling, max_tokens, trust_remote_code),
+            text_pooling,
             text_batch_size,
         )
     if image is not None:
         loaders[IMAGE] = (
-            functools.partial(load_image, image, image_pooling, trust_remote_code),
+            lambda pooling: load_image(image, pooling, trust_remote_code),
+            image_pooling,
             image_batch_size,
         )
     if not loaders:
         raise ConfigError("no backbone", "one for text, for images or for both", "pass --text or --image")
     stores = {}
-    for modality, (load, batch_size) in loaders.items():
-        stores[modality] = extract(
-            load(),
-            Contents.of(dataset, modality),
-            Path(out),
-            levels=levels,
+    for modality, (load, pooling, batch_size) in loaders.items():
+        encode = functools.partial(
+            extract,
+            contents=Contents.of(dataset, modality),
+            out=Path(out),
             dtype=dtype,
             precision=precision,
             batch_size=batch_size,
@@ -94,4 +99,8 @@ def cache(
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             say=say,
         )
+        stores[modality] = encode(load(pooling), levels=levels)
+        if top_blocks is not None:
+            backbone = load("tokens")
+            encode(backbone, levels=[first_trained_block(backbone, top_blocks)])
     return stores

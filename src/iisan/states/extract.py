@@ -33,7 +33,7 @@ from iisan.states.codec import (
 )
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
-from iisan.states.store import StateStore
+from iisan.states.store import StateStore, store_name
 from iisan.states.writer import StateWriter, library_versions
 
 #: Contents from which the means are taken and on which the storage error is measured.
@@ -61,8 +61,10 @@ class _Job:
     def batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
         return _chunks(indices, self.batch_size)
 
-    def run(self, batches: Iterable[Sequence[int]], precision: Precision) -> Iterator[Tensor]:
-        """States [n, K, D] of every batch, in order; the next batches are prepared meanwhile."""
+    def run(
+        self, batches: Iterable[Sequence[int]], precision: Precision
+    ) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        """States [rows, K, D] of every batch and the rows of each content; the next are prepared meanwhile."""
         # A tokenizer must not be used by two threads at once; decoding images gains from many.
         prepare = functools.partial(prepare_items, self.backbone, self.contents)
         workers = 1 if self.contents.modality == TEXT else os.cpu_count() or 1
@@ -70,7 +72,11 @@ class _Job:
             with torch.inference_mode(), autocast(self.device, precision):
                 on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
                 states = self.backbone(on_device, self.levels).cpu()
-            yield states
+            yield states, self.backbone.row_counts(inputs, len(states))
+
+    def states(self, indices: Sequence[int], precision: Precision) -> tuple[Tensor, list[int]]:
+        """States [rows, K, D] of some contents, and the content that each row belongs to."""
+        return _joined(indices, list(self.run(self.batches(indices), precision)))
 
 
 def extract(
@@ -94,7 +100,8 @@ def extract(
     Args:
         backbone: moved to ``device`` and run in eval mode.
         contents: of N items.
-        out: folder of stores; the store is ``<out>/<modality>-<fingerprint>``.
+        out: folder of stores; the store is ``<out>/<modality>-<fingerprint>``
+            (``<out>/tokens-<modality>-<fingerprint>`` with pooling ``tokens``).
         levels: see :func:`iisan.backbones.levels.parse_levels`.
         dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
         precision: see :func:`iisan.backbones.precision.choose_precision`; under ``"auto"`` fp32 is used where
@@ -141,9 +148,17 @@ def _append_all(job: _Job, writer: StateWriter, todo: list[int], keys: list[str 
     precision: Precision = writer.manifest.precision
     states = track(job.run(flat, precision), f"caching {job.contents.modality} states", len(flat))
     for shard, of_shard in zip(shards, batches, strict=True):
-        shard_states = torch.cat([next(states) for _ in of_shard])
+        parts = [next(states) for _ in of_shard]
+        shard_states, owners = _joined(shard, parts)
         shard_keys = [key for key in (keys[index] for index in shard) if key is not None]
-        writer.append(shard_keys, shard_states, functools.partial(_label, job.contents, shard))
+        counts = [count for _, part in parts for count in part]
+        writer.append(shard_keys, shard_states, counts, functools.partial(_label, job.contents, owners))
+
+
+def _joined(indices: Sequence[int], parts: Sequence[tuple[Tensor, Sequence[int]]]) -> tuple[Tensor, list[int]]:
+    counts = [count for _, part in parts for count in part]
+    owners = [index for index, count in zip(indices, counts, strict=True) for _ in range(count)]
+    return torch.cat([states for states, _ in parts]), owners
 
 
 def _order(backbone: Backbone, contents: Contents, keys: list[str | None]) -> list[int]:
@@ -174,10 +189,10 @@ def _place(
             return folder, None
     size = min(SAMPLE, len(order))
     sample = [order[position * len(order) // size] for position in range(size)]
-    reference = torch.cat(list(job.run(job.batches(sample), "fp32")))
+    reference, owners = job.states(sample, "fp32")
     mean = level_means(reference, job.dtype)
     for precision in candidates:
-        errors = _measure(job, sample, reference, mean, precision)
+        errors = _measure(job, sample, owners, reference, mean, precision)
         worst, level = max((error or 0.0, str(level)) for error, level in zip(errors, job.levels, strict=True))
         if worst <= MAX_ERROR:
             return _folder(job, out, precision), (_manifest(job, precision, errors), mean)
@@ -195,11 +210,11 @@ def _place(
 
 
 def _measure(
-    job: _Job, sample: list[int], reference: Tensor, mean: Tensor, precision: Precision
+    job: _Job, sample: list[int], owners: list[int], reference: Tensor, mean: Tensor, precision: Precision
 ) -> list[float | None]:
-    states = reference if precision == "fp32" else torch.cat(list(job.run(job.batches(sample), precision)))
+    states = reference if precision == "fp32" else job.states(sample, precision)[0]
     encoded = encode(states, mean, job.dtype)
-    check_finite(encoded, job.levels, functools.partial(_label, job.contents, sample), job.dtype)
+    check_finite(encoded, job.levels, functools.partial(_label, job.contents, owners), job.dtype)
     return relative_errors(decode(encoded[STATES], encoded.get(SCALES), mean), reference)
 
 
@@ -219,7 +234,8 @@ def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Ma
 
 def _folder(job: _Job, out: Path, precision: Precision) -> Path:
     fingerprint = fingerprint_of(job.backbone.settings, job.levels, job.dtype, precision)
-    return out / f"{job.contents.modality}-{fingerprint[:16]}"
+    name = store_name(job.contents.modality, job.backbone.pooling == "tokens")
+    return out / f"{name}-{fingerprint[:16]}"
 
 
 def _label(contents: Contents, indices: Sequence[int], row: int) -> str:

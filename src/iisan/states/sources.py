@@ -1,4 +1,4 @@
-"""The doors of a model to its items' hidden states: stored, live, or none.
+"""The doors of a model to its items' hidden states: stored, live, partly both, or none.
 
 Legend: N items, U distinct items of a batch, U_m those with modality m, K levels, D width.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.levels import Level
+from iisan.names import LAST
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.store import StateStore
 
@@ -41,6 +42,11 @@ class StateSource(nn.Module):
 
     widths: dict[str, int]
     levels: dict[str, tuple[Level, ...]]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the weights that live backbones had when they were loaded, per modality."""
+        return {}
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """States of the items ``rows``, int64 [U]."""
@@ -88,57 +94,121 @@ class CachedStates(StateSource):
         return ItemBatch(rows, modalities)
 
 
-class LiveStates(StateSource):
-    """States computed by the backbones themselves: the same numbers as the stored ones.
+class ComputedStates(StateSource):
+    """States that backbones compute when they are asked for, in pieces of ``batch_size`` contents.
+
+    Gradients reach whatever of the backbones ``iisan.backbones.tuning.tune`` has set to be trained; with frozen
+    backbones the numbers are those of a store.
 
     Args:
-        backbones: per modality the backbone, the items' contents and the wanted levels.
-        trainable: let gradients reach the backbones; which of their parameters are trained is up to each
-            one's ``requires_grad``. Otherwise they are frozen and stay in eval mode.
+        backbones: per modality.
+        levels: per modality the K wanted levels.
+        present: per modality bool [N], which items have it.
         batch_size: contents per forward pass.
     """
 
     def __init__(
         self,
-        backbones: Mapping[str, tuple[Backbone, Contents, tuple[Level, ...]]],
-        trainable: bool = False,
-        batch_size: int = 64,
+        backbones: Mapping[str, Backbone],
+        levels: Mapping[str, tuple[Level, ...]],
+        present: Mapping[str, np.ndarray],
+        batch_size: int,
     ) -> None:
         super().__init__()
-        self.backbones = nn.ModuleDict({modality: backbone for modality, (backbone, _, _) in backbones.items()})
-        self.trainable = trainable
-        self.levels = {modality: tuple(levels) for modality, (_, _, levels) in backbones.items()}
-        self.widths = {modality: backbone.width for modality, (backbone, _, _) in backbones.items()}
-        self._contents = {modality: contents for modality, (_, contents, _) in backbones.items()}
-        self._present = {
-            modality: torch.from_numpy(contents.present) for modality, contents in self._contents.items()
-        }
+        self.backbones = nn.ModuleDict(backbones)
+        self.levels = dict(levels)
+        self.widths = {modality: backbone.width for modality, backbone in backbones.items()}
+        self._present = {modality: torch.from_numpy(mask) for modality, mask in present.items()}
         self._batch_size = batch_size
-        if not trainable:
-            self.backbones.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "LiveStates":
-        """Set the mode of trainable backbones; frozen ones stay in eval mode."""
-        super().train(mode)
-        if not self.trainable:
-            self.backbones.eval()
-        return self
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the weights that the backbones had when they were loaded, per modality."""
+        return {modality: backbone.weight_digest for modality, backbone in self._named()}
+
+    def _named(self) -> list[tuple[str, Any]]:
+        return list(self.backbones.items())
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """States computed on the device of ``rows``."""
         modalities = {}
-        for modality in self.backbones:
+        for modality, levels in self.levels.items():
             positions = self._present[modality][rows.cpu()].nonzero().squeeze(1)
-            with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-                states = self._states(modality, rows.cpu()[positions], rows.device)
-            modalities[modality] = (states, positions.to(rows.device))
+            parts = [torch.empty(0, len(levels), self.widths[modality], device=rows.device)]
+            for items in rows.cpu()[positions].split(self._batch_size) if len(positions) else ():
+                parts.append(self._compute(modality, items, rows.device))
+            modalities[modality] = (torch.cat(parts), positions.to(rows.device))
         return ItemBatch(rows, modalities)
 
-    def _states(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
+    def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
+        """States [n, K, D] of n items that have the modality."""
+        raise NotImplementedError
+
+
+class LiveStates(ComputedStates):
+    """States computed by whole backbones.
+
+    Args:
+        backbones: per modality the backbone, the items' contents and the wanted levels.
+        batch_size: contents per forward pass.
+    """
+
+    def __init__(
+        self, backbones: Mapping[str, tuple[Backbone, Contents, tuple[Level, ...]]], batch_size: int = 64
+    ) -> None:
+        self._contents = {modality: contents for modality, (_, contents, _) in backbones.items()}
+        super().__init__(
+            {modality: backbone for modality, (backbone, _, _) in backbones.items()},
+            {modality: tuple(levels) for modality, (_, _, levels) in backbones.items()},
+            {modality: contents.present for modality, contents in self._contents.items()},
+            batch_size,
+        )
+
+    def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         backbone: Any = self.backbones[modality]
-        levels = self.levels[modality]
-        parts = [torch.empty(0, len(levels), self.widths[modality], device=device)]
-        for batch in items.split(self._batch_size) if len(items) else ():
-            inputs = prepare_items(backbone, self._contents[modality], batch.tolist())
-            parts.append(backbone({name: tensor.to(device) for name, tensor in inputs.items()}, levels))
-        return torch.cat(parts)
+        inputs = prepare_items(backbone, self._contents[modality], items.tolist())
+        return backbone({name: tensor.to(device) for name, tensor in inputs.items()}, self.levels[modality])
+
+
+class PartialStates(ComputedStates):
+    """Last states from stored token states, which the last blocks of the backbones carry on: partial training.
+
+    Args:
+        parts: per modality the backbone, whose lower blocks are dropped; a store of the tokens h_t that enter its
+            block t (0-based); and every item's first row and number of rows there (int64 [N]; 0 rows where it
+            has none).
+        batch_size: contents per forward pass.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, tuple[Backbone, StateStore, np.ndarray, np.ndarray]], batch_size: int = 64
+    ) -> None:
+        self._stores = {modality: store for modality, (_, store, _, _) in parts.items()}
+        self._spans = {
+            modality: (torch.as_tensor(rows), torch.as_tensor(counts))
+            for modality, (_, _, rows, counts) in parts.items()
+        }
+        super().__init__(
+            {modality: backbone for modality, (backbone, *_) in parts.items()},
+            dict.fromkeys(parts, (LAST,)),
+            {modality: counts > 0 for modality, (_, _, _, counts) in parts.items()},
+            batch_size,
+        )
+        for backbone, store, _, _ in parts.values():
+            backbone.drop_below(_entered_block(store))
+
+    def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
+        backbone: Any = self.backbones[modality]
+        store = self._stores[modality]
+        first, counts = (values[items] for values in self._spans[modality])
+        mask = torch.arange(int(counts.max())) < counts[:, None]
+        spans = [torch.arange(start, start + count) for start, count in zip(first, counts, strict=True)]
+        hidden = torch.zeros(*mask.shape, store.width)
+        hidden[mask] = store.read(torch.cat(spans))[:, 0]
+        return backbone.resume(_entered_block(store), hidden.to(device), mask.long().to(device))
+
+
+def _entered_block(store: StateStore) -> int:
+    """Which block the one stored level is the input of."""
+    (level,) = store.levels
+    return int(level)

@@ -22,7 +22,7 @@ from iisan.states.codec import SCALES, STATES, decode
 from iisan.states.contents import Catalogue, Contents
 from iisan.states.manifest import MANIFEST, MEAN, RECACHE, File, Manifest
 
-KEY, ROW, MEAN_TENSOR = "key", "row", "mean"
+KEY, ROW, COUNT, MEAN_TENSOR = "key", "row", "count", "mean"
 
 
 class StateStore:
@@ -51,7 +51,7 @@ class StateStore:
         self._mapped: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
-        """Number of stored rows, one per distinct content."""
+        """Number of stored rows: one per distinct content, or per token of one."""
         return self.manifest.rows
 
     @classmethod
@@ -82,22 +82,24 @@ class StateStore:
         return cls(folder, manifest)
 
     @staticmethod
-    def folders(folder: Path | str, modality: str) -> list[Path]:
-        """The stores of a modality in a folder of stores; the folder itself if it is a store."""
+    def folders(folder: Path | str, modality: str, tokens: bool = False) -> list[Path]:
+        """The stores of a modality (of its tokens) in a folder of stores; the folder itself if it is a store."""
         folder = Path(folder)
         if (folder / MANIFEST).is_file():
             return [folder]
-        return sorted(path.parent for path in folder.glob(f"{modality}-*/{MANIFEST}"))
+        return sorted(path.parent for path in folder.glob(f"{store_name(modality, tokens)}-*/{MANIFEST}"))
 
     @classmethod
-    def find(cls, folder: Path | str, modality: str, expect: dict[str, Any] | None = None) -> "StateStore":
-        """Open the one store of a modality in a folder of stores (or the folder itself, if it is one).
+    def find(
+        cls, folder: Path | str, modality: str, expect: dict[str, Any] | None = None, tokens: bool = False
+    ) -> "StateStore":
+        """Open the one store of a modality (of its tokens) in a folder of stores, which may be that store itself.
 
         Raises:
             StoreError: none, several, or the only one was made under other settings.
         """
         expect = {"modality": modality, **(expect or {})}
-        candidates = cls.folders(folder, modality)
+        candidates = cls.folders(folder, modality, tokens)
         if len(candidates) > 1:
             settings = {path: Manifest.read(path).settings for path in candidates}
             fitting = [
@@ -107,7 +109,10 @@ class StateStore:
             ]
             candidates = fitting or candidates
         if not candidates:
-            raise StoreError(f"'{folder}' holds no {modality} states", "a folder of state stores", RECACHE)
+            kind, cure = f"{modality} states", RECACHE
+            if tokens:
+                kind, cure = f"token states of {modality}", f"{RECACHE} with --top-blocks"
+            raise StoreError(f"'{folder}' holds no {kind}", "a folder of state stores", cure)
         if len(candidates) > 1:
             names = ", ".join(path.name for path in candidates)
             raise StoreError(
@@ -132,14 +137,16 @@ class StateStore:
                 )
 
     def rows_of(self, keys: Sequence[str | None]) -> np.ndarray:
-        """Rows of content keys.
+        """Rows of content keys, the first of each where a content has several.
 
         Returns:
             int64 of the length of ``keys``; -1 for ``None`` and for contents that are not stored.
         """
+        return self._look_up(keys)[ROW].fill_null(-1).to_numpy(writable=True)
+
+    def _look_up(self, keys: Sequence[str | None]) -> pl.DataFrame:
         wanted = pl.DataFrame({KEY: pl.Series(keys, dtype=pl.String)})
-        found = wanted.join(self._index, on=KEY, how="left", maintain_order="left")
-        return found[ROW].fill_null(-1).to_numpy(writable=True)
+        return wanted.join(self._index, on=KEY, how="left", maintain_order="left")
 
     def rows_for(self, dataset: Catalogue) -> np.ndarray:
         """Rows of a dataset's items: int64 [N], -1 where an item has no content of this modality.
@@ -158,6 +165,13 @@ class StateStore:
                 RECACHE,
             )
         return rows
+
+    def counts_of(self, keys: Sequence[str | None]) -> np.ndarray:
+        """Rows that each content key has, one after the other: int64 of the length of ``keys``, 0 where none.
+
+        More than one in a store of tokens, see ``Backbone.pooling``.
+        """
+        return self._look_up(keys)[COUNT].fill_null(0).to_numpy(writable=True)
 
     def check_levels(self, levels: Sequence[Level]) -> list[int]:
         """Where levels stand among the stored ones.
@@ -231,7 +245,12 @@ class StateStore:
             pl.read_parquet(self.folder / shard.keys.name).with_columns(pl.col(ROW) + start)
             for shard, start in zip(self.manifest.shards, ends, strict=False)
         ]
-        return pl.concat(parts) if parts else pl.DataFrame(schema={KEY: pl.String, ROW: pl.Int64})
+        return pl.concat(parts) if parts else pl.DataFrame(schema={KEY: pl.String, ROW: pl.Int64, COUNT: pl.Int64})
+
+
+def store_name(modality: str, tokens: bool) -> str:
+    """How the folder of a store begins."""
+    return f"tokens-{modality}" if tokens else modality
 
 
 def is_whole(folder: Path, file: File) -> bool:

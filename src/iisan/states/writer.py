@@ -14,7 +14,7 @@ from iisan.errors import StoreError
 from iisan.files import aside, sha256_file
 from iisan.states.codec import check_finite, encode
 from iisan.states.manifest import MANIFEST, MEAN, File, Manifest, Shard
-from iisan.states.store import KEY, MEAN_TENSOR, ROW, StateStore, is_whole
+from iisan.states.store import COUNT, KEY, MEAN_TENSOR, ROW, StateStore, is_whole
 
 _LOCK = ".lock"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "Pillow")
@@ -61,12 +61,15 @@ class StateWriter:
     ) -> None:
         self._lock.release()
 
-    def append(self, keys: Sequence[str], states: Tensor, label: Callable[[int], str]) -> None:
+    def append(
+        self, keys: Sequence[str], states: Tensor, counts: Sequence[int], label: Callable[[int], str]
+    ) -> None:
         """Add a shard.
 
         Args:
             keys: n content keys, none of them stored yet.
-            states: fp32 [n, K, D].
+            states: fp32 [rows, K, D].
+            counts: rows of every content, n positive numbers: 1 each, or its tokens.
             label: from a row of ``states`` to the name of its item, for messages.
 
         Raises:
@@ -76,9 +79,10 @@ class StateWriter:
         encoded = encode(states, self._mean, self.manifest.dtype)
         check_finite(encoded, self.manifest.levels, label, self.manifest.dtype)
         number = 1 + max((int(shard.states.name[6:11]) for shard in self.manifest.shards), default=-1)
-        rows = pl.DataFrame({KEY: list(keys), ROW: range(len(keys))}, schema={KEY: pl.String, ROW: pl.Int64})
+        count = pl.Series(COUNT, counts, dtype=pl.Int64)
+        rows = pl.DataFrame([pl.Series(KEY, keys, dtype=pl.String), (count.cum_sum() - count).alias(ROW), count])
         shard = Shard(
-            rows=len(keys),
+            rows=len(states),
             states=self._write(
                 f"shard-{number:05d}.safetensors",
                 lambda path: path.write_bytes(save(encoded)),

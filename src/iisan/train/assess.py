@@ -13,7 +13,8 @@ from iisan.evaluate.evaluation import Evaluation, evaluate
 from iisan.evaluate.scorer import Scorer
 from iisan.names import ITEM_ID, LAST
 from iisan.states.store import StateStore
-from iisan.train.setup import open_dataset, open_stores
+from iisan.train.setup import open_dataset
+from iisan.train.sources import open_stores
 from iisan.train.trained import TrainedRun
 
 Part = Literal["validation", "test"]

@@ -1,9 +1,10 @@
 """The one training loop."""
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,15 @@ def batch_loss(network: SequentialRecommender, batch: Batch, reduction: str) -> 
     )
 
 
-def parameter_groups(network: SequentialRecommender, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Sort the trained parameters by learning rate (METHOD §5 and §9)."""
+def parameter_groups(
+    network: SequentialRecommender, config: OptimizerConfig, backbones: float
+) -> list[dict[str, Any]]:
+    """Sort the trained parameters by learning rate (METHOD §5 and §9); ``backbones`` is that inside these."""
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in network.trainable():
         match name.split("."):
+            case ["source", *_]:
+                rate = backbones
             case ["items", "towers", _, "blocks", *_]:
                 rate = config.blocks
             case ["items", "towers", tower, "gates"]:
@@ -57,6 +62,13 @@ def parameter_groups(network: SequentialRecommender, config: OptimizerConfig) ->
                 rate = config.rate
         groups.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+class Clock:
+    """Is told when a stage of a step has ended; this one does nothing."""
+
+    def lap(self, stage: str) -> None:
+        """``data``, ``forward``, ``backward`` or ``update``, begun with the previous lap, has ended."""
 
 
 class Trainer:
@@ -70,6 +82,7 @@ class Trainer:
         folder: where the checkpoint and ``metrics.jsonl`` go.
         autocast: whether to compute in bf16.
         log: called with the record of every finished epoch.
+        clock: for measuring.
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class Trainer:
         folder: Path,
         autocast: bool = False,
         log: Callable[[dict[str, Any]], None] = lambda record: None,
+        clock: Clock | None = None,
     ) -> None:
         self.network = network
         self.batches = batches
@@ -89,8 +103,11 @@ class Trainer:
         self.folder = folder
         self.autocast = autocast
         self.log = log
+        self.clock = clock or Clock()
         self.device = next(network.items.parameters()).device
-        self.optimizer = torch.optim.Adam(parameter_groups(network, config.optimizer), fused=True)
+        self.optimizer = torch.optim.Adam(
+            parameter_groups(network, config.optimizer, config.tuning.rate), fused=True
+        )
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
 
@@ -127,9 +144,7 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence([self.config.training.seed, epoch]).generate_state(1)[0]))
         started = time.perf_counter()
         self.network.train()
-        total = torch.zeros((), device=self.device)
-        for batch in track(self.batches.epoch(epoch), f"epoch {epoch}", len(self.batches)):
-            total += self._step(batch.to(self.device))
+        total = self.run(track(self.batches.epoch(epoch), f"epoch {epoch}", len(self.batches)))
         loss = total.item() / len(self.batches)
         if not math.isfinite(loss):
             raise RunError(
@@ -147,16 +162,32 @@ class Trainer:
             "validation_seconds": time.perf_counter() - trained,
         }
 
-    def _step(self, batch: Batch) -> Tensor:
+    def run(self, batches: Iterable[Batch]) -> Tensor:
+        """Train on some batches; returns the sum of their losses, scalar."""
+        total = torch.zeros((), device=self.device)
+        waiting = iter(batches)
+        while group := list(itertools.islice(waiting, self.config.training.accumulate)):
+            self.clock.lap("data")
+            total += self._step(group)
+        return total
+
+    def _step(self, group: Sequence[Batch]) -> Tensor:
+        """One update on the mean gradient of some batches; returns the sum of their losses."""
         training, loss_config = self.config.training, self.config.loss
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = batch_loss(self.network, batch, loss_config.reduction)
+        total = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for batch in group:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                loss = batch_loss(self.network, batch.to(self.device), loss_config.reduction)
+            self.clock.lap("forward")
+            (loss / len(group)).backward()
+            self.clock.lap("backward")
+            total += loss.detach()
         if training.clip:
             torch.nn.utils.clip_grad_norm_((value for _, value in self.network.trainable()), training.clip)
         self.optimizer.step()
-        return loss.detach()
+        self.clock.lap("update")
+        return total
 
     def _write_metrics(self) -> None:
         with aside(self.folder / METRICS) as temporary:

@@ -23,6 +23,7 @@ from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import aside, write_json
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
+from iisan.nn.items import SideNetwork
 from iisan.train.assess import measure
 from iisan.train.batches import Batches
 from iisan.train.loop import Trainer
@@ -131,17 +132,21 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
     _write_outputs(setup, out, scorer, trainer.best)
     with aside(out / PER_USER) as temporary:
         test.per_user.write_parquet(temporary)
+    network = setup.network
     return {
         **_header(config),
         "status": "finished",
         "data": setup.dataset.manifest.get("content_hash"),
         "states": {modality: store.fingerprint for modality, store in setup.stores.items()},
+        "backbones": network.source.digests,
         "protocol": test.protocol,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "validation": progress.history[progress.best_epoch - 1],
         "test": test.metrics,
-        "trainable_parameters": sum(value.numel() for _, value in setup.network.trainable()),
+        "gates": network.items.gate_values() if isinstance(network.items, SideNetwork) else {},
+        "trainable_parameters": sum(value.numel() for _, value in network.trainable()),
+        "total_parameters": sum(value.numel() for value in network.parameters()),
         "train_seconds": sum(record["train_seconds"] for record in progress.history),
         "validation_seconds": sum(record["validation_seconds"] for record in progress.history),
         "peak_memory_bytes": _peak_memory(setup.device),

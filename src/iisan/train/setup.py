@@ -5,22 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.image import load_image
-from iisan.backbones.levels import layer_drop
 from iisan.backbones.precision import choose_precision
-from iisan.backbones.text import load_text
-from iisan.config import Config, Level, Levels, parse
+from iisan.config import Config, parse
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Split, split
 from iisan.errors import ConfigError
 from iisan.model import SequentialRecommender
 from iisan.names import IMAGE, TEXT
-from iisan.states.contents import Contents
-from iisan.states.sources import CachedStates, LiveStates, NoStates, StateSource
 from iisan.states.store import StateStore
-
-_STATES_CURE = "pass --states or set the key 'states'"
+from iisan.train.sources import STATES_CURE, missing_states, open_stores, state_source
 
 
 @dataclass(frozen=True)
@@ -66,13 +59,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:
-    """The levels that the model reads: LayerDrop's, all hidden states, or those listed."""
-    if levels == "layerdrop":
-        return layer_drop(depth)
-    return tuple(range(depth + 1)) if levels == "all" else levels
-
-
 def open_dataset(config: Config) -> Dataset:
     """Load the dataset that the configuration names.
 
@@ -96,83 +82,18 @@ def resolve(config: Config) -> Config:
     """
     paths = {name: path.resolve() for name in ("dataset", "states") if (path := getattr(config, name)) is not None}
     modalities: tuple[str, ...] | None = config.modalities
-    if modalities is None and config.source == "cached" and config.states is not None:
-        modalities = tuple(name for name in (IMAGE, TEXT) if StateStore.folders(config.states, name))
+    if modalities is None and config.source == "live":
+        modalities = tuple(name for name in (IMAGE, TEXT) if config.states_of(name).backbone is not None) or None
+    elif modalities is None and config.states is not None:
+        tokens = config.source == "partial"
+        modalities = tuple(name for name in (IMAGE, TEXT) if StateStore.folders(config.states, name, tokens))
     if modalities is None:
         raise ConfigError(
             "no modality is named",
             "'modalities' (such as [image, text]), or a folder of state stores",
-            _STATES_CURE,
+            STATES_CURE,
         )
     return parse({**config.model_dump(), **paths, "modalities": modalities})
-
-
-def open_stores(config: Config) -> dict[str, StateStore]:
-    """Find the store of every modality that the configuration uses, and check that it is the expected one.
-
-    Raises:
-        ConfigError: no folder of stores is given.
-        StoreError: a store is absent, damaged or was made under other settings.
-    """
-    if not config.modalities or config.source == "live":
-        return {}
-    if config.states is None:
-        raise ConfigError("no state stores are given", "the folder that `iisan cache` wrote", _STATES_CURE)
-    stores: dict[str, StateStore] = {}
-    for modality in config.modalities:
-        wanted = config.states_of(modality)
-        expect = {
-            key: value
-            for key, value in wanted.model_dump(include={"backbone", "pooling", "max_tokens"}).items()
-            if value is not None
-        }
-        stores[modality] = StateStore.find(config.states, modality, expect)
-    return stores
-
-
-def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateStore]) -> StateSource:
-    """The state source that the configuration names.
-
-    Raises:
-        ConfigError: live states without a backbone.
-    """
-    if not config.modalities:
-        return NoStates()
-    if config.source == "cached":
-        return CachedStates(
-            {
-                modality: (
-                    store,
-                    store.rows_for(dataset),
-                    kept_levels(config.levels_of(modality), store.depth),
-                )
-                for modality, store in stores.items()
-            }
-        )
-    parts: dict[str, tuple[Backbone, Contents, tuple[Level, ...]]] = {}
-    for modality in config.modalities:
-        backbone = _load_backbone(config, modality)
-        levels = kept_levels(config.levels_of(modality), backbone.depth)
-        parts[modality] = (backbone, Contents.of(dataset, modality), levels)
-    return LiveStates(parts)
-
-
-def _load_backbone(config: Config, modality: str) -> Backbone:
-    wanted = config.states_of(modality)
-    if wanted.backbone is None:
-        raise ConfigError(
-            f"source 'live' has no backbone for {modality}",
-            "a hub id or a folder",
-            f"set {modality}.backbone",
-        )
-    if modality == TEXT:
-        return load_text(wanted.backbone, wanted.pooling or "mean", wanted.max_tokens)
-    return load_image(wanted.backbone, wanted.pooling or "cls")
-
-
-def missing_states(dataset: Dataset, modalities: tuple[str, ...]) -> bool:
-    """Whether some item lacks one of the modalities."""
-    return any(not Contents.of(dataset, modality).present.all() for modality in modalities)
 
 
 def build(config: Config, dataset: Dataset | None = None) -> Setup:

@@ -1,0 +1,205 @@
+"""Is one method better than another? Paired tests with the user as the unit.
+
+Seeds of a method are averaged per user first. So the intervals and p-values speak about other users of the
+same kind, given these trainings; how much another seed would change is told by the spread over seeds alone.
+
+Letters: ``Q`` users.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import stats
+
+from iisan.data.sequences import Index
+from iisan.errors import ConfigError, RunError
+from iisan.evaluate.metrics import METRICS, Values
+from iisan.names import ITEM_ID, USER_ID
+
+VALUE = "value"
+_COLUMNS = (USER_ID, ITEM_ID, "above", "ties")
+_RESAMPLES = 2000
+_SEED = 0
+#: Drawn users held at a time, 8 bytes for the index and 8 for the value: 64 MB however many users there are.
+_DRAWN = 4_000_000
+#: Differences below this are rounding of sums, not of metrics, whose steps are 1/(ties × runs) or more.
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Method a against method b on one metric.
+
+    Attributes:
+        metric: such as ``"ndcg@10"``.
+        users: number of users, the unit of all tests.
+        mean_a: mean of a over users, a share of 1.
+        mean_b: mean of b over users, a share of 1.
+        difference: ``mean_a − mean_b``.
+        low: lower end of the 95% interval of the difference, by bootstrap over users (percentiles).
+        high: upper end of it.
+        p_t: two-sided paired t-test. 1.0 where no user differs; 0.0 where all differ by the same amount.
+        p_mcnemar: exact McNemar test, two-sided, for HR of one run each; None otherwise. A user is a hit where
+            the expected hit rate over ties is above 0.5.
+    """
+
+    metric: str
+    users: int
+    mean_a: float
+    mean_b: float
+    difference: float
+    low: float
+    high: float
+    p_t: float
+    p_mcnemar: float | None
+
+
+def per_user(frames: Sequence[pl.DataFrame], metric: str) -> pl.DataFrame:
+    """A metric of every user, averaged over the runs of one method.
+
+    Args:
+        frames: one ``per_user_frame`` a run, usually the seeds; the order of rows does not matter.
+        metric: name and cutoff, such as ``"ndcg@10"``, ``"hr@10"``, ``"mrr@5"``.
+
+    Returns:
+        ``user_id`` and ``value`` (a share of 1), ``Q`` rows sorted by user. A user with several queries counts
+        once, with their mean.
+
+    Raises:
+        ConfigError: the metric is unknown, or there are no frames.
+        RunError: a frame lacks a column, has no rows, or asks other users or for other targets than the first.
+    """
+    _check_same_queries(frames)
+    function, k = _parse(metric)
+    values = [
+        frame.select(USER_ID, pl.Series(VALUE, function(frame["above"].to_numpy(), frame["ties"].to_numpy(), k)))
+        for frame in frames
+    ]
+    # Sorted, so that the resampling below does not depend on how a run ordered its users.
+    return pl.concat(values).group_by(USER_ID).agg(pl.col(VALUE).mean()).sort(USER_ID)
+
+
+def compare(a: Sequence[pl.DataFrame], b: Sequence[pl.DataFrame], metric: str) -> Comparison:
+    """Test whether two methods differ on the same users.
+
+    Args:
+        a: the runs of one method, see ``per_user``.
+        b: the runs of the other; the number of runs may differ.
+        metric: such as ``"ndcg@10"``.
+
+    Returns:
+        Means, difference, interval and p-values; the same for the same input, as the resampling is seeded.
+        The p-values are not corrected for the number of comparisons, see ``holm``.
+
+    Raises:
+        ConfigError: see ``per_user``.
+        RunError: see ``per_user``; or a and b were not asked the same, or there are fewer than 2 users.
+    """
+    of_a, of_b = per_user(a, metric), per_user(b, metric)
+    _check_same_queries([a[0], b[0]])
+    if len(of_a) < 2:
+        raise RunError("results of a single user", "at least 2 users", "compare runs on more users")
+    values_a, values_b = of_a[VALUE].to_numpy(), of_b[VALUE].to_numpy()
+    differences = values_a - values_b
+    low, high = _interval(differences)
+    single_hits = metric.startswith("hr@") and len(a) == len(b) == 1
+    return Comparison(
+        metric=metric,
+        users=len(differences),
+        mean_a=float(values_a.mean()),
+        mean_b=float(values_b.mean()),
+        difference=float(differences.mean()),
+        low=low,
+        high=high,
+        p_t=_paired_t(values_a, values_b),
+        p_mcnemar=_mcnemar(values_a > 0.5, values_b > 0.5) if single_hits else None,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979): reject those below α, and α bounds the chance of any error.
+
+    The i-th smallest of m is multiplied by ``m − i + 1``; none may fall below a smaller one's, nor exceed 1.
+
+    Returns:
+        The adjusted p-values, in the given order.
+
+    Raises:
+        ConfigError: a value is not between 0 and 1.
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    # Written so that NaN, which compares false with everything, is refused as well.
+    wrong = given[~((given >= 0) & (given <= 1))]
+    if len(wrong):
+        raise ConfigError(f"the p-value {wrong[0]}", "a number from 0 to 1", "leave out what was not tested")
+    order = np.argsort(given, kind="stable")
+    factors = np.arange(len(given), 0, -1)
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(np.maximum.accumulate(given[order] * factors), 1)
+    return [float(value) for value in adjusted]
+
+
+def _parse(metric: str) -> tuple[Callable[[Index, Index, int], Values], int]:
+    name, _, cutoff = metric.partition("@")
+    if name not in METRICS or not (cutoff.isascii() and cutoff.isdecimal()):
+        raise ConfigError(
+            f"the metric '{metric}'", f"one of {', '.join(METRICS)}, @ and a cutoff", "choose one such as ndcg@10"
+        )
+    return METRICS[name], int(cutoff)
+
+
+def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
+    """Refuse frames that cannot be paired row by row."""
+    if not frames:
+        raise ConfigError("no runs", "the per-user results of at least one run", "pass one frame a run")
+    first: pl.DataFrame | None = None
+    for number, frame in enumerate(frames, start=1):
+        missing = [column for column in _COLUMNS if column not in frame.columns]
+        if missing or frame.is_empty():
+            raise RunError(
+                f"per-user results of {len(frame):,} rows with the columns {', '.join(frame.columns)}",
+                f"at least one row, and {', '.join(_COLUMNS)}",
+                "pass the per_user.parquet of a finished run",
+            )
+        queries = frame.select(USER_ID, ITEM_ID).sort(USER_ID, ITEM_ID)
+        if first is None:
+            first = queries
+        elif not queries.equals(first):
+            raise RunError(
+                f"result {number} of {len(frames)} has other users or targets than the first "
+                f"({len(queries):,} against {len(first):,} rows)",
+                "runs that were asked the same",
+                "compare runs on one dataset with one split",
+            )
+
+
+def _interval(differences: Values) -> tuple[float, float]:
+    """Ends of the 95% percentile bootstrap interval of the mean of ``[Q]`` differences."""
+    users = len(differences)
+    rng = np.random.default_rng(_SEED)
+    batch = max(1, _DRAWN // users)
+    means = [
+        differences[rng.integers(users, size=(min(batch, _RESAMPLES - done), users))].mean(axis=1)
+        for done in range(0, _RESAMPLES, batch)
+    ]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _paired_t(a: Values, b: Values) -> float:
+    differences = a - b
+    # Without spread the statistic is 0/0 or x/0, of which scipy warns.
+    if np.ptp(differences) <= _ROUNDING:
+        return 1.0 if abs(differences[0]) <= _ROUNDING else 0.0
+    return float(stats.ttest_rel(a, b).pvalue)
+
+
+def _mcnemar(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    """Two-sided exact binomial test on the users of whom just one of ``[Q]`` and ``[Q]`` is a hit."""
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)

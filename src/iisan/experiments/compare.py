@@ -1,0 +1,166 @@
+"""Finished runs side by side: quality, cost, TPME, and whether the difference is more than chance."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from iisan.config import flatten
+from iisan.efficiency.tpme import Measurement, Weights, shares, tpme
+from iisan.errors import ConfigError
+from iisan.evaluate.significance import Comparison, compare, holm
+from iisan.experiments.records import Spread, spread
+from iisan.train.trained import PER_USER, TrainedRun
+
+METRICS = ("hr@10", "ndcg@10")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: of the recipe, or of the folder where several groups share a recipe.
+        runs: finished.
+    """
+
+    name: str
+    runs: tuple[TrainedRun, ...]
+
+    def metric(self, name: str) -> Spread | None:
+        """Mean and deviation over the seeds."""
+        return spread([run.result["test"][name] for run in self.runs if name in run.result["test"]])
+
+    def frames(self) -> list[pl.DataFrame]:
+        """The rank of every user's target, run by run."""
+        return [pl.read_parquet(run.folder / PER_USER) for run in self.runs]
+
+    def measurement(self) -> Measurement:
+        """Seconds an epoch, trained parameters and peak memory, as the runs noted them."""
+        results = [run.result for run in self.runs]
+        return Measurement(
+            self.name,
+            statistics.fmean(result["train_seconds"] / result["epochs"] for result in results),
+            results[0]["trainable_parameters"],
+            statistics.fmean(result["peak_memory_bytes"] for result in results),
+        )
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """What ``iisan compare`` prints.
+
+    Attributes:
+        protocol: that all runs share.
+        groups: in the order given.
+        tpme: group -> TPME over these groups; empty for a single one.
+        tests: of the first group against each other one on each metric: ``(other, comparison, p of the t-test,
+            adjusted by Holm's method over all of them)``.
+    """
+
+    protocol: str
+    groups: list[Group]
+    tpme: dict[str, float]
+    tests: list[tuple[str, Comparison, float]]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "protocol": self.protocol,
+            "methods": {
+                group.name: {
+                    "runs": [str(run.folder) for run in group.runs],
+                    "test": [run.result["test"] for run in group.runs],
+                    **asdict(group.measurement()),
+                    "tpme": self.tpme.get(group.name),
+                }
+                for group in self.groups
+            },
+            "tests": [
+                {"against": other, **asdict(found), "p_t_holm": adjusted} for other, found, adjusted in self.tests
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """TPME of anyone's measurements.
+
+    Attributes:
+        rows: the methods.
+        weights: of the factors.
+        tpme: name -> TPME.
+        won: name -> share of all weights under which the method is the best.
+    """
+
+    rows: list[Measurement]
+    weights: Weights
+    tpme: dict[str, float]
+    won: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "weights": asdict(self.weights),
+            "methods": {
+                row.name: {**asdict(row), "tpme": self.tpme[row.name], "share_of_weights_won": self.won[row.name]}
+                for row in self.rows
+            },
+        }
+
+
+def compare_measurements(
+    rows: list[Measurement], weights: Weights, extremes: list[Measurement] | None = None
+) -> Measured:
+    """TPME of measurements, normalised by their own extremes or those of another set.
+
+    Raises:
+        ConfigError: fewer than two methods, or a name twice.
+    """
+    return Measured(rows, weights, tpme(rows, weights, extremes), shares(rows))
+
+
+def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
+    """Compare run folders; those that differ in their seed alone are one method.
+
+    Raises:
+        ConfigError: runs of different data or protocols.
+        RunError: a folder that is no finished run, or runs of different users.
+    """
+    runs = [TrainedRun.load(folder) for folder in folders]
+    for key in ("data", "protocol"):
+        values = {run.result[key]: run.folder for run in runs}
+        if len(values) > 1:
+            (one, first), (other, second), *_ = values.items()
+            raise ConfigError(
+                f"'{first}' and '{second}' have different {key} ({one} and {other})",
+                "runs that answered the same questions",
+                "evaluate both on the same data with the same protocol",
+            )
+    groups = _groups(runs)
+    costs = [group.measurement() for group in groups]
+    frames = groups[0].frames()
+    found = [(other, compare(frames, other.frames(), metric)) for other in groups[1:] for metric in METRICS]
+    adjusted = holm([comparison.p_t for _, comparison in found])
+    return Comparisons(
+        runs[0].result["protocol"],
+        groups,
+        tpme(costs, weights) if len(costs) > 1 else {},
+        [(other.name, comparison, p) for (other, comparison), p in zip(found, adjusted, strict=True)],
+    )
+
+
+def _groups(runs: Sequence[TrainedRun]) -> list[Group]:
+    members: dict[str, list[TrainedRun]] = {}
+    for run in runs:
+        settings = dict(flatten(run.config.model_dump(mode="json")))
+        settings.pop("training.seed")
+        members.setdefault(str(sorted(settings.items(), key=lambda pair: pair[0])), []).append(run)
+    recipes = [same[0].config.recipe for same in members.values()]
+    return [
+        Group(recipe if recipes.count(recipe) == 1 else same[0].folder.name, tuple(same))
+        for recipe, same in zip(recipes, members.values(), strict=True)
+    ]

@@ -1,0 +1,317 @@
+"""Records of runs, and the tables made of nothing else.
+
+A record is the JSON file that one run of an experiment leaves, a failed run too. Runs that share a row
+of an experiment differ in their seed alone, so a table shows the mean and the sample standard deviation
+over them.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from iisan.errors import ConfigError, RunError
+
+KIND = "iisan-record"
+SCHEMA = 1
+MISSING = "–"
+CURE = "name the record files, or the folders that 'iisan experiment' wrote"
+
+
+def _numbers(value: Any) -> Any:
+    """Leave out what is no number, such as a protocol's name or a metric that was not measured."""
+    if not isinstance(value, dict):
+        return value
+    return {k: v for k, v in value.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+Numbers = Annotated[dict[str, float], BeforeValidator(_numbers)]
+
+
+class Record(BaseModel):
+    """What one run leaves. Metrics are shares of 1; a failed run may lack all that follows its ``error``.
+
+    Attributes:
+        experiment: the table or sweep that the run belongs to, such as ``table-3``.
+        scale: the size it ran at, such as ``demo``; runs of different scales are never averaged.
+        row: the row of the table; the runs of a row differ in their seed.
+        seed: the run's seed, None where nothing is drawn.
+        status: whether the run came to its end.
+        error: why it did not, empty if it did.
+        config: the resolved configuration.
+        versions: versions of the libraries.
+        machine: ``processor``, ``cores`` and what else is known.
+        data: fingerprint of the dataset.
+        states: precision of the states by modality.
+        protocol: how it was evaluated, in words.
+        best_epoch: the epoch that was tested, counted from 1.
+        epochs: epochs trained.
+        validation: metrics of the best epoch on the validation targets.
+        test: metrics of the best epoch on the test targets.
+        history: ``epoch``, ``loss``, validation metrics and seconds of every epoch.
+        gates: learnt weights by tower, one a gated level: for a modality that of the previous state
+            (P1 eq. 1), for ``inter`` that of the first modality (P1 eq. 2).
+        efficiency: ``seconds_per_epoch``, ``trainable_parameters``, ``total_parameters`` and
+            ``peak_memory_bytes``, where they were measured.
+        source: the file it was read from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    experiment: str
+    scale: str = ""
+    row: str
+    seed: int | None = None
+    status: Literal["finished", "failed"]
+    error: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    data: str | None = None
+    states: dict[str, Any] = Field(default_factory=dict)
+    protocol: str | None = None
+    best_epoch: int | None = None
+    epochs: int | None = None
+    validation: Numbers = Field(default_factory=dict)
+    test: Numbers = Field(default_factory=dict)
+    history: tuple[Numbers, ...] = ()
+    gates: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    efficiency: Numbers = Field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end, so that its figures count."""
+        return self.status == "finished"
+
+    @property
+    def reason(self) -> str:
+        """The error in one line, empty for a finished run."""
+        return "" if self.finished else " ".join((self.error or "no error was recorded").split())
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation (None for one value) and number of the values."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table; what no finished run measured is None.
+
+    Attributes:
+        name: the row's name.
+        runs: its finished runs.
+        failures: its failed runs.
+        hr, ndcg, cold_hr: test HR@10, NDCG@10 and HR@10 over cold targets, shares of 1.
+        seconds_per_epoch: mean seconds of training an epoch.
+        trainable_parameters: mean number of trained weights.
+        peak_memory_bytes: mean peak memory.
+    """
+
+    name: str
+    runs: tuple[Record, ...]
+    failures: tuple[Record, ...]
+    hr: Spread | None
+    ndcg: Spread | None
+    cold_hr: Spread | None
+    seconds_per_epoch: float | None
+    trainable_parameters: float | None
+    peak_memory_bytes: float | None
+
+
+def read_records(paths: Iterable[str | Path]) -> list[Record]:
+    """Read records from files, and from folders with all that is below them.
+
+    Args:
+        paths: files or folders. JSON of another kind is skipped; a file that is reached twice counts once.
+
+    Returns:
+        The records, folders in the order of their file names.
+
+    Raises:
+        ConfigError: a path that does not exist, or no record at all.
+        RunError: a file that is not JSON, or a record that is damaged or of a newer schema.
+    """
+    given = [Path(path) for path in paths]
+    files: dict[Path, Path] = {}
+    for path in given:
+        if not path.exists():
+            raise ConfigError(f"'{path}' does not exist", "a record or a folder of records", CURE)
+        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            files.setdefault(file.resolve(), file)
+    found = [record for record in map(_read, files.values()) if record is not None]
+    if not found:
+        places = ", ".join(f"'{path}'" for path in given) or "no path at all"
+        raise ConfigError(f"no record in {places}", f'JSON files with "kind": "{KIND}"', CURE)
+    return found
+
+
+def _read(path: Path) -> Record | None:
+    """The record in a file, None for JSON of another kind."""
+    cure = "make it again, or move it away"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise RunError(f"'{path}' is not readable JSON", "a record that was written whole", cure) from None
+    if not isinstance(value, dict) or value.get("kind") != KIND:
+        return None
+    schema = value.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise RunError(f"'{path}' has schema {schema!r}", f"schema {SCHEMA} or older", "upgrade iisan")
+    try:
+        return Record.model_validate(value | {"source": str(path)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise RunError(f"'{path}' has a damaged field '{field}' ({first['msg']})", "a record", cure) from None
+
+
+def table(records: Sequence[Record], experiment: str | None = None, order: Sequence[str] = ()) -> list[Row]:
+    """Group the records of an experiment by row.
+
+    Args:
+        records: of any experiments.
+        experiment: the one wanted; None if all records are of one.
+        order: names of rows that come first, in this order, where they have records; the others follow
+            in the order in which they are first seen.
+
+    Returns:
+        The rows, also those of which every run failed.
+
+    Raises:
+        ConfigError: no such record, several experiments or scales, or a seed that finished twice in a row.
+    """
+    chosen = [record for record in records if experiment is None or record.experiment == experiment]
+    if not chosen:
+        wanted = "no record" if experiment is None else f"no record of the experiment '{experiment}'"
+        names = sorted({record.experiment for record in records})
+        raise ConfigError(wanted, f"one of {', '.join(names)}" if names else "at least one", CURE)
+    _require_one("experiments", {record.experiment for record in chosen})
+    _require_one("scales", {record.scale for record in chosen})
+    names = list(dict.fromkeys(record.row for record in chosen))
+    first = [name for name in dict.fromkeys(order) if name in names]
+    rest = [name for name in names if name not in first]
+    return [_row(name, [record for record in chosen if record.row == name]) for name in first + rest]
+
+
+def _require_one(what: str, names: set[str]) -> None:
+    if len(names) > 1:
+        listed = ", ".join(f"'{name}'" for name in sorted(names))
+        raise ConfigError(f"records of the {what} {listed} in one table", "records of one", "choose one of them")
+
+
+def _row(name: str, records: Sequence[Record]) -> Row:
+    runs = tuple(record for record in records if record.finished)
+    by_seed: dict[int | None, Record] = {}
+    for run in runs:
+        # Two runs of one seed are not two draws: their mean and deviation would claim more than was run.
+        if run.seed in by_seed:
+            raise ConfigError(
+                f"seed {run.seed} of '{name}' finished twice ('{by_seed[run.seed].source}' and '{run.source}')",
+                "one finished record for each seed of a row",
+                "leave one of the two out",
+            )
+        by_seed[run.seed] = run
+
+    def cost(key: str) -> float | None:
+        values = [run.efficiency[key] for run in runs if key in run.efficiency]
+        return statistics.fmean(values) if values else None
+
+    return Row(
+        name=name,
+        runs=runs,
+        failures=tuple(record for record in records if not record.finished),
+        hr=spread([run.test["hr@10"] for run in runs if "hr@10" in run.test]),
+        ndcg=spread([run.test["ndcg@10"] for run in runs if "ndcg@10" in run.test]),
+        cold_hr=spread([run.test["cold_hr@10"] for run in runs if "cold_hr@10" in run.test]),
+        seconds_per_epoch=cost("seconds_per_epoch"),
+        trainable_parameters=cost("trainable_parameters"),
+        peak_memory_bytes=cost("peak_memory_bytes"),
+    )
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and sample standard deviation; None for no values at all."""
+    if not values:
+        return None
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def percent(value: Spread | None) -> str:
+    """``10.32 ± 0.11 (3)``: in %, the number of seeds in brackets; one seed shows no deviation."""
+    if value is None:
+        return MISSING
+    deviation = "" if value.deviation is None else f" ± {100 * value.deviation:.2f}"
+    return f"{100 * value.mean:.2f}{deviation} ({value.count})"
+
+
+def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The cells of a table as text.
+
+    Args:
+        rows: from ``table``.
+
+    Returns:
+        The heads and the rows of cells. Cold targets, costs and failures have a column only where there
+        are any.
+    """
+
+    def number(value: float | None, places: int = 0, unit: float = 1) -> str:
+        return MISSING if value is None else f"{value / unit:,.{places}f}"
+
+    memory = [row.peak_memory_bytes for row in rows]
+    digits = 0 if max((size or 0 for size in memory), default=0) >= 1e9 else 1
+    columns = [
+        ("", [row.name for row in rows], True),
+        ("HR@10 (%)", [percent(row.hr) for row in rows], True),
+        ("NDCG@10 (%)", [percent(row.ndcg) for row in rows], True),
+        ("cold HR@10 (%)", [percent(row.cold_hr) for row in rows], False),
+        ("s / epoch", [number(row.seconds_per_epoch, 2) for row in rows], False),
+        ("trained parameters", [number(row.trainable_parameters) for row in rows], False),
+        ("peak memory (MB)", [number(size, digits, 1e6) for size in memory], False),
+        ("failed runs", [str(len(row.failures) or MISSING) for row in rows], False),
+    ]
+    shown = [(head, cells) for head, cells, always in columns if always or set(cells) != {MISSING}]
+    return [head for head, _ in shown], [list(cells) for cells in zip(*(cells for _, cells in shown), strict=True)]
+
+
+def failures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """``(row, seed, error)`` of every failed run."""
+    return [
+        (row.name, MISSING if run.seed is None else str(run.seed), run.reason)
+        for row in rows
+        for run in row.failures
+    ]
+
+
+def markdown(records: Sequence[Record], experiment: str, order: Sequence[str] = ()) -> str:
+    """The table of an experiment in Markdown, followed by its failed runs and their errors.
+
+    Args:
+        records: of any experiments.
+        experiment: the one wanted.
+        order: names of rows that come first.
+
+    Raises:
+        ConfigError: as ``table``.
+    """
+    rows = table(records, experiment, order)
+    heads, body = grid(rows)
+    rule = ["---"] + ["---:"] * (len(heads) - 1)
+    lines = [f"| {' | '.join(map(_cell, cells))} |" for cells in [heads, rule, *body]]
+    lost = [f"- {_cell(name)}, seed {seed}: {_cell(error)}" for name, seed, error in failures(rows)]
+    return "\n".join([*lines, *(["", "Failed runs:", "", *lost] if lost else [])]) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot end its cell or its line."""
+    return " ".join(text.split()).replace("|", "\\|")

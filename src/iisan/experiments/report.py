@@ -1,0 +1,257 @@
+"""One self-contained HTML page from records: tables, charts and failures, with nothing loaded from outside."""
+
+import base64
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iisan.efficiency.tpme import PRESETS, Measurement, tpme, winners
+from iisan.errors import MissingExtraError
+from iisan.experiments import charts
+from iisan.experiments.records import Record, Row, failures, grid, read_records, table
+from iisan.files import aside
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page, as ``data:`` addresses.
+
+    Attributes:
+        alt: what the picture says, for those who do not see it.
+        caption: what it shows and how to read it.
+        name: the name of its downloads, without suffix.
+        svg, pdf: the figure itself.
+    """
+
+    alt: str
+    caption: str
+    name: str
+    svg: str
+    pdf: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment at one scale, as the template wants it.
+
+    Attributes:
+        title: the experiment's name, with the scale.
+        facts: ``(label, values)`` of what the records say about data, protocol and machine.
+        heads, body: the table.
+        runs, failed: number of records, and of those that failed.
+        failures: ``(row, seed, error)`` of every failed run.
+        charts: its figures.
+    """
+
+    title: str
+    facts: list[tuple[str, list[str]]]
+    heads: list[str]
+    body: list[list[str]]
+    runs: int
+    failed: int
+    failures: list[tuple[str, str, str]]
+    charts: list[Chart]
+
+
+def write_report(
+    paths: Iterable[str | Path], out: str | Path, orders: Mapping[str, Sequence[str]] | None = None
+) -> Path:
+    """Write the page of all records below some paths.
+
+    Args:
+        paths: record files, or folders of them.
+        out: the HTML file; it is replaced only when the new page is complete.
+        orders: by experiment, the rows that come first.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ConfigError: no record, or records that cannot stand in one table.
+        MissingExtraError: the extra ``report`` is not installed.
+        RunError: a damaged record.
+    """
+    page = render(read_records(paths), orders)
+    out = Path(out)
+    with aside(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
+
+
+def render(records: Sequence[Record], orders: Mapping[str, Sequence[str]] | None = None) -> str:
+    """The page as HTML; the same records give the same text.
+
+    Args:
+        records: of any experiments and scales; each pair of them has a section, in first-seen order.
+        orders: by experiment, the rows that come first.
+
+    Raises:
+        ConfigError: as ``write_report``.
+        MissingExtraError: as ``write_report``.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingExtraError("jinja2", "report", "the report") from None
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.experiment, record.scale), []).append(record)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = resources.files("iisan.experiments").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    sections = [section(group, (orders or {}).get(name, ())) for (name, _), group in groups.items()]
+    return environment.from_string(template).render(sections=sections)
+
+
+def section(records: Sequence[Record], order: Sequence[str] = ()) -> Section:
+    """What the page says about the records of one experiment at one scale.
+
+    Raises:
+        ConfigError: as ``records.table``.
+    """
+    rows = table(records, order=order)
+    heads, body = grid(rows)
+    experiment, scale = records[0].experiment, records[0].scale
+    facts = [
+        ("Protocol", _distinct(record.protocol for record in records)),
+        ("Data", _distinct(record.data for record in records)),
+        ("States", _distinct(_pairs(record.states) for record in records)),
+        ("Machine", _distinct(_pairs(record.machine) for record in records)),
+        ("Versions", _distinct(_pairs(record.versions) for record in records)),
+    ]
+    return Section(
+        title=f"{experiment} ({scale})" if scale else experiment,
+        facts=[(label, values) for label, values in facts if values],
+        heads=heads,
+        body=body,
+        runs=len(records),
+        failed=sum(not record.finished for record in records),
+        failures=failures(rows),
+        charts=_charts(records, rows, f"{experiment}-{scale}"),
+    )
+
+
+def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[Chart]:
+    """The charts that the records have figures for; a caption names the rows that its chart leaves out."""
+    drawn = []
+
+    def add(
+        kind: str,
+        draw: Callable[[Sequence[Record], Sequence[str]], "Figure"],
+        able: Callable[[Row], bool],
+        alt: str,
+        caption: str,
+        value: Callable[[Row], str],
+    ) -> None:
+        shown = [row for row in rows if able(row)]
+        left_out = ", ".join(row.name for row in rows if not able(row))
+        if left_out:
+            caption += f" Not drawn, as there are no such figures: {left_out}."
+        said = "; ".join(f"{row.name} {value(row)}".strip() for row in shown)
+        figure = draw(records, [row.name for row in rows])
+        drawn.append(chart(figure, f"{name}-{kind}", f"{alt}: {said}.", caption))
+
+    if any(map(charts.has_costs, rows)):
+        add(
+            "quality-cost",
+            charts.quality_against_cost,
+            charts.has_costs,
+            "Bubble chart of test NDCG@10 over seconds per epoch",
+            "Quality against cost: test NDCG@10 over seconds per epoch (logarithmic), mean over seeds; the "
+            "area of a bubble is the peak memory. Up and to the left is better.",
+            lambda row: f"{100 * row.ndcg.mean if row.ndcg else 0:.2f} % at {row.seconds_per_epoch:.3g} s",
+        )
+        if sum(map(_measured, rows)) > 1:
+            drawn.append(_tpme([row for row in rows if _measured(row)], name))
+    elif any(row.hr is not None for row in rows):
+        add(
+            "hr",
+            charts.bars,
+            lambda row: True,
+            "Bar chart of test HR@10",
+            "Test HR@10, mean over seeds; whiskers are the sample standard deviation where there are "
+            "several seeds.",
+            lambda row: f"{100 * row.hr.mean:.2f} %" if row.hr else "has none",
+        )
+    if any(map(charts.has_history, rows)):
+        add(
+            "learning",
+            charts.learning_curves,
+            charts.has_history,
+            "Line chart of validation HR@10 by epoch",
+            "Validation HR@10 by epoch, mean over seeds, up to the last epoch that all seeds of a row reached.",
+            lambda row: "",
+        )
+    if any(map(charts.has_gates, rows)):
+        add(
+            "gates",
+            charts.gate_values,
+            charts.has_gates,
+            "Table of learnt gates by level and tower",
+            "Learnt gates, mean over seeds: within a modality the weight of the previous state, between "
+            "modalities the weight of the first one.",
+            lambda row: "",
+        )
+    return drawn
+
+
+def _measured(row: Row) -> bool:
+    return charts.has_costs(row) and row.trainable_parameters is not None
+
+
+def _tpme(rows: Sequence[Row], name: str) -> Chart:
+    """Where each row has the best TPME; the caption names the compared set, without which a TPME says nothing."""
+    costs = [
+        Measurement(
+            row.name, row.seconds_per_epoch or 0, row.trainable_parameters or 0, row.peak_memory_bytes or 0
+        )
+        for row in rows
+    ]
+    points = [((at.time, at.parameters, at.memory), winner) for at, winner in winners(costs, steps=100)]
+    presets = {preset: (at.time, at.parameters, at.memory) for preset, at in PRESETS.items()}
+    best = ", ".join(dict.fromkeys(winner for _, winner in points))
+    scores = ", ".join(f"{row} {100 * score:.2f}" for row, score in tpme(costs).items())
+    return chart(
+        charts.tpme_regions(points, presets),
+        f"{name}-tpme",
+        f"Triangle of weights, divided by the best row: {best}.",
+        "Which row has the lowest TPME under which weights of time, parameters and memory; stars are named "
+        f"weights, of which only 'paper' is published. TPME at 'paper', in % and over these rows alone: {scores}.",
+    )
+
+
+def chart(figure: "Figure", name: str, alt: str, caption: str) -> Chart:
+    """A figure with its downloads.
+
+    Args:
+        figure: any figure of ``charts``.
+        name: for the downloads; what is no letter, digit, dot or dash becomes a dash.
+        alt: what the picture says.
+        caption: what it shows.
+    """
+    return Chart(
+        alt=alt,
+        caption=caption,
+        name=re.sub(r"[^\w.-]+", "-", name).strip("-."),
+        svg=_address("image/svg+xml", charts.svg(figure).encode()),
+        pdf=_address("application/pdf", charts.pdf(figure)),
+    )
+
+
+def _address(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in values.items())

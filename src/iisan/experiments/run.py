@@ -1,0 +1,137 @@
+"""Running an experiment: one record a run, failures included; what is finished is never run again."""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from iisan.config import Config
+from iisan.efficiency.measure import measure
+from iisan.experiments.records import KIND, SCHEMA
+from iisan.experiments.tables import WITH_COSTS, Scale, experiment
+from iisan.files import sha256_json, write_json
+from iisan.names import IMAGE, TEXT
+from iisan.train.loop import METRICS
+from iisan.train.run import train
+from iisan.train.setup import resolve
+
+#: What a record takes over from a run's result.
+_COPIED = (
+    *("versions", "machine", "data", "states", "backbones", "protocol"),
+    *("best_epoch", "epochs", "validation", "test"),
+)
+
+
+def run_experiment(
+    name: str,
+    scale: Scale,
+    out: Path,
+    seeds: Sequence[int] = (0,),
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Run every row of an experiment with every seed.
+
+    A row that fails is recorded with its error, and the others go on. Rows of several experiments that have equal
+    configurations share one training.
+
+    Args:
+        name: of the experiment.
+        scale: what it runs on.
+        out: folder of all experiments: records go to ``<out>/<scale>/<name>/``, trainings to ``<out>/runs/``.
+        seeds: of initial weights, order, dropout and negatives.
+        say: called with lines for a person.
+
+    Returns:
+        The folder of the records.
+
+    Raises:
+        ConfigError: no such experiment.
+    """
+    rows = experiment(name)(scale)
+    records = out / scale.name / name
+    for seed in seeds:
+        for row, config in rows.items():
+            path = records / f"{_slug(row)}-seed{seed}.json"
+            seeded = config.override((f"training.seed={seed}",))
+            if _finished(path, seeded):
+                say(f"{row}, seed {seed}: finished already")
+                continue
+            facts = {"experiment": name, "scale": scale.name, "row": row, "seed": seed}
+            record = _run(seeded, out / "runs", name in WITH_COSTS and seed == seeds[0])
+            write_json(path, {"kind": KIND, "schema": SCHEMA, **facts, **record})
+            say(_line(row, seed, record))
+    return records
+
+
+def _run(config: Config, runs: Path, with_costs: bool) -> dict[str, Any]:
+    """Train one row, and measure what it costs; a failure is a result too."""
+    settings = _portable(config)
+    try:
+        resolved = resolve(config)
+        folder = runs / sha256_json(resolved.model_dump(mode="json"))[:16]
+        result = train(resolved, folder)
+        history = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        efficiency = {
+            # The median leaves out what else the machine was busy with for an epoch.
+            "seconds_per_epoch": statistics.median(epoch["train_seconds"] for epoch in history),
+            "trainable_parameters": result["trainable_parameters"],
+            "total_parameters": result["total_parameters"],
+        }
+        if with_costs:
+            costs = measure(resolved)
+            efficiency |= {
+                "seconds_per_epoch": costs.seconds_per_epoch,
+                "seconds_per_step": costs.seconds_per_step,
+                "peak_memory_bytes": costs.peak_memory_bytes,
+                "baseline_memory_bytes": costs.baseline_memory_bytes,
+                **{f"{stage}_seconds": seconds for stage, seconds in costs.stages.items()},
+            }
+    # Whatever stops one row must not stop the others, and must not be lost.
+    except Exception as error:
+        return {"status": "failed", "error": f"{type(error).__name__}: {error}", "config": settings}
+    return {
+        "status": "finished",
+        "config": settings,
+        **{key: result[key] for key in _COPIED},
+        "history": history,
+        "gates": {tower: _gates(values) for tower, values in result["gates"].items()},
+        "efficiency": efficiency,
+    }
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """The settings without the folders of this machine: fingerprints say which data and states they were."""
+    settings = config.model_dump(mode="json", exclude={"dataset", "states"})
+    for modality in (TEXT, IMAGE):
+        name = settings[modality]["backbone"]
+        settings[modality]["backbone"] = name and (Path(name).name if Path(name).is_dir() else name)
+    return settings
+
+
+def _gates(values: list[Any]) -> list[float]:
+    """One weight a level: the inter tower's rows hold one for each modality, of which the first is kept."""
+    return [value[0] if isinstance(value, list) else value for value in values]
+
+
+def _finished(path: Path, config: Config) -> bool:
+    if not path.exists():
+        return False
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return record["status"] == "finished" and record["config"] == _portable(config)
+
+
+def _slug(row: str) -> str:
+    """A file name from a row's name."""
+    kept = "".join(letter if letter.isalnum() or letter in "+-" else " " for letter in row.lower())
+    return "-".join(kept.split())
+
+
+def _line(row: str, seed: int, record: dict[str, Any]) -> str:
+    if record["status"] == "failed":
+        return f"{row}, seed {seed}: FAILED ({record['error']})"
+    costs = record["efficiency"]
+    return (
+        f"{row}, seed {seed}: HR@10 {100 * record['test']['hr@10']:.2f}%, {record['epochs']} epochs, "
+        f"{costs['seconds_per_epoch']:.1f} s each, {costs['trainable_parameters']:,} parameters"
+    )

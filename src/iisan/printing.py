@@ -1,0 +1,123 @@
+"""What the command line prints: tables for a person, JSON for machines."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from iisan.evaluate.evaluation import Evaluation
+    from iisan.experiments.compare import Comparisons, Measured
+
+
+def print_json(value: Any) -> None:
+    """Print for machines."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; a column whose name ends in "#" holds numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"
+        table.add_column(column.removesuffix("#"), justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    Console().print(table)
+
+
+def _metric_label(name: str) -> str:
+    """``cold_ndcg@10`` -> ``cold NDCG@10``."""
+    cold, _, rest = name.rpartition("_")
+    label = rest if rest.startswith("coverage") else rest.upper()
+    return f"{cold} {label}".strip()
+
+
+def print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequence[int]) -> None:
+    """Print scorers side by side, with what the numbers mean."""
+    k = 10 if 10 in cutoffs else cutoffs[0]
+    names = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", f"cold_hr@{k}", "coverage@10"]
+    last = list(evaluations.values())[-1]
+    print_table(
+        f"{last.protocol}; in %",
+        ["", *(f"{_metric_label(name)}#" for name in names)],
+        [
+            [name, *(f"{100 * e.metrics[m]:.2f}" if m in e.metrics else "–" for m in names)]
+            for name, e in evaluations.items()
+        ],
+    )
+    if last.metrics.get("cold_users"):
+        print(f"cold: the {int(last.metrics['cold_users']):,} users whose target was never trained on")
+
+
+def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print one list of items."""
+    cells = [[row["rank"], row["item_id"], f"{row['score']:.3f}", (row["text"] or "")[:80]] for row in rows]
+    print_table(title, ["rank#", "item", "score#", "title"], cells)
+
+
+def print_measurements(measured: "Measured") -> None:
+    """Print TPME of a table of measurements."""
+    weights = measured.weights
+    print_table(
+        f"TPME of {len(measured.rows)} methods, weights {weights.time:g} time, {weights.parameters:g} parameters, "
+        f"{weights.memory:g} memory; lower is better",
+        ["", "seconds#", "parameters#", "memory#", "TPME %#", "wins % of weights#"],
+        [
+            [
+                row.name,
+                f"{row.seconds:,.10g}",
+                f"{row.parameters:,.10g}",
+                f"{row.memory:,.10g}",
+                f"{100 * measured.tpme[row.name]:.2f}",
+                f"{100 * measured.won[row.name]:.1f}",
+            ]
+            for row in measured.rows
+        ],
+    )
+
+
+def print_comparison(report: "Comparisons") -> None:
+    """Print runs side by side, and whether the first method differs from the others by more than chance."""
+    from iisan.experiments.records import percent
+
+    costs = {group.name: group.measurement() for group in report.groups}
+    print_table(
+        f"{report.protocol}; in %, mean ± deviation (seeds)",
+        ["", "HR@10#", "NDCG@10#", "s / epoch#", "parameters#", "memory MB#", "TPME %#"],
+        [
+            [
+                group.name,
+                percent(group.metric("hr@10")),
+                percent(group.metric("ndcg@10")),
+                f"{costs[group.name].seconds:.2f}",
+                f"{costs[group.name].parameters:,}",
+                f"{costs[group.name].memory / 1e6:,.0f}",
+                f"{100 * report.tpme[group.name]:.1f}" if report.tpme else "–",
+            ]
+            for group in report.groups
+        ],
+    )
+    if not report.tests:
+        print("one method: nothing to test it against")
+        return
+    print_table(
+        f"{report.groups[0].name} against the others, {report.tests[0][1].users:,} users; in percentage points",
+        ["against", "metric", "difference#", "95% interval#", "p (t-test, Holm)#", "p (McNemar)#"],
+        [
+            [
+                other,
+                found.metric.upper(),
+                f"{100 * found.difference:+.2f}",
+                f"{100 * found.low:+.2f} to {100 * found.high:+.2f}",
+                f"{adjusted:.2g}",
+                "–" if found.p_mcnemar is None else f"{found.p_mcnemar:.2g}",
+            ]
+            for other, found, adjusted in report.tests
+        ],
+    )
+    print("intervals and p-values are about other users, given these trainings; what a seed changes shows in ±")

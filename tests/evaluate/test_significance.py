@@ -1,0 +1,202 @@
+from math import log2
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from iisan.errors import ConfigError, RunError
+from iisan.evaluate import significance
+from iisan.evaluate.significance import compare, holm, per_user
+
+MISS = 99
+
+
+def frame(above, ties=None, users=None, items=None):
+    """Per-user results: ``above`` items stand before the target of each user."""
+    count = len(above)
+    return pl.DataFrame(
+        {
+            "user_id": users or [f"u{number:06}" for number in range(count)],
+            "item_id": items or ["i"] * count,
+            "above": np.asarray(above, dtype=np.int64),
+            "ties": np.asarray([1] * count if ties is None else ties, dtype=np.int64),
+            "cold": [False] * count,
+            "seen": [False] * count,
+        }
+    )
+
+
+def drawn(rate, users, seed):
+    """Users who each are a hit with the chance ``rate``."""
+    return frame(np.where(np.random.default_rng(seed).random(users) < rate, 0, MISS))
+
+
+def test_value_of_every_user_by_hand():
+    # First; fourth; ranks 10 and 11 equally likely; beyond the cutoff.
+    result = per_user([frame([0, 3, 9, 10], ties=[1, 1, 2, 1])], "ndcg@10")
+    assert result["user_id"].to_list() == ["u000000", "u000001", "u000002", "u000003"]
+    assert result["value"].to_list() == pytest.approx([1, 1 / log2(5), 1 / log2(11) / 2, 0])
+    assert per_user([frame([0, 3], ties=[1, 1])], "mrr@5")["value"].to_list() == pytest.approx([1, 1 / 4])
+
+
+def test_seeds_are_averaged_first_whatever_the_order_of_rows():
+    first = frame([0, MISS, 0], users=["a", "b", "c"])
+    second = frame([MISS, MISS, 0], users=["c", "b", "a"])
+    assert per_user([first, second], "hr@10").rows() == [("a", 1.0), ("b", 0.0), ("c", 0.5)]
+    other = frame([MISS, 0, 0], users=["a", "b", "c"])
+    comparison = compare([first, second], [other], "hr@10")
+    # 1, 0, 1/2 against 0, 1, 1: the users stay 3, not 6.
+    assert comparison.users == 3
+    assert comparison.mean_a == pytest.approx(1 / 2)
+    assert comparison.mean_b == pytest.approx(2 / 3)
+    assert comparison.p_t == pytest.approx(stats.ttest_rel([1, 0, 0.5], [0, 1, 1]).pvalue)
+
+
+def test_a_user_with_several_queries_counts_once():
+    queries = frame([0, MISS, 0], users=["a", "a", "b"], items=["x", "y", "z"])
+    assert per_user([queries], "hr@10").rows() == [("a", 0.5), ("b", 1.0)]
+
+
+def test_t_is_that_of_the_values():
+    rng = np.random.default_rng(5)
+    a, b = (frame(rng.integers(0, 20, 50), rng.integers(1, 4, 50)) for _ in range(2))
+    comparison = compare([a], [b], "ndcg@10")
+    expected = stats.ttest_rel(per_user([a], "ndcg@10")["value"], per_user([b], "ndcg@10")["value"])
+    assert comparison.p_t == pytest.approx(expected.pvalue, rel=1e-12)
+    assert comparison.difference == pytest.approx(comparison.mean_a - comparison.mean_b)
+    assert comparison.p_mcnemar is None
+
+
+def test_interval_is_that_of_the_normal_where_users_are_many():
+    a, b = drawn(0.12, 5000, 1), drawn(0.07, 5000, 2)
+    comparison = compare([a], [b], "hr@10")
+    differences = per_user([a], "hr@10")["value"].to_numpy() - per_user([b], "hr@10")["value"].to_numpy()
+    half = 1.96 * differences.std() / np.sqrt(5000)
+    assert comparison.low == pytest.approx(comparison.difference - half, abs=0.1 * half)
+    assert comparison.high == pytest.approx(comparison.difference + half, abs=0.1 * half)
+
+
+def test_interval_covers_the_true_difference_about_95_times_in_100():
+    covered = 0
+    for seed in range(100):
+        comparison = compare([drawn(0.3, 300, 2 * seed)], [drawn(0.2, 300, 2 * seed + 1)], "hr@10")
+        covered += comparison.low <= 0.1 <= comparison.high
+    # Binomial(100, 0.95) lies in 88..100 with a chance of 99.9%; the data is seeded, so this never flickers.
+    assert 88 <= covered <= 100
+
+
+def test_the_same_input_gives_the_same_answer(monkeypatch):
+    a, b = drawn(0.2, 200, 1), drawn(0.1, 200, 2)
+    comparison = compare([a], [b], "hr@10")
+    assert compare([a], [b], "hr@10") == comparison
+    assert compare([a.reverse()], [b.sample(fraction=1, shuffle=True, seed=3)], "hr@10") == comparison
+    # How many resamples are held at a time decides about memory, not about the result.
+    monkeypatch.setattr(significance, "_DRAWN", 7 * 200)
+    assert compare([a], [b], "hr@10") == comparison
+
+
+def test_exchanging_the_methods_turns_the_signs():
+    a, b = drawn(0.2, 200, 1), drawn(0.1, 200, 2)
+    forth, back = compare([a], [b], "hr@10"), compare([b], [a], "hr@10")
+    assert back.difference == pytest.approx(-forth.difference)
+    assert back.low == pytest.approx(-forth.high)
+    assert (back.p_t, back.p_mcnemar) == pytest.approx((forth.p_t, forth.p_mcnemar))
+
+
+def test_mcnemar_by_hand():
+    # Both hit, only a hits five times, only b once, both miss: 2 · (C(6,0) + C(6,1)) / 2^6.
+    a = frame([0, 0, 0, 0, 0, 0, MISS, MISS])
+    b = frame([0, MISS, MISS, MISS, MISS, MISS, 0, MISS])
+    assert compare([a], [b], "hr@10").p_mcnemar == pytest.approx(2 * (1 + 6) / 2**6)
+    assert compare([a], [b], "ndcg@10").p_mcnemar is None
+    assert compare([a, a], [b], "hr@10").p_mcnemar is None
+    assert compare([a], [b, b], "hr@10").p_mcnemar is None
+
+
+def test_mcnemar_counts_a_tie_as_a_hit_above_one_half():
+    # Within the first ten with the chances 1/2 and 2/3.
+    a = frame([9, 8, 0], ties=[2, 3, 1])
+    nothing = frame([MISS, MISS, 0])
+    # One discordant user alone cannot tell anything; two would give 1/2.
+    assert compare([a], [nothing], "hr@10").p_mcnemar == 1
+    surer = frame([8, 8, 0], ties=[3, 3, 1])
+    assert compare([surer], [nothing], "hr@10").p_mcnemar == pytest.approx(1 / 2)
+
+
+def test_identical_runs_do_not_differ():
+    a = drawn(0.2, 50, 1)
+    comparison = compare([a], [a], "hr@10")
+    assert (comparison.difference, comparison.low, comparison.high) == (0, 0, 0)
+    assert (comparison.p_t, comparison.p_mcnemar) == (1, 1)
+    # The mean of three seeds depends on their order in the last bit, which is no difference between methods.
+    seeds = [frame(np.random.default_rng(seed).integers(0, 15, 50)) for seed in range(3)]
+    assert compare(seeds, [seeds[2], seeds[0], seeds[1]], "ndcg@10").p_t == 1
+
+
+def test_a_difference_without_spread_is_certain():
+    comparison = compare([frame([0] * 4)], [frame([MISS] * 4)], "hr@10")
+    assert comparison.p_t == 0
+    assert (comparison.low, comparison.high) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        frame([0, 0], users=["a", "c"]),
+        frame([0], users=["a"]),
+        frame([0, 0, 0], users=["a", "b", "b"]),
+        frame([0, 0], users=["a", "b"], items=["i", "j"]),
+        frame([0, 0], users=[1, 2]),
+    ],
+)
+def test_other_users_or_targets_are_refused(other):
+    first = frame([0, 0], users=["a", "b"])
+    with pytest.raises(RunError, match="other users or targets"):
+        per_user([first, other], "hr@10")
+    with pytest.raises(RunError, match=r"one dataset with one split|at least 2 users"):
+        compare([first], [other], "hr@10")
+
+
+def test_results_that_cannot_be_tested_are_refused():
+    good = frame([0, 0])
+    with pytest.raises(ConfigError, match="no runs"):
+        compare([good], [], "hr@10")
+    with pytest.raises(RunError, match="columns user_id, above, ties"):
+        per_user([good.select("user_id", "above", "ties")], "hr@10")
+    with pytest.raises(RunError, match="0 rows"):
+        per_user([good.clear()], "hr@10")
+    with pytest.raises(RunError, match="single user"):
+        compare([good.head(1)], [good.head(1)], "hr@10")
+
+
+@pytest.mark.parametrize("metric", ["auc@10", "hr", "hr@", "hr@ten", "hr@-1", "hr@0", "hr@1.5", "hr@²"])
+def test_unknown_metrics_are_refused(metric):
+    with pytest.raises(ConfigError, match="choose"):
+        per_user([frame([0, 0])], metric)
+
+
+def test_holm_by_hand():
+    # Sorted 0.01·4, 0.02·3, 0.03·2, 0.04·1, each at least its predecessor.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.4, 0.5, 0.001]) == pytest.approx([0.8, 0.8, 0.003])
+    assert holm([0.6, 0.9]) == [1, 1]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_keeps_the_order_and_stays_between_the_value_and_bonferroni(p_values):
+    adjusted = holm(p_values)
+    for value, result in zip(p_values, adjusted, strict=True):
+        assert value <= result <= min(1, len(p_values) * value) + 1e-12
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(np.array(adjusted)[order]) >= 0).all()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_holm_refuses_what_is_no_p_value(value):
+    with pytest.raises(ConfigError, match="p-value"):
+        holm([0.5, value])

@@ -1,0 +1,62 @@
+"""Runs side by side."""
+
+import json
+
+import polars as pl
+import pytest
+
+from iisan.efficiency.tpme import PRESETS
+from iisan.errors import ConfigError
+from iisan.evaluate.significance import holm
+from iisan.experiments.compare import compare_runs
+from iisan.recipes import recipe
+from iisan.train.run import train
+
+
+@pytest.fixture
+def runs(prepared, tmp_path):
+    def run(name: str, seed: int = 0, *overrides: str):
+        config = recipe(name).model_copy(update={"dataset": prepared.dataset, "states": prepared.states})
+        quick = ("training.epochs=1", f"training.seed={seed}", "loss.negatives=0")
+        folder = tmp_path / f"{name}-{seed}-{len(overrides)}"
+        train(config.override((*quick, *overrides)), folder)
+        return folder
+
+    return run
+
+
+def test_runs_of_one_method_are_seeds_of_one_group(runs):
+    folders = [runs("default", 0), runs("ids"), runs("default", 1)]
+    report = compare_runs(folders, PRESETS["paper"])
+    assert [(group.name, len(group.runs)) for group in report.groups] == [("default", 2), ("ids", 1)]
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    found = report.groups[0].metric("hr@10")
+    assert found.mean == pytest.approx((results[0]["test"]["hr@10"] + results[2]["test"]["hr@10"]) / 2)
+    assert [(other, test.metric) for other, test, _ in report.tests] == [("ids", "hr@10"), ("ids", "ndcg@10")]
+    for _, test, _ in report.tests:
+        assert test.mean_a == pytest.approx(report.groups[0].metric(test.metric).mean)
+        assert test.mean_b == pytest.approx(results[1]["test"][test.metric])
+        assert test.users == pl.read_parquet(folders[0] / "per_user.parquet").height
+        assert test.p_mcnemar is None
+    assert [p for _, _, p in report.tests] == holm([test.p_t for _, test, _ in report.tests])
+    assert set(report.tpme) == {"default", "ids"}
+    assert json.loads(json.dumps(report.as_json()))["methods"]["default"]["runs"] == [
+        str(folders[0]), str(folders[2]),
+    ]  # fmt: skip
+
+
+def test_groups_of_one_recipe_bear_their_folders_names(runs):
+    report = compare_runs([runs("ids"), runs("ids", 0, "items.width=32")], PRESETS["paper"])
+    assert [group.name for group in report.groups] == ["ids-0-0", "ids-0-1"]
+    assert report.tests[0][1].p_mcnemar is not None
+
+
+def test_one_method_has_nothing_to_be_tested_against(runs):
+    report = compare_runs([runs("ids")], PRESETS["paper"])
+    assert (report.tpme, report.tests) == ({}, [])
+
+
+def test_runs_under_different_protocols_are_refused(runs):
+    folders = [runs("ids"), runs("default", 0, "evaluation.policy=none")]
+    with pytest.raises(ConfigError, match="different protocol"):
+        compare_runs(folders, PRESETS["paper"])

@@ -1,0 +1,152 @@
+import json
+
+import pytest
+
+from iisan.errors import ConfigError, RunError
+from iisan.experiments.records import Record, grid, markdown, read_records, spread, table
+
+
+def record(row, seed=0, hr=None, ndcg=None, **fields):
+    test = {key: value for key, value in (("hr@10", hr), ("ndcg@10", ndcg)) if value is not None}
+    values = {
+        "experiment": "table-3",
+        "scale": "demo",
+        "row": row,
+        "seed": seed,
+        "status": "finished",
+        "test": test,
+    }
+    return Record(**(values | fields))
+
+
+def failed(row, seed=0, error="out of memory"):
+    return record(row, seed, status="failed", error=error)
+
+
+def write(path, **fields):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"kind": "iisan-record", "schema": 1, "experiment": "table-3", "row": "LoRA", "status": "finished"}
+    path.write_text(json.dumps(whole | fields))
+    return path
+
+
+def test_means_and_deviations_by_hand():
+    # Deviations from the mean 0.10 are -0.01, 0.01 and 0: variance (1e-4 + 1e-4) / 2, deviation 0.01.
+    runs = [record("A", 0, 0.09, 0.05), record("A", 1, 0.11, 0.07), record("A", 2, 0.10, 0.06)]
+    (row,) = table(runs, "table-3")
+    assert row.hr.mean == pytest.approx(0.10)
+    assert row.hr.deviation == pytest.approx(0.01)
+    assert row.hr.count == 3
+    assert row.ndcg.mean == pytest.approx(0.06)
+    assert row.cold_hr is None
+
+
+def test_one_value_has_no_deviation():
+    assert spread([0.25]).deviation is None
+    assert spread([]) is None
+
+
+def test_costs_are_means_over_the_runs_that_measured_them():
+    cost = {"seconds_per_epoch": 2.0, "trainable_parameters": 4000, "peak_memory_bytes": 5e8}
+    runs = [
+        record("A", 0, 0.1, efficiency=cost),
+        record("A", 1, 0.1, efficiency=cost | {"seconds_per_epoch": 4.0}),
+        record("A", 2, 0.1),
+    ]
+    (row,) = table(runs)
+    assert (row.seconds_per_epoch, row.trainable_parameters, row.peak_memory_bytes) == (3.0, 4000, 5e8)
+
+
+def test_rows_stand_in_first_seen_order_behind_those_asked_for():
+    runs = [record("C", 0, 0.1), record("A", 0, 0.1), record("C", 1, 0.2), record("B", 0, 0.1)]
+    assert [row.name for row in table(runs)] == ["C", "A", "B"]
+    assert [row.name for row in table(runs, order=["B", "absent", "A"])] == ["B", "A", "C"]
+
+
+def test_markdown_by_hand():
+    runs = [
+        record("A", 0, 0.10, 0.05, efficiency={"seconds_per_epoch": 3.2, "peak_memory_bytes": 2.5e8}),
+        record("A", 1, 0.12, 0.05),
+        record("B | C", 0, 0.2, 0.1),
+        failed("B | C", 1, "Error:\n  out | of memory"),
+        failed("D", 0, None),
+    ]
+    assert markdown(runs, "table-3") == (
+        "|  | HR@10 (%) | NDCG@10 (%) | s / epoch | peak memory (MB) | failed runs |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| A | 11.00 ± 1.41 (2) | 5.00 ± 0.00 (2) | 3.20 | 250.0 | – |\n"
+        "| B \\| C | 20.00 (1) | 10.00 (1) | – | – | 1 |\n"
+        "| D | – | – | – | – | 1 |\n"
+        "\n"
+        "Failed runs:\n"
+        "\n"
+        "- B \\| C, seed 1: Error: out \\| of memory\n"
+        "- D, seed 0: no error was recorded\n"
+    )
+
+
+def test_columns_without_figures_are_left_out_but_quality_stays():
+    heads, body = grid(table([failed("A")]))
+    assert heads == ["", "HR@10 (%)", "NDCG@10 (%)", "failed runs"]
+    assert body == [["A", "–", "–", "1"]]
+
+
+def test_only_the_wanted_experiment_counts():
+    runs = [record("A", 0, 0.1), record("A", 0, 0.5, experiment="table-4")]
+    assert table(runs, "table-3")[0].hr.mean == 0.1
+    with pytest.raises(ConfigError, match="'table-9'; expected one of table-3, table-4"):
+        table(runs, "table-9")
+    with pytest.raises(ConfigError, match="experiments 'table-3', 'table-4' in one table"):
+        table(runs)
+
+
+def test_scales_are_never_averaged():
+    with pytest.raises(ConfigError, match="scales 'demo', 'full'"):
+        table([record("A", 0, 0.1), record("A", 1, 0.1, scale="full")])
+
+
+def test_a_seed_counts_once():
+    twice = [record("A", 0, 0.1, source="x.json"), record("A", 0, 0.1, source="y.json")]
+    with pytest.raises(ConfigError, match=r"seed 0 of 'A' finished twice \('x.json' and 'y.json'\)"):
+        table(twice)
+    # A failed attempt that was repeated with success is shown, and is no second draw.
+    (row,) = table([failed("A", 0), record("A", 0, 0.1)])
+    assert (row.hr.count, len(row.failures)) == (1, 1)
+
+
+def test_folders_are_searched_and_other_json_is_skipped(tmp_path):
+    write(
+        tmp_path / "runs" / "b" / "record.json",
+        seed=1,
+        test={"hr@10": 0.1, "protocol": "in words", "mrr@10": None},
+    )
+    write(tmp_path / "runs" / "a.json", seed=0, status="failed", error="no memory")
+    (tmp_path / "runs" / "result.json").write_text('{"kind": "iisan-run"}')
+    (tmp_path / "runs" / "list.json").write_text("[1]")
+    found = read_records([tmp_path / "runs", tmp_path / "runs" / "a.json"])
+    assert [(each.seed, each.finished) for each in found] == [(0, False), (1, True)]
+    assert found[0].reason == "no memory"
+    assert found[1].test == {"hr@10": 0.1}
+    assert found[1].source.endswith("record.json")
+
+
+def test_nothing_found_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="no record in"):
+        read_records([tmp_path])
+    with pytest.raises(ConfigError, match="no path at all"):
+        read_records([])
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_records([tmp_path / "absent"])
+
+
+def test_damage_is_an_error_of_one_sentence(tmp_path):
+    path = write(tmp_path / "a.json", row=["no", "text"])
+    with pytest.raises(RunError, match=r"a.json' has a damaged field 'row'") as caught:
+        read_records([path])
+    assert "\n" not in str(caught.value)
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(RunError, match=r"a.json' is not readable JSON"):
+        read_records([path])
+    write(path, schema=2)
+    with pytest.raises(RunError, match="has schema 2; expected schema 1 or older"):
+        read_records([path])
