@@ -75,7 +75,8 @@ def test_costs_are_measured_for_the_methods(scale, tmp_path, monkeypatch):
     assert first["seconds_per_step"] > 0
     stages = sum(first[f"{stage}_seconds"] for stage in ("data", "forward", "backward", "update"))
     assert stages == pytest.approx(first["seconds_per_step"], rel=0.5)
-    assert "peak_memory_bytes" not in second
+    # Trained and measured seconds are not the same thing and are never averaged.
+    assert second.keys() == {"trainable_parameters", "total_parameters"}
     assert first["trainable_parameters"] == second["trainable_parameters"]
 
 

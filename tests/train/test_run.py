@@ -350,3 +350,15 @@ def test_a_damaged_checkpoint_says_what_to_do(quick, tmp_path):
     (out / "checkpoint.safetensors").write_bytes(b"nothing")
     with pytest.raises(RunError, match=r"cannot be read.*delete it"):
         train(quick("default", "training.epochs=1"), out)
+
+
+def test_epochs_are_tensorboard_events(quick, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(quick(), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+    assert [event.step for event in events.Scalars("hr@10")] == [1, 2]

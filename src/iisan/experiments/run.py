@@ -4,7 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from iisan.config import Config
 from iisan.efficiency.measure import measure
@@ -21,6 +21,10 @@ _COPIED = (
     *("versions", "machine", "data", "states", "backbones", "protocol"),
     *("best_epoch", "epochs", "validation", "test"),
 )
+
+
+#: Of a run: what its training noted, what a process of its own measured (with the first seed), or none.
+Costs = Literal["noted", "measured", "none"]
 
 
 def run_experiment(
@@ -58,34 +62,33 @@ def run_experiment(
                 say(f"{row}, seed {seed}: finished already")
                 continue
             facts = {"experiment": name, "scale": scale.name, "row": row, "seed": seed}
-            record = _run(seeded, out / "runs", name in WITH_COSTS and seed == seeds[0])
+            costs: Costs = "noted" if name not in WITH_COSTS else "measured" if seed == seeds[0] else "none"
+            record = _run(seeded, out / "runs", costs)
             write_json(path, {"kind": KIND, "schema": SCHEMA, **facts, **record})
             say(_line(row, seed, record))
     return records
 
 
-def _run(config: Config, runs: Path, with_costs: bool) -> dict[str, Any]:
-    """Train one row, and measure what it costs; a failure is a result too."""
+def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
+    """Train one row, and say what it costs; a failure is a result too."""
     settings = _portable(config)
     try:
         resolved = resolve(config)
         folder = runs / sha256_json(resolved.model_dump(mode="json"))[:16]
         result = train(resolved, folder)
         history = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-        efficiency = {
+        efficiency = {key: result[key] for key in ("trainable_parameters", "total_parameters")}
+        if costs == "noted":
             # The median leaves out what else the machine was busy with for an epoch.
-            "seconds_per_epoch": statistics.median(epoch["train_seconds"] for epoch in history),
-            "trainable_parameters": result["trainable_parameters"],
-            "total_parameters": result["total_parameters"],
-        }
-        if with_costs:
-            costs = measure(resolved)
+            efficiency["seconds_per_epoch"] = statistics.median(epoch["train_seconds"] for epoch in history)
+        elif costs == "measured":
+            found = measure(resolved)
             efficiency |= {
-                "seconds_per_epoch": costs.seconds_per_epoch,
-                "seconds_per_step": costs.seconds_per_step,
-                "peak_memory_bytes": costs.peak_memory_bytes,
-                "baseline_memory_bytes": costs.baseline_memory_bytes,
-                **{f"{stage}_seconds": seconds for stage, seconds in costs.stages.items()},
+                "seconds_per_epoch": found.seconds_per_epoch,
+                "seconds_per_step": found.seconds_per_step,
+                "peak_memory_bytes": found.peak_memory_bytes,
+                "baseline_memory_bytes": found.baseline_memory_bytes,
+                **{f"{stage}_seconds": seconds for stage, seconds in found.stages.items()},
             }
     # Whatever stops one row must not stop the others, and must not be lost.
     except Exception as error:
@@ -131,7 +134,8 @@ def _line(row: str, seed: int, record: dict[str, Any]) -> str:
     if record["status"] == "failed":
         return f"{row}, seed {seed}: FAILED ({record['error']})"
     costs = record["efficiency"]
+    seconds = f", {costs['seconds_per_epoch']:.1f} s each" if "seconds_per_epoch" in costs else ""
     return (
-        f"{row}, seed {seed}: HR@10 {100 * record['test']['hr@10']:.2f}%, {record['epochs']} epochs, "
-        f"{costs['seconds_per_epoch']:.1f} s each, {costs['trainable_parameters']:,} parameters"
+        f"{row}, seed {seed}: HR@10 {100 * record['test']['hr@10']:.2f}%, {record['epochs']} epochs{seconds}, "
+        f"{costs['trainable_parameters']:,} parameters"
     )

@@ -32,6 +32,9 @@ from iisan.train.trained import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, 
 
 Say = Callable[[str], None]
 
+#: Folder of TensorBoard events in a run folder.
+EVENTS = "tensorboard"
+
 
 def train(
     config: Config, out: Path, dataset: Dataset | None = None, say: Say = lambda line: None
@@ -117,7 +120,11 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
         ranks = rank_targets(network_scorer(network), split.validation, evaluation.policy)
         return summarise(ranks.above, ranks.ties, evaluation.cutoffs)
 
+    events = _event_writer(out)
+
     def log(record: dict[str, Any]) -> None:
+        for key in record.keys() - {"epoch"}:
+            events(key, record[key], record["epoch"])
         seconds = record["train_seconds"] + record["validation_seconds"]
         select = evaluation.select
         say(
@@ -153,6 +160,16 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
         "device": str(setup.device),
         "threads": torch.get_num_threads(),
     }
+
+
+def _event_writer(out: Path) -> Callable[[str, float, int], object]:
+    """Takes ``(name, value, epoch)`` and writes it as a TensorBoard event, where TensorBoard is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return lambda name, value, epoch: None
+    writer = SummaryWriter(out / EVENTS)
+    return writer.add_scalar
 
 
 def _write_outputs(setup: Setup, out: Path, scorer: EmbeddingScorer, best: dict[str, torch.Tensor]) -> None:

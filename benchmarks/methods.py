@@ -1,0 +1,185 @@
+"""What the compared methods cost at real size, measured in one run, each method in a process of its own.
+
+    python benchmarks/methods.py DATA TOKENIZER --out benchmarks/results/methods.json
+
+DATA is the folder of the Scientific tables, TOKENIZER a folder with BERT's tokenizer (any BERT-like model has it).
+The backbones have the shapes of bert-base and vit-base and random weights, since the cost does not depend on the
+weights; pictures are noise, one an item; cached states are random numbers in a store of full size. Sequences and
+titles are real. fp32, the settings of the recipe ``paper`` but for the batch.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+import transformers
+from PIL import Image
+
+from iisan.backbones.backbone import Backbone
+from iisan.backbones.image import load_image
+from iisan.backbones.levels import layer_drop
+from iisan.backbones.text import load_text
+from iisan.data.dataset import Dataset
+from iisan.data.prepare import prepare
+from iisan.efficiency.measure import measure
+from iisan.efficiency.tpme import Measurement, tpme
+from iisan.experiments.tables import full_settings
+from iisan.files import write_json
+from iisan.names import IMAGE
+from iisan.states.contents import Contents
+from iisan.states.manifest import Manifest, fingerprint_of
+from iisan.states.writer import StateWriter, library_versions
+
+METHODS = {
+    "FFT": ("fft", 3, 1),
+    "Adapter": ("adapter", 3, 1),
+    "LoRA": ("lora", 3, 1),
+    "BitFit": ("bitfit", 3, 1),
+    "IISAN (uncached)": ("uncached", 3, 1),
+    "IISAN (cached)": ("default", 100, 10),
+}
+#: What the paper measured on an A6000 with batch 32 (seconds an epoch, GB), and the published code's design on a
+#: two-core server CPU at 4 users a batch (seconds a step, GB).
+PAPER = {
+    "FFT": (443, 46.76, 27.0, 12.5),
+    "Adapter": (354, 37.82, 22.3, 10.0),
+    "LoRA": (378, 39.07, 20.5, 9.1),
+    "BitFit": (403, 36.97, 20.3, 7.9),
+    "IISAN (uncached)": (179, 8.32, 8.3, 2.5),
+    "IISAN (cached)": (22, 3.11, 0.030, 0.5),
+}
+
+
+def noise(item: int) -> bytes:
+    pixels = np.random.default_rng(item).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make_dataset(data: Path, folder: Path) -> Dataset:
+    titles = prepare("reference", [data], folder / "titles")
+    items = titles.items.with_columns(pl.Series(IMAGE, [noise(item) for item in range(titles.num_items)]))
+    owners = np.repeat(np.arange(titles.num_users), titles.sequences.lengths)
+    interactions = pl.DataFrame(
+        {
+            "user_id": titles.user_ids.gather(owners),
+            "item_id": titles.items["item_id"].gather(np.asarray(titles.sequences.items)),
+        }
+    )
+    return Dataset.from_frames(items, interactions).save(folder / "data")
+
+
+def make_backbones(tokenizer: Path, folder: Path) -> dict[str, Path]:
+    folders = {"text": folder / "bert-base", "image": folder / "vit-base"}
+    torch.manual_seed(0)
+    transformers.BertModel(transformers.BertConfig()).save_pretrained(folders["text"])
+    transformers.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folders["text"])
+    transformers.ViTModel(transformers.ViTConfig()).save_pretrained(folders["image"])
+    transformers.ViTImageProcessorPil(size={"height": 224, "width": 224}).save_pretrained(folders["image"])
+    return folders
+
+
+def make_store(backbone: Backbone, dataset: Dataset, out: Path, rows: int = 4096) -> None:
+    """A store as ``iisan cache`` would write it, with random numbers for states."""
+    levels = layer_drop(backbone.depth)
+    manifest = Manifest(
+        settings=backbone.settings, levels=levels, dtype="bf16", precision="fp32", width=backbone.width,
+        depth=backbone.depth, error=[None] * len(levels), shards=[], made_with=library_versions(),
+    )  # fmt: skip
+    fingerprint = fingerprint_of(manifest.settings, levels, "bf16", "fp32")
+    found = Contents.of(dataset, backbone.modality).keys()
+    keys = [key for key in dict.fromkeys(found) if key is not None]
+    folder = out / f"{backbone.modality}-{fingerprint[:16]}"
+    with StateWriter(folder, (manifest, torch.zeros(len(levels), backbone.width)), print) as writer:
+        for first in range(0, len(keys), rows):
+            part = keys[first : first + rows]
+            states = torch.randn(len(part), len(levels), backbone.width)
+            writer.append(part, states, [1] * len(part), str)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--users", type=int, default=4, help="users a batch")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations of trained backbones")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--steps", type=int, help="measured steps of every method but the cached one")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        dataset = make_dataset(arguments.data, folder)
+        models = make_backbones(arguments.tokenizer, folder)
+        make_store(load_text(str(models["text"]), "cls", 30), dataset, folder / "states")
+        make_store(load_image(str(models["image"]), "cls"), dataset, folder / "states")
+        found = {}
+        for name in arguments.methods:
+            recipe, steps, warm_up = METHODS[name]
+            config = full_settings(recipe).override(
+                (
+                    f"dataset={folder / 'data'}",
+                    f"states={folder / 'states'}",
+                    "modalities=[image, text]",
+                    *(f"{modality}.backbone={path}" for modality, path in models.items()),
+                    f"training.batch={arguments.users}",
+                    "training.precision=fp32",
+                    f"tuning.checkpointing={arguments.checkpointing and recipe not in ('uncached', 'default')}",
+                )
+            )
+            if arguments.steps and recipe != "default":
+                steps, warm_up = arguments.steps, min(warm_up, arguments.steps)
+            found[name] = measure(config, steps, warm_up)
+            print(name, json.dumps(asdict(found[name])), flush=True)
+    above = {name: cost.peak_memory_bytes - cost.baseline_memory_bytes for name, cost in found.items()}
+    scores = (
+        tpme([Measurement(n, c.seconds_per_step, c.trainable_parameters, above[n]) for n, c in found.items()])
+        if len(found) > 1
+        else {}
+    )
+    processor = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")),
+        platform.processor(),
+    )  # fmt: skip
+    fastest = min(cost.seconds_per_step for cost in found.values())
+    least = min(above.values())
+    write_json(
+        arguments.out,
+        {
+            "what": "cost of a training step, bert-base and vit-base shapes, Scientific sequences, fp32",
+            "users_a_batch": arguments.users,
+            "gradient_checkpointing": arguments.checkpointing,
+            "machine": {"processor": processor, "cores": os.cpu_count(), "torch": torch.__version__},
+            "methods": {
+                name: {
+                    **asdict(cost),
+                    "memory_above_imports": above[name],
+                    "times_slower_than_the_fastest": cost.seconds_per_step / fastest,
+                    "times_the_least_memory": above[name] / least,
+                    "tpme": scores.get(name),
+                    "published": dict(
+                        zip(
+                            ("s_per_epoch_a6000", "gb_a6000", "s_per_step_cpu", "gb_cpu"),
+                            PAPER[name],
+                            strict=True,
+                        )
+                    ),
+                }
+                for name, cost in found.items()
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
