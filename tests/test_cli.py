@@ -162,3 +162,66 @@ def test_help_of_every_command(iisan):
         code, text, _ = iisan(command, "--help")
         assert code == 0
         assert f"{command} [OPTIONS]" in text
+
+
+def test_a_run_is_compared_with_itself_under_another_seed(iisan, run_folder, prepared, tmp_path):
+    folders = ["--dataset", prepared.dataset, "--states", prepared.states]
+    other = tmp_path / "ids"
+    code, out, _ = iisan("train", "ids", *folders, "--out", other, *QUICK)
+    assert code == 0, out
+    code, out, _ = iisan("compare", run_folder, other)
+    assert code == 0
+    assert "default against the others, 50 users" in " ".join(out.split())
+    code, out, _ = iisan("compare", run_folder, other, "--json")
+    assert set(json.loads(out)["methods"]) == {"default", "ids"}
+
+
+def test_tpme_of_ones_own_measurements(iisan, tmp_path):
+    path = tmp_path / "costs.csv"
+    path.write_text("name,seconds,parameters,memory\nslow,10,100,8\nfast,5,300,4\n")
+    code, out, _ = iisan("compare", path, "--json")
+    # The slow one is the worst in time and memory, the fast one in parameters.
+    found = json.loads(out)["methods"]
+    assert (code, found["slow"]["tpme"], found["fast"]["tpme"]) == (0, pytest.approx(0.9), pytest.approx(0.1))
+    code, out, _ = iisan("compare", path)
+    assert "TPME of 2 methods" in out
+    code, _, error = iisan("compare", path, "--weights", "cloud")
+    assert code == 2
+    assert is_one_sentence(error)
+
+
+def test_costs_are_estimated_before_paying_for_them(iisan, prepared):
+    models = ["--text", prepared.text, "--image", prepared.image]
+    code, out, _ = iisan("estimate", prepared.dataset, *models, "--recipe", "fft", "--recipe", "frozen", "--json")
+    found = json.loads(out)
+    assert (code, list(found)) == (0, ["fft", "frozen"])
+    assert found["fft"]["trainable_parameters"] > found["frozen"]["trainable_parameters"]
+    code, out, _ = iisan("estimate", prepared.dataset, *models)
+    assert code == 0
+    assert "lora" in out
+
+
+def test_records_become_a_page(iisan, tmp_path):
+    record = {"kind": "iisan-record", "schema": 1, "experiment": "table-6", "row": "PHM", "status": "failed"}
+    (tmp_path / "record.json").write_text(json.dumps(record | {"error": "out of luck"}))
+    code, _, _ = iisan("report", tmp_path / "record.json", "--out", tmp_path / "report.html")
+    assert code == 0
+    assert "out of luck" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["experiment", "table-2"], "no experiment 'table-2'"),
+        (["experiment", "table-3", "--seeds", "one"], "the seeds 'one'"),
+        (["experiment", "table-3", "--scale", "full"], "pass both"),
+        (["report", "nowhere"], "'nowhere' does not exist"),
+        (["compare", "nowhere"], "nowhere"),
+    ],
+)
+def test_comparisons_that_cannot_be_made(iisan, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, out, error = iisan(*arguments)
+    assert (code, out) == (2, "")
+    assert sentence in error
+    assert is_one_sentence(error)

@@ -11,6 +11,7 @@ import typer
 from iisan.errors import IisanError
 from iisan.printing import (
     print_comparison,
+    print_estimates,
     print_evaluations,
     print_json,
     print_measurements,
@@ -377,6 +378,31 @@ def recommend(
         return
     title = f"next for user {user}" if user is not None else f"next after {history}"
     print_recommendations(title, lists.to_dicts())
+
+
+@app.command()
+def estimate(
+    dataset: DatasetFolder,
+    text: Annotated[str | None, typer.Option(help="Hub id or folder of the text model.")] = None,
+    image: Annotated[str | None, typer.Option(help="Hub id or folder of the image model.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe; repeatable. All methods by default.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a text on average.")] = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Time, memory and disk of every method, predicted before paying for them."""
+    from dataclasses import asdict
+
+    from iisan.data.dataset import Dataset
+    from iisan.efficiency.plan import plan
+    from iisan.recipes import METHODS
+
+    models = {name: model for name, model in (("image", image), ("text", text)) if model}
+    found = plan(Dataset.load(dataset), models, recipe or METHODS, settings or [], tokens)
+    if as_json:
+        print_json({name: asdict(each) for name, each in found.items()})
+        return
+    print_estimates(found)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from iisan.efficiency.estimate import Estimate
     from iisan.evaluate.evaluation import Evaluation
     from iisan.experiments.compare import Comparisons, Measured
 
@@ -58,6 +59,30 @@ def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None
     """Print one list of items."""
     cells = [[row["rank"], row["item_id"], f"{row['score']:.3f}", (row["text"] or "")[:80]] for row in rows]
     print_table(title, ["rank#", "item", "score#", "title"], cells)
+
+
+def print_estimates(found: Mapping[str, "Estimate"]) -> None:
+    """Print what methods will cost, and on what figures of the machine that rests."""
+    hardware = next(iter(found.values())).hardware
+    print_table(
+        f"predicted for {hardware.name}: {hardware.flops / 1e9:,.0f} GFLOP/s in {hardware.precision}, "
+        f"{hardware.bandwidth / 1e9:,.0f} GB/s",
+        ["", "s / step#", "s / epoch#", "trained M#", "memory GB#", "caching s#", "disk GB#"],
+        [
+            [
+                name,
+                f"{each.seconds_per_step:.3g}",
+                f"{each.seconds_per_epoch:,.1f}",
+                f"{each.trainable_parameters / 1e6:,.2f}",
+                f"{each.peak_memory_bytes / 1e9:.2f}",
+                f"{each.caching_seconds:,.0f}" if each.caching_seconds else "–",
+                f"{each.disk_bytes / 1e9:.2f}" if each.disk_bytes else "–",
+            ]
+            for name, each in found.items()
+        ],
+    )
+    print("lower bounds: starting of operations, tokenising and decoding of images are not counted, nor is the")
+    print("process itself (0.3 to 0.5 GB); parameters are exact")
 
 
 def print_measurements(measured: "Measured") -> None:

@@ -132,6 +132,10 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
+#: The recipes that are methods of their own, from the cheapest to train on.
+METHODS = ("ids", "frozen", "default", "uncached", "partial", "bitfit", "lora", "adapter", "fft")
+
+
 def recipe(name: str) -> Config:
     """The configuration of that name.
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from iisan.errors import ConfigError
+from iisan.errors import ConfigError, MissingExtraError
 from iisan.experiments import charts
 from iisan.experiments.records import Record
 
@@ -173,7 +173,7 @@ def test_names_are_no_formulas():
 
 def test_without_matplotlib_the_cure_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r'pip install "iisan\[report\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "iisan\[report\]"'):
         charts.bars([record("A", test={"hr@10": 0.1})])
 
 

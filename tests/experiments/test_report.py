@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from iisan.errors import ConfigError, RunError
+from iisan.errors import ConfigError, MissingExtraError, RunError
 from iisan.experiments.report import write_report
 
 EVIL = '<script>alert("1")</script> & "co"'
@@ -163,5 +163,5 @@ def test_records_of_failures_alone_make_a_page(tmp_path):
 
 def test_without_jinja2_the_cure_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ConfigError, match=r'pip install "iisan\[report\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "iisan\[report\]"'):
         write_report([folder], tmp_path / "report.html")

@@ -1,0 +1,45 @@
+"""What the methods will cost on a dataset with given models: what ``iisan estimate`` prints."""
+
+from collections.abc import Iterable, Mapping
+
+from iisan.data.dataset import Dataset
+from iisan.efficiency.estimate import BackboneShape, DataShape, Estimate, Hardware, estimate
+from iisan.names import TEXT
+from iisan.recipes import recipe
+
+
+def plan(
+    dataset: Dataset,
+    models: Mapping[str, str],
+    recipes: Iterable[str],
+    overrides: Iterable[str] = (),
+    tokens: int | None = None,
+) -> dict[str, Estimate]:
+    """Estimate recipes on this machine, whose speed is measured for about a second.
+
+    Args:
+        dataset: what would be trained on.
+        models: modality -> hub id or folder; only their configurations are read.
+        recipes: names.
+        overrides: settings of all recipes.
+        tokens: of a text on average; the longest that the recipe allows if None.
+
+    Raises:
+        ConfigError: an unknown recipe or setting.
+        BackboneError: a model whose configuration is not understood.
+    """
+    measured: dict[str, Hardware] = {}
+    found = {}
+    for name in recipes:
+        config = recipe(name).override(overrides)
+        shapes = {
+            modality: BackboneShape.of_folder(
+                model, modality, (tokens or config.text.max_tokens) if modality == TEXT else None
+            )
+            for modality, model in models.items()
+        }
+        precision = config.training.precision
+        if precision not in measured:
+            measured[precision] = Hardware.measure(config.training.device, precision)
+        found[name] = estimate(config, shapes, DataShape.of_dataset(dataset, config), measured[precision])
+    return found
