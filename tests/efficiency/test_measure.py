@@ -2,10 +2,11 @@
 
 import time
 
+import numpy as np
 import pytest
 
 from iisan.config import Config
-from iisan.efficiency.measure import STAGES, StageClock, joules, measure, peak_bytes, resident_bytes
+from iisan.efficiency.measure import STAGES, PeakMemory, StageClock, joules, measure, peak_resident_bytes
 from iisan.errors import RunError
 from iisan.recipes import recipe
 from iisan.train.setup import build, resolve
@@ -51,7 +52,18 @@ def test_a_training_that_cannot_start(config, tmp_path):
         measure(config.override((f"dataset={tmp_path / 'absent'}",)), steps=1)
 
 
-def test_memory_and_energy_are_what_the_system_says():
-    assert 0 < resident_bytes() <= peak_bytes() * 1.5
+def test_a_peak_is_seen_though_it_has_passed():
+    memory = PeakMemory()
+    before = memory.now()
+    with memory:
+        block = np.ones(25_000_000)
+        time.sleep(0.1)
+        del block
+    assert 190_000_000 < memory.peak - before < 400_000_000
+    assert memory.now() - before < 150_000_000
+    assert peak_resident_bytes() >= memory.peak * 0.9
+
+
+def test_energy_is_what_the_system_says():
     found = joules()
     assert found is None or found >= 0

@@ -11,10 +11,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from iisan.config import Config
 from iisan.errors import RunError
@@ -23,6 +26,7 @@ from iisan.train.loop import Clock
 
 STAGES = ("data", "forward", "backward", "update")
 _ENERGY = "/sys/class/powercap"
+_SAMPLING_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,12 @@ class Efficiency:
         seconds_per_epoch: of training, without validation: ``seconds_per_step × steps_per_epoch``.
         trainable_parameters: weights that are trained.
         total_parameters: weights in memory.
-        peak_memory_bytes: on a GPU the allocator's peak; on a CPU the peak resident memory of the process and
-            its children, mapped files included.
-        baseline_memory_bytes: resident memory of the process with all imports and nothing loaded; 0 on a GPU.
+        peak_memory_bytes: on a GPU the allocator's peak; on a CPU the largest memory of the process's own, seen
+            every few milliseconds. Pages of mapped files do not count where the system tells them apart: they
+            belong to its cache, are given back when something else needs room, and some kernels map two
+            megabytes for one row that is read.
+        baseline_memory_bytes: the same with all imports and nothing loaded; 0 on a GPU.
+        peak_resident_bytes: on a CPU the peak resident memory of the process and its children, with mapped files.
         joules_per_step: mean, where the machine reports energy.
         device: where it was measured.
         threads: of computation on a CPU.
@@ -54,6 +61,7 @@ class Efficiency:
     total_parameters: int
     peak_memory_bytes: int
     baseline_memory_bytes: int
+    peak_resident_bytes: int
     joules_per_step: float | None
     device: str
     threads: int
@@ -121,7 +129,8 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
     from iisan.train.loop import Trainer
     from iisan.train.setup import build, resolve
 
-    baseline = resident_bytes()
+    memory = PeakMemory()
+    baseline = memory.now()
     setup = build(resolve(config))
     cuda = setup.device.type == "cuda"
     training = setup.config.training
@@ -129,7 +138,7 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
         setup.split, config.sequence.length, training.batch, config.loss, training.windows, training.seed
     )
     clock = StageClock(torch.cuda.synchronize if cuda else lambda: None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, memory:
         trainer = Trainer(
             setup.network, batches, setup.config, lambda _: {}, Path(folder), setup.autocast, clock=clock
         )
@@ -150,23 +159,48 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
         seconds_per_epoch=seconds * per_epoch,
         trainable_parameters=sum(value.numel() for _, value in setup.network.trainable()),
         total_parameters=sum(value.numel() for value in setup.network.parameters()),
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if cuda else peak_bytes(),
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if cuda else memory.peak,
         baseline_memory_bytes=0 if cuda else baseline,
+        peak_resident_bytes=peak_resident_bytes(),
         joules_per_step=None if before is None or after is None else (after - before) / steps,
         device=torch.cuda.get_device_name() if cuda else "cpu",
         threads=torch.get_num_threads(),
     )
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process and its children, now."""
-    import psutil
+class PeakMemory:
+    """Watches the memory of this process from a thread while it is entered.
 
-    process = psutil.Process()
-    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+    Attributes:
+        peak: largest memory seen so far, in bytes, without pages of mapped files where they can be told apart.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peak = 0
+
+    def now(self) -> int:
+        """The memory at this moment."""
+        info = self._process.memory_info()
+        return info.rss - getattr(info, "shared", 0)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_SAMPLING_SECONDS):
+            self.peak = max(self.peak, self.now())
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.peak = max(self.peak, self.now())
 
 
-def peak_bytes() -> int:
+def peak_resident_bytes() -> int:
     """Largest resident memory of this process so far, and of its largest finished child."""
     unit = 1 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
