@@ -28,5 +28,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# What the compared methods cost at real size: `make bench DATA=… TOKENIZER=…`, see benchmarks/methods.py.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/methods.py $(DATA) $(TOKENIZER) --out benchmarks/results/methods.json
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

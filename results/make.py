@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARKS = (
-    "<!-- demo table, written by results/make.py from results/demo.json -->",
+    "<!-- demo table, written by results/make.py from results/demo/ -->",
     "<!-- end of the demo table -->",
 )
 METRICS = ("hr@10", "ndcg@10", "cold_hr@10", "coverage@10")
@@ -114,14 +114,20 @@ def main() -> None:
 
 
 def with_demo_table(readme: str) -> str:
-    """The README with the table of the recorded demo between its marks."""
-    demo = json.loads((HERE / "demo.json").read_text())
+    """The README with the table of the recorded demos between its marks."""
+    demos = [json.loads(path.read_text()) for path in sorted((HERE / "demo").glob("seed*.json"))]
     lines = ["| | HR@10 | NDCG@10 | HR@10, cold targets |", "|---|---|---|---|"]
-    for name, metrics in demo["metrics"].items():
-        cells = [f"{100 * metrics[key]:.2f}" for key in ("hr@10", "ndcg@10", "cold_hr@10")]
+    for name in demos[0]["metrics"]:
+        cells = [
+            spread([demo["metrics"][name][key] for demo in demos]) for key in ("hr@10", "ndcg@10", "cold_hr@10")
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    share = demo["metrics"]["IISAN"]["hr@10"] / demo["metrics"]["oracle (best achievable)"]["hr@10"]
-    lines.append(f"\nIn %; {demo['protocol']}. IISAN reaches {share:.0%} of the oracle's HR@10.")
+    best = "oracle (best achievable)"
+    share = statistics.mean(demo["metrics"]["IISAN"]["hr@10"] / demo["metrics"][best]["hr@10"] for demo in demos)
+    lines.append(
+        f"\nIn %, mean ± deviation over the seeds 0 to {len(demos) - 1} (`iisan demo --seed N`; a seed is another "
+        f"catalogue, too);\n{demos[0]['protocol']}.\nIISAN reaches {share:.0%} of the oracle's HR@10."
+    )
     before, rest = readme.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     return f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{after}"

@@ -6,6 +6,7 @@ prints what happened.
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,22 +46,40 @@ def run(command):
     return time.perf_counter() - started
 
 
-def run_with_kills(command, kills, seconds, rng):
-    """Start the command, kill it at a random moment, and again; then let it finish. Returns the moments."""
-    moments = []
-    for _ in range(kills):
-        moment = rng.uniform(0.3, 1.0) * seconds
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            _, errors = process.communicate(timeout=moment)
-            assert process.returncode == 0, errors
-            moments.append(None)  # it had finished before
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            moments.append(moment)
-    run(command)
-    return moments
+def run_with_kills(command, folder, kills, seconds, rng, check):
+    """Run the command to its end several times, killing it at random moments until it was killed often enough.
+
+    Args:
+        command: writes ``folder``, and goes on with what it finds there.
+        folder: removed whenever the command has come to its end.
+        kills: how many.
+        seconds: that an uninterrupted run takes.
+        rng: of the moments.
+        check: called whenever the command has come to its end.
+
+    Returns:
+        The moments of the kills, pass by pass.
+    """
+    passes = []
+    while sum(map(len, passes)) < kills:
+        if folder.exists():
+            shutil.rmtree(folder)
+        moments = []
+        while sum(map(len, passes)) + len(moments) < kills:
+            moment = rng.uniform(0.3, 1.0) * seconds
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            try:
+                _, errors = process.communicate(timeout=moment)
+                assert process.returncode == 0, errors
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                moments.append(moment)
+        run(command)
+        check()
+        passes.append(moments)
+    return passes
 
 
 def contents(folder, patterns):
@@ -86,21 +105,30 @@ def check(work, kills, seed, say=print):
     dataset = make_dataset(work)
     states, killed_states = work / "states", work / "killed-states"
     seconds = run(cache_command(dataset, states))
-    moments = run_with_kills(cache_command(dataset, killed_states), kills, seconds, rng)
-    say(f"cache: {seconds:.1f} s uninterrupted, killed at {format_moments(moments)}")
-    assert store_contents(killed_states) == store_contents(states)
-    assert not list(killed_states.rglob("*.part"))
+
+    def check_states():
+        assert store_contents(killed_states) == store_contents(states)
+        assert not list(killed_states.rglob("*.part"))
+
+    command = cache_command(dataset, killed_states)
+    passes = run_with_kills(command, killed_states, kills, seconds, rng, check_states)
+    say(f"cache: {seconds:.1f} s uninterrupted; killed {described(passes)}")
 
     whole, killed = work / "run", work / "killed-run"
     seconds = run(train_command(dataset, states, whole))
-    moments = run_with_kills(train_command(dataset, states, killed), kills, seconds, rng)
-    say(f"train: {seconds:.1f} s uninterrupted, killed at {format_moments(moments)}")
-    assert run_contents(killed) == run_contents(whole)
-    say("both resumed; stores and runs are equal to the uninterrupted ones, byte for byte")
+
+    def check_run():
+        assert run_contents(killed) == run_contents(whole)
+
+    passes = run_with_kills(train_command(dataset, states, killed), killed, kills, seconds, rng, check_run)
+    say(f"train: {seconds:.1f} s uninterrupted; killed {described(passes)}")
+    say("all resumed; stores and runs are equal to the uninterrupted ones, byte for byte")
 
 
-def format_moments(moments):
-    return ", ".join("(finished before)" if moment is None else f"{moment:.1f} s" for moment in moments)
+def described(passes):
+    """How often, and when."""
+    moments = "; ".join(", ".join(f"{moment:.1f}" for moment in kills) or "–" for kills in passes)
+    return f"{sum(map(len, passes))} times in {len(passes)} passes, seconds after each start: {moments}"
 
 
 @pytest.mark.parametrize("seed", [0])

@@ -24,7 +24,8 @@ from iisan.train.trained import TrainedRun
 
 BACKBONES = Path(__file__).parent / "backbones"
 
-#: Name in the table -> recipe and its changes. The catalogue is small, so few epochs at high rates do.
+#: Name in the table -> recipe and its changes. The catalogue is small, so a small network, few epochs and high rates
+#: do.
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ids (SASRec)": ("ids", ()),
     "frozen states": ("frozen", ()),
@@ -33,11 +34,14 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "IISAN": ("default", ()),
 }
 SETTINGS = (
+    "items.width=64",
+    "items.bottleneck=64",
+    "sequence.blocks=1",
+    "sequence.dropout=0.1",
     "loss.negatives=200",
     "optimizer.rate=0.004",
     "optimizer.blocks=0.004",
-    "sequence.blocks=1",
-    "training.epochs=8",
+    "training.epochs=12",
 )
 
 
