@@ -10,6 +10,9 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from iisan.experiments.records import markdown, read_records
+from iisan.experiments.tables import EXPERIMENTS
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARKS = (
@@ -49,6 +52,51 @@ states, normalised levels, negatives from trained items), so that part of the ch
 | changes | HR@10 | NDCG@10 | best epoch |
 |---|---|---|---|
 """
+
+
+EXPERIMENTS_HEAD = """
+## The paper's tables at demo scale
+
+`iisan experiment NAME` on the built-in catalogue, **generated data**, four epochs, one seed, one thread; two
+experiments ran side by side on the machine's two cores. It shows how to run and read a comparison and what
+costs what; four epochs on generated data say little about which method is better. All records with charts as a
+page: [experiments.html](experiments.html).
+"""
+COSTS = """
+Seconds an epoch in the paper's table 3 (A6000, batch 32, bert-base and vit-base): {paper}. Here: {here}. The
+same comparison with backbones of that size is in [benchmarks](../benchmarks/README.md).
+"""
+#: Seconds an epoch, P1 table 3, Scientific.
+PAPER_SECONDS = {
+    "FFT": 443,
+    "Adapter": 354,
+    "LoRA": 378,
+    "BitFit": 403,
+    "IISAN (uncached)": 179,
+    "IISAN (cached)": 22,
+}
+
+
+def experiments() -> str:
+    """The tables of the recorded experiments."""
+    folder = HERE / "experiments"
+    if not folder.exists():
+        return ""
+    records = read_records([folder])
+    text = EXPERIMENTS_HEAD
+    for name, rows in EXPERIMENTS.items():
+        chosen = [record for record in records if record.experiment == name]
+        if not chosen:
+            continue
+        title = (rows.__doc__ or "").splitlines()[0]
+        text += f"\n### {name}: {title}\n\n{markdown(chosen, name)}"
+        if name == "table-3":
+            seconds = {record.row: record.efficiency.get("seconds_per_epoch") for record in chosen}
+            text += COSTS.format(
+                paper=", ".join(f"{row} {value}" for row, value in PAPER_SECONDS.items()),
+                here=", ".join(f"{row} {seconds[row]:.1f}" for row in PAPER_SECONDS if seconds.get(row)),
+            )
+    return text
 
 
 def label(metric: str) -> str:
@@ -109,6 +157,7 @@ def main() -> None:
         name = [] if trial["recipe"] == "default" else [f"recipe `{trial['recipe']}`"]
         cells = [", ".join([*name, *changes]) or "none", *(f"{100 * v:.2f}" for v in trial["validation"].values())]
         text += f"| {' | '.join([*cells, str(trial['best_epoch'])])} |\n"
+    text += experiments()
     (HERE / "README.md").write_text(text, encoding="utf-8")
     README.write_text(with_demo_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -466,7 +466,7 @@ def experiment(
         chosen = full_scale(dataset, states, text or [], image or [], say)
     folder = run_experiment(name, chosen, out, [int(number) for number in numbers], say)
     print(f"\n{name} ({scale}): {title}\n")
-    print(markdown(read_records([folder]), name, list(named(name)(chosen))))
+    print(markdown(read_records([folder]), name))
     print(f"next: iisan report {out} --out report.html")
 
 

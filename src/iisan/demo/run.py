@@ -24,8 +24,8 @@ from iisan.train.trained import TrainedRun
 
 BACKBONES = Path(__file__).parent / "backbones"
 
-#: Name in the table -> recipe and its changes. The catalogue is small, so a small network, few epochs and high rates
-#: do.
+#: Name in the table -> recipe and its changes. The catalogue is small, so a small network, few epochs and high
+#: rates do.
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ids (SASRec)": ("ids", ()),
     "frozen states": ("frozen", ()),

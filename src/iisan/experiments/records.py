@@ -39,6 +39,7 @@ class Record(BaseModel):
         experiment: the table or sweep that the run belongs to, such as ``table-3``.
         scale: the size it ran at, such as ``demo``; runs of different scales are never averaged.
         row: the row of the table; the runs of a row differ in their seed.
+        position: of the row in its table, from 0.
         seed: the run's seed, None where nothing is drawn.
         status: whether the run came to its end.
         error: why it did not, empty if it did.
@@ -65,6 +66,7 @@ class Record(BaseModel):
     experiment: str
     scale: str = ""
     row: str
+    position: int = 0
     seed: int | None = None
     status: Literal["finished", "failed"]
     error: str | None = None
@@ -182,7 +184,7 @@ def table(records: Sequence[Record], experiment: str | None = None, order: Seque
         records: of any experiments.
         experiment: the one wanted; None if all records are of one.
         order: names of rows that come first, in this order, where they have records; the others follow
-            in the order in which they are first seen.
+            by their positions, then in the order in which they are first seen.
 
     Returns:
         The rows, also those of which every run failed.
@@ -197,7 +199,7 @@ def table(records: Sequence[Record], experiment: str | None = None, order: Seque
         raise ConfigError(wanted, f"one of {', '.join(names)}" if names else "at least one", CURE)
     _require_one("experiments", {record.experiment for record in chosen})
     _require_one("scales", {record.scale for record in chosen})
-    names = list(dict.fromkeys(record.row for record in chosen))
+    names = list(dict.fromkeys(record.row for record in sorted(chosen, key=lambda record: record.position)))
     first = [name for name in dict.fromkeys(order) if name in names]
     rest = [name for name in names if name not in first]
     return [_row(name, [record for record in chosen if record.row == name]) for name in first + rest]

@@ -55,13 +55,13 @@ def run_experiment(
     rows = experiment(name)(scale)
     records = out / scale.name / name
     for seed in seeds:
-        for row, config in rows.items():
+        for position, (row, config) in enumerate(rows.items()):
             path = records / f"{_slug(row)}-seed{seed}.json"
             seeded = config.override((f"training.seed={seed}",))
             if _finished(path, seeded):
                 say(f"{row}, seed {seed}: finished already")
                 continue
-            facts = {"experiment": name, "scale": scale.name, "row": row, "seed": seed}
+            facts = {"experiment": name, "scale": scale.name, "row": row, "position": position, "seed": seed}
             costs: Costs = "noted" if name not in WITH_COSTS else "measured" if seed == seeds[0] else "none"
             record = _run(seeded, out / "runs", costs)
             write_json(path, {"kind": KIND, "schema": SCHEMA, **facts, **record})

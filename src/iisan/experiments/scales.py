@@ -17,8 +17,8 @@ from iisan.states.caching import cache
 #: Blocks that partial training keeps live (the recipe's own number).
 TOP_BLOCKS = 2
 
-#: What the demo scale changes in the demo's settings. Methods that train their backbones encode every item of a batch
-#: with them: without extra negatives and with few epochs all tables together take half an hour.
+#: What the demo scale changes in the demo's settings. Methods that train their backbones encode every item of a
+#: batch with them: without extra negatives and with few epochs all tables together take half an hour.
 QUICKER = ("loss.negatives=0", "training.epochs=4")
 
 Say = Callable[[str], None]
