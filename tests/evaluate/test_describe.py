@@ -80,7 +80,9 @@ def test_description_is_json_and_rows(small):
     rows = {label: (value, why) for label, value, why in description.rows()}
     assert rows["users"] == ("2", "")
     assert rows["test targets already in the history"][0] == "1 (50.0%)"
-    assert "forced misses" in rows["test targets already in the history"][1]
+    assert "forced misses" in rows["validation targets already in the history"][1]
+    assert rows["test targets already in the history"][1] == "as above"
+    assert {why for value, why in rows.values() if value.startswith("0 ")} <= {""}
 
 
 def test_without_timestamps_their_ties_are_unknown(small):

@@ -57,8 +57,14 @@ class Description:
         return self.facts[name].value
 
     def rows(self) -> Rows:
-        """``(label, value, why it matters)`` of every fact."""
-        return [(fact.label, str(fact), fact.why) for fact in self.facts.values()]
+        """``(label, value, why it matters)`` of every fact; a count of 0 does not."""
+        rows = []
+        above = ""
+        for fact in self.facts.values():
+            why = "" if fact.unit == "count" and fact.value == 0 else fact.why
+            rows.append((fact.label, str(fact), "as above" if why and why == above else why))
+            above = why or above
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """``{name: value}``, and ``{name}_share`` for a count that is part of a total."""
