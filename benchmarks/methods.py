@@ -9,6 +9,7 @@ titles are real. fp32, the settings of the recipe ``paper`` but for the batch.
 """
 
 import argparse
+import datetime
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import platform
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,15 +31,18 @@ from iisan.backbones.levels import layer_drop
 from iisan.backbones.text import load_text
 from iisan.data.dataset import Dataset
 from iisan.data.prepare import prepare
-from iisan.efficiency.measure import measure
+from iisan.efficiency.estimate import BackboneShape, DataShape, Estimate, Hardware, estimate
+from iisan.efficiency.measure import Efficiency, measure
 from iisan.efficiency.tpme import Measurement, tpme
 from iisan.experiments.tables import full_settings
-from iisan.files import write_json
+from iisan.files import aside, write_json
 from iisan.names import IMAGE
 from iisan.states.contents import Contents
 from iisan.states.manifest import Manifest, fingerprint_of
 from iisan.states.writer import StateWriter, library_versions
 
+#: Of a text, special ones included (P1): most titles are as long or longer.
+TOKENS = 30
 METHODS = {
     "FFT": ("fft", 3, 1),
     "Adapter": ("adapter", 3, 1),
@@ -122,9 +127,15 @@ def main() -> None:
         models = make_backbones(arguments.tokenizer, folder)
         make_store(load_text(str(models["text"]), "cls", 30), dataset, folder / "states")
         make_store(load_image(str(models["image"]), "cls"), dataset, folder / "states")
-        found = {}
+        hardware = Hardware.measure("cpu", "fp32")
+        shapes = {
+            modality: BackboneShape.of_folder(str(path), modality, TOKENS) for modality, path in models.items()
+        }
+        found: dict[str, Efficiency] = {}
+        predicted: dict[str, Estimate] = {}
         for name in arguments.methods:
             recipe, steps, warm_up = METHODS[name]
+            checkpointing = arguments.checkpointing and recipe not in ("uncached", "default")
             config = full_settings(recipe).override(
                 (
                     f"dataset={folder / 'data'}",
@@ -133,52 +144,103 @@ def main() -> None:
                     *(f"{modality}.backbone={path}" for modality, path in models.items()),
                     f"training.batch={arguments.users}",
                     "training.precision=fp32",
-                    f"tuning.checkpointing={arguments.checkpointing and recipe not in ('uncached', 'default')}",
+                    f"tuning.checkpointing={checkpointing}",
                 )
             )
             if arguments.steps and recipe != "default":
-                steps, warm_up = arguments.steps, min(warm_up, arguments.steps)
+                steps, warm_up = arguments.steps, 0
+            predicted[name] = estimate(config, shapes, DataShape.of_dataset(dataset, config), hardware)
             found[name] = measure(config, steps, warm_up)
             print(name, json.dumps(asdict(found[name])), flush=True)
+    record = make_record(arguments.users, arguments.checkpointing, hardware, found, predicted)
+    write_json(arguments.out, record)
+    with aside(arguments.out.with_suffix(".md")) as path:
+        path.write_text(markdown(record), encoding="utf-8")
+
+
+def make_record(
+    users: int,
+    checkpointing: bool,
+    hardware: Hardware,
+    found: dict[str, Efficiency],
+    predicted: dict[str, Estimate],
+) -> dict[str, Any]:
     above = {name: cost.peak_memory_bytes - cost.baseline_memory_bytes for name, cost in found.items()}
-    scores = (
-        tpme([Measurement(n, c.seconds_per_step, c.trainable_parameters, above[n]) for n, c in found.items()])
-        if len(found) > 1
-        else {}
-    )
-    processor = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")),
-        platform.processor(),
-    )  # fmt: skip
+    costs = [
+        Measurement(name, cost.seconds_per_step, cost.trainable_parameters, above[name])
+        for name, cost in found.items()
+    ]
+    scores = tpme(costs) if len(costs) > 1 else {}
     fastest = min(cost.seconds_per_step for cost in found.values())
-    least = min(above.values())
-    write_json(
-        arguments.out,
-        {
-            "what": "cost of a training step, bert-base and vit-base shapes, Scientific sequences, fp32",
-            "users_a_batch": arguments.users,
-            "gradient_checkpointing": arguments.checkpointing,
-            "machine": {"processor": processor, "cores": os.cpu_count(), "torch": torch.__version__},
-            "methods": {
-                name: {
-                    **asdict(cost),
-                    "memory_above_imports": above[name],
-                    "times_slower_than_the_fastest": cost.seconds_per_step / fastest,
-                    "times_the_least_memory": above[name] / least,
-                    "tpme": scores.get(name),
-                    "published": dict(
-                        zip(
-                            ("s_per_epoch_a6000", "gb_a6000", "s_per_step_cpu", "gb_cpu"),
-                            PAPER[name],
-                            strict=True,
-                        )
-                    ),
-                }
-                for name, cost in found.items()
-            },
+    names = ("s_per_epoch_a6000", "gb_a6000", "s_per_step_cpu", "gb_cpu")
+    return {
+        "what": "cost of a training step, bert-base and vit-base shapes, Scientific sequences, fp32",
+        "date": datetime.date.today().isoformat(),
+        "users_a_batch": users,
+        "gradient_checkpointing": checkpointing,
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "hardware": asdict(hardware),
+        "methods": {
+            name: {
+                **asdict(cost),
+                "memory_above_imports": above[name],
+                "times_slower_than_the_fastest": cost.seconds_per_step / fastest,
+                "times_the_least_memory": above[name] / min(above.values()),
+                "tpme": scores.get(name),
+                "predicted": {
+                    "seconds_per_step": predicted[name].seconds_per_step,
+                    "memory_bytes": predicted[name].peak_memory_bytes,
+                    "trainable_parameters": predicted[name].trainable_parameters,
+                },
+                "published": dict(zip(names, PAPER[name], strict=True)),
+            }
+            for name, cost in found.items()
         },
-    )
+    }
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def markdown(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    lines = [
+        f"# {record['what']}",
+        "",
+        f"{record['date']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, no GPU; "
+        f"{record['users_a_batch']} users a batch"
+        + (
+            ", gradient checkpointing for methods that train the backbones."
+            if record["gradient_checkpointing"]
+            else "."
+        )
+        + f" Predictions rest on {record['hardware']['flops'] / 1e9:,.0f} GFLOP/s and "
+        f"{record['hardware']['bandwidth'] / 1e9:,.0f} GB/s.",
+        "",
+        "| method | s / step | times the fastest | predicted s | memory GB | times the least | predicted GB "
+        "| trained parameters | TPME % | published code, CPU: s / step, GB | paper, A6000: s / epoch, GB |",
+        "|---" + "|---:" * 10 + "|",
+    ]
+    for name, cost in record["methods"].items():
+        published, predicted = cost["published"], cost["predicted"]
+        cells = [
+            name,
+            f"{cost['seconds_per_step']:.3f}",
+            f"{cost['times_slower_than_the_fastest']:,.0f}",
+            f"{predicted['seconds_per_step']:.3f}",
+            f"{cost['memory_above_imports'] / 1e9:.2f}",
+            f"{cost['times_the_least_memory']:.1f}",
+            f"{predicted['memory_bytes'] / 1e9:.2f}",
+            f"{cost['trainable_parameters']:,}",
+            "–" if cost["tpme"] is None else f"{100 * cost['tpme']:.2f}",
+            f"{published['s_per_step_cpu']}, {published['gb_cpu']}",
+            f"{published['s_per_epoch_a6000']}, {published['gb_a6000']}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
