@@ -13,7 +13,6 @@ import datetime
 import io
 import json
 import os
-import platform
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +35,7 @@ from iisan.efficiency.measure import Efficiency, measure
 from iisan.efficiency.tpme import Measurement, tpme
 from iisan.experiments.tables import full_settings
 from iisan.files import aside, write_json
+from iisan.machine import processor_name
 from iisan.names import IMAGE
 from iisan.states.contents import Contents
 from iisan.states.manifest import Manifest, fingerprint_of
@@ -178,7 +178,7 @@ def make_record(
         "date": datetime.date.today().isoformat(),
         "users_a_batch": users,
         "gradient_checkpointing": checkpointing,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "torch": torch.__version__},
         "hardware": asdict(hardware),
         "methods": {
             name: {
@@ -197,12 +197,6 @@ def make_record(
             for name, cost in found.items()
         },
     }
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from iisan.config import Config
-from iisan.efficiency.measure import STAGES, PeakMemory, StageClock, joules, measure, peak_resident_bytes
+from iisan.efficiency.measure import STAGES, PeakMemory, StageClock, joules, measure
 from iisan.errors import RunError
+from iisan.machine import peak_resident_bytes
 from iisan.recipes import recipe
 from iisan.train.setup import build, resolve
 

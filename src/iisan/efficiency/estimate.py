@@ -12,7 +12,6 @@ Legend: B windows in a batch, S positions of a history or tokens of a content, U
 K levels, D width of a backbone, F of its feed-forward, T blocks, E item embedding width.
 """
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from iisan.backbones.precision import choose_precision
 from iisan.config import Config, TuningConfig
 from iisan.efficiency.shapes import BackboneShape, DataShape, expected_distinct
 from iisan.errors import BackboneError, ConfigError
+from iisan.machine import processor_name
 from iisan.model import item_encoder, sequence_encoder
 from iisan.names import IMAGE, LAST, TEXT
 from iisan.nn.blocks import LowRankLinear, PHMLinear, SANBlock
@@ -85,7 +85,7 @@ class Hardware:
         target = torch.empty_like(source)
         product = _best(lambda: left @ right, where, seconds / 2)
         copy = _best(lambda: target.copy_(source), where, seconds / 2)
-        name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{platform.machine()} processor"
+        name = torch.cuda.get_device_name(where) if where.type == "cuda" else processor_name()
         threads = "" if where.type == "cuda" else f", {torch.get_num_threads()} threads"
         return cls(2 * side**3 / product, 2 * 4 * len(source) / copy, name + threads, kind)
 

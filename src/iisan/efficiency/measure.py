@@ -6,7 +6,6 @@
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import psutil
 
 from iisan.config import Config
 from iisan.errors import RunError
+from iisan.machine import peak_resident_bytes
 from iisan.recipes import load_config
 from iisan.train.loop import Clock
 
@@ -198,13 +198,6 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
         self.peak = max(self.peak, self.now())
-
-
-def peak_resident_bytes() -> int:
-    """Largest resident memory of this process so far, and of its largest finished child."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + children) * unit
 
 
 def joules() -> float | None:

@@ -3,8 +3,6 @@
 import json
 import os
 import platform
-import resource
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +19,7 @@ from iisan.evaluate.metrics import summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import aside, write_json
+from iisan.machine import peak_resident_bytes, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
 from iisan.nn.items import SideNetwork
@@ -104,7 +103,7 @@ def _header(config: Config) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("iisan", "torch", "transformers", "numpy")},
         "machine": {
             "system": platform.system(),
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
         },
@@ -156,7 +155,9 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
         "total_parameters": sum(value.numel() for value in network.parameters()),
         "train_seconds": sum(record["train_seconds"] for record in progress.history),
         "validation_seconds": sum(record["validation_seconds"] for record in progress.history),
-        "peak_memory_bytes": _peak_memory(setup.device),
+        "peak_memory_bytes": (
+            torch.cuda.max_memory_allocated() if setup.device.type == "cuda" else peak_resident_bytes()
+        ),
         "device": str(setup.device),
         "threads": torch.get_num_threads(),
     }
@@ -177,18 +178,3 @@ def _write_outputs(setup: Setup, out: Path, scorer: EmbeddingScorer, best: dict[
         save_file({**best, "item_embeddings": scorer.items.cpu().contiguous()}, temporary)
     with aside(out / ITEMS) as temporary:
         setup.dataset.items.select(ITEM_ID, TEXT).write_parquet(temporary)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _processor() -> str:
-    """The processor's name, as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
