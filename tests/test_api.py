@@ -73,7 +73,7 @@ def test_saved_and_loaded_it_recommends_the_same(recommender, tmp_path):
     loaded = Recommender.load(tmp_path / "deep" / "copy")
     assert loaded.recommend(history=["i1"]).equals(recommender.recommend(history=["i1"]))
     assert loaded.metrics == recommender.metrics
-    assert loaded.item_embeddings.shape == (30, 64)
+    assert loaded.item_embeddings.shape == (30, 128)
     with pytest.raises(RunError, match="exists already"):
         recommender.save(tmp_path / "deep" / "copy")
 

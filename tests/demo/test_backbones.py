@@ -150,5 +150,5 @@ def test_training_is_deterministic_and_its_folders_load(tmp_path):
         train_image(tmp_path / trial / "image", SIZES["-small"], seed=5, steps=3, count=128)
     for name in ("text/model.safetensors", "text/tokenizer.json", "image/model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert AutoModel.from_pretrained(tmp_path / "a" / "text").config.num_hidden_layers == 6
-    assert AutoModel.from_pretrained(tmp_path / "a" / "image").config.num_hidden_layers == 6
+    assert AutoModel.from_pretrained(tmp_path / "a" / "text").config.num_hidden_layers == 4
+    assert AutoModel.from_pretrained(tmp_path / "a" / "image").config.num_hidden_layers == 4
