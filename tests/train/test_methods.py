@@ -76,7 +76,7 @@ def test_a_method_learns_saves_loads_resumes_and_recommends_the_same(method, pla
     )
     train(whole, tmp_path / "whole")
     model = Recommender.load(tmp_path / "whole")
-    # A guess hits 0.14 (5 of 36 items), one that knows the kind 0.83; trained backbones come to 0.3 in so few steps.
+    # A guess hits 0.14 (5 of 36 items), one that knows the kind 0.83; FFT comes to 0.3 in so few steps.
     assert model.metrics["hr@5"] > 0.2
     assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0]
 
