@@ -269,7 +269,7 @@ def cache(
 def train(
     config: Annotated[
         str,
-        typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe: default, paper, reference, frozen, ids."),
+        typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe such as default, ids or lora."),
     ],
     out: Out,
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder.")] = None,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -317,3 +318,19 @@ def test_preparing_ahead_keeps_order_and_errors() -> None:
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_a_store_from_before_there_were_counts_is_read_and_added_to(bert: TextBackbone, tmp_path: Path) -> None:
+    contents = Contents.of_texts(["red pump", "blue pump"])
+    store = extract(bert, contents, tmp_path, precision="fp32")
+    before = store.read(torch.from_numpy(store.rows_of(contents.keys())))
+    path = store.folder / "shard-00000.parquet"
+    pl.read_parquet(path).drop("count").write_parquet(path)
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    manifest["shards"][0]["keys"]["bytes"] = path.stat().st_size
+    (store.folder / "manifest.json").write_text(json.dumps(manifest))
+    more = Contents.of_texts(["red pump", "blue pump", "green pump"])
+    again = extract(bert, more, tmp_path, precision="fp32")
+    rows = again.rows_of(more.keys())
+    assert sorted(rows) == [0, 1, 2]
+    assert torch.equal(again.read(torch.from_numpy(rows[:2])), before)

@@ -142,8 +142,12 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
             )
     groups = _groups(runs)
     costs = [group.measurement() for group in groups]
-    frames = groups[0].frames()
-    found = [(other, compare(frames, other.frames(), metric)) for other in groups[1:] for metric in METRICS]
+    frames, *others = [group.frames() for group in groups]
+    found = [
+        (other, compare(frames, theirs, metric))
+        for other, theirs in zip(groups[1:], others, strict=True)
+        for metric in METRICS
+    ]
     adjusted = holm([comparison.p_t for _, comparison in found])
     return Comparisons(
         runs[0].result["protocol"],

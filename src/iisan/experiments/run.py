@@ -22,7 +22,6 @@ _COPIED = (
     *("best_epoch", "epochs", "validation", "test"),
 )
 
-
 #: Of a run: what its training noted, what a process of its own measured (with the first seed), or none.
 Costs = Literal["noted", "measured", "none"]
 

@@ -14,9 +14,6 @@ from iisan.names import IMAGE, TEXT
 from iisan.recipes import recipe
 from iisan.states.caching import cache
 
-#: Blocks that partial training keeps live (the recipe's own number).
-TOP_BLOCKS = 2
-
 #: What the demo scale changes in the demo's settings. Methods that train their backbones encode every item of a
 #: batch with them: without extra negatives and with few epochs all tables together take half an hour.
 QUICKER = ("loss.negatives=0", "training.epochs=4")
@@ -94,7 +91,7 @@ def _scale(
     for modality, named in backbones.items():
         for position, backbone in enumerate(named.values()):
             # Partial training is an experiment with the first backbones alone.
-            top = None if position else TOP_BLOCKS
+            top = None if position else method("partial").tuning.top
             text, image = (backbone if modality == each else None for each in (TEXT, IMAGE))
             stores = encode(text=text, image=image, top_blocks=top)
             if not position:

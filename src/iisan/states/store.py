@@ -154,8 +154,19 @@ class StateStore:
         Raises:
             StoreError: items whose content is not stored.
         """
+        return self.spans_for(dataset)[0]
+
+    def spans_for(self, dataset: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+        """First rows of a dataset's items, as :meth:`rows_for`, and how many rows each has from there on.
+
+        More than one in a store of tokens, see ``Backbone.pooling``.
+
+        Raises:
+            StoreError: items whose content is not stored.
+        """
         contents = Contents.of(dataset, self.modality)
-        rows = self.rows_of(contents.keys())
+        found = self._look_up(contents.keys())
+        rows = found[ROW].fill_null(-1).to_numpy(writable=True)
         absent = np.flatnonzero((rows < 0) & contents.present)
         if len(absent):
             raise StoreError(
@@ -164,14 +175,7 @@ class StateStore:
                 f"the {self.modality} states of all items",
                 RECACHE,
             )
-        return rows
-
-    def counts_of(self, keys: Sequence[str | None]) -> np.ndarray:
-        """Rows that each content key has, one after the other: int64 of the length of ``keys``, 0 where none.
-
-        More than one in a store of tokens, see ``Backbone.pooling``.
-        """
-        return self._look_up(keys)[COUNT].fill_null(0).to_numpy(writable=True)
+        return rows, found[COUNT].fill_null(0).to_numpy(writable=True)
 
     def check_levels(self, levels: Sequence[Level]) -> list[int]:
         """Where levels stand among the stored ones.
@@ -245,7 +249,9 @@ class StateStore:
             pl.read_parquet(self.folder / shard.keys.name).with_columns(pl.col(ROW) + start)
             for shard, start in zip(self.manifest.shards, ends, strict=False)
         ]
-        return pl.concat(parts) if parts else pl.DataFrame(schema={KEY: pl.String, ROW: pl.Int64, COUNT: pl.Int64})
+        empty = pl.DataFrame(schema={KEY: pl.String, ROW: pl.Int64, COUNT: pl.Int64})
+        # Shards from before there were stores of tokens have no counts: one row a content.
+        return pl.concat([empty, *parts], how="diagonal").with_columns(pl.col(COUNT).fill_null(1))
 
 
 def store_name(modality: str, tokens: bool) -> str:

@@ -76,11 +76,14 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
     backbones: dict[str, Backbone] = {
         modality: _load_backbone(config, modality, stores.get(modality)) for modality in config.modalities
     }
-    contents: dict[str, Contents] = {modality: Contents.of(dataset, modality) for modality in config.modalities}
     if config.source == "live":
         return LiveStates(
             {
-                modality: (backbone, contents[modality], kept_levels(config.levels_of(modality), backbone.depth))
+                modality: (
+                    backbone,
+                    Contents.of(dataset, modality),
+                    kept_levels(config.levels_of(modality), backbone.depth),
+                )
                 for modality, backbone in backbones.items()
             }
         )
@@ -89,8 +92,7 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
             modality: (
                 backbones[modality],
                 store,
-                store.rows_for(dataset),
-                store.counts_of(contents[modality].keys()),
+                *store.spans_for(dataset),
             )
             for modality, store in stores.items()
         }
