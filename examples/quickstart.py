@@ -26,7 +26,8 @@ def main(folder: Path, **size: int) -> pl.DataFrame:
 
     # Any Hugging Face encoders, by hub id or folder, such as "google-bert/bert-base-uncased" and
     # "google/vit-base-patch16-224". Each item passes them once, ever.
-    iisan.cache_states(dataset, folder / "states", str(BACKBONES / "text"), str(BACKBONES / "image"))
+    models = {name: str(BACKBONES / name) for name in ("image", "text")}
+    iisan.cache_states(dataset, folder / "states", models)
 
     recommender = iisan.Recommender.fit(
         dataset, folder / "states", out=folder / "run", overrides=["training.epochs=5", "loss.negatives=200"]

@@ -1,8 +1,10 @@
 """Fixtures for all tests; the naive reading here shares no code with the readers under test."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -63,15 +65,59 @@ def scientific(scientific_folder: Path) -> Scientific:
 WORDS = ["red", "blue", "green", "small", "large", "pump", "valve", "glove", "tape", "box", "of", "steel", "mask"]
 
 
+VOCABULARY = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+
+SaveModel = Callable[..., Path]
+
+
 @pytest.fixture(scope="session")
-def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of tiny random models with processors: bert, gpt2 (no pad token), vit, clip and more."""
+def save_model() -> SaveModel:
+    """Writes a tiny random model with its processors."""
     import transformers as hf
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+    def save(
+        folder: Path,
+        config: Any,
+        template: str | None = None,
+        padded: bool = True,
+        image_processor: dict[str, Any] | None = None,
+        tokenizer: Callable[[], Any] | None = None,
+        **tokenizer_options: Any,
+    ) -> Path:
+        """The tokenizer knows words, with ends by ``template`` ("[CLS] $A [SEP]", say), or is given, or absent."""
+        torch.manual_seed(len(folder.name))
+        model = hf.AutoModel.from_config(config)
+        for parameter in model.parameters():  # the usual 0.02 makes tokens nearly the same
+            torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(folder)
+        if template is not None:
+            words = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+            words.normalizer = normalizers.Lowercase()
+            words.pre_tokenizer = pre_tokenizers.Whitespace()
+            ends = [("[CLS]", 2), ("[SEP]", 3)]
+            words.post_processor = processors.TemplateProcessing(template, special_tokens=ends)
+            tokens = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+            if padded:
+                tokens |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+            tokens |= tokenizer_options
+            hf.PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer().save_pretrained(folder)
+        if image_processor is not None:
+            (folder / "preprocessor_config.json").write_text(json.dumps(image_processor))
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory, save_model: SaveModel) -> dict[str, Path]:
+    """Folders of tiny random models with processors: bert, gpt2 (no pad token), vit, clip and more."""
+    import transformers as hf
+
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    positions = {"vocab_size": len(vocabulary), "max_position_embeddings": 40}
+    positions = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 40}
     text = sizes | positions
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     image = sizes | {"image_size": 16, "patch_size": 8}
@@ -93,26 +139,11 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     folders = {}
     for name, config in configs.items():
-        torch.manual_seed(len(name))
-        folder = folders[name] = tmp_path_factory.mktemp("models") / name
-        model = hf.AutoModel.from_config(config)
-        for parameter in model.parameters():  # the usual 0.02 makes tokens nearly the same
-            torch.nn.init.normal_(parameter, std=0.2)
-        model.save_pretrained(folder)
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.Lowercase()
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokens = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
-        if name != "gpt2":
-            ends = [("[CLS]", 2), ("[SEP]", 3)]
-            tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
-            tokens |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        if name not in ("vit", "deit", "dinov2"):
-            hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
-        if name in ("vit", "clip", "siglip", "deit", "dinov2"):
-            size = {"height": 16, "width": 16}
-            processor = {"image_processor_type": "ViTImageProcessor", "size": size}
-            (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        folder = tmp_path_factory.mktemp("models") / name
+        template = None if name in ("vit", "deit", "dinov2") else "$A" if name == "gpt2" else "[CLS] $A [SEP]"
+        processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+        image = processor if name in ("vit", "clip", "siglip", "deit", "dinov2") else None
+        folders[name] = save_model(folder, config, template, padded=name != "gpt2", image_processor=image)
     return folders
 
 
@@ -127,8 +158,11 @@ class Prepared:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Prepared:
-    """30 items (some without text, image or both), 50 users, timestamps; states of a tiny BERT and a tiny ViT."""
+def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Prepared]:
+    """30 items (some without text, image or both), 50 users, timestamps; states of a tiny BERT and a tiny ViT.
+
+    All tests share it, so none may write into it: which test would notice depends on the order they run in.
+    """
     import io
 
     from PIL import Image
@@ -163,5 +197,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, 
     folder = tmp_path_factory.mktemp("prepared")
     dataset = Dataset.from_frames(items, interactions).save(folder / "dataset")
     text, image = str(model_folders["bert"]), str(model_folders["vit"])
-    cache(dataset, folder / "states", text, image, dtype="fp32", precision="fp32", top_blocks=2)
-    return Prepared(folder / "dataset", folder / "states", Path(text), Path(image))
+    cache(dataset, folder / "states", {"text": text, "image": image}, dtype="fp32", precision="fp32", top_blocks=2)
+    before = sorted(folder.rglob("*"))
+    yield Prepared(folder / "dataset", folder / "states", Path(text), Path(image))
+    assert sorted(folder.rglob("*")) == before, "a test wrote into what all tests share"

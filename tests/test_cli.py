@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from iisan import cli
+from iisan.demo.run import BACKBONES, CAPTIONER
 
 QUICK = ["--set", "training.epochs=1", "--set", "training.batch=16", "--set", "loss.negatives=5"]
 
@@ -72,6 +73,25 @@ def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
     assert pl.read_parquet(tmp_path / "all.parquet")["user_id"].n_unique() == 9
 
 
+def test_captions_become_a_modality(iisan, prepared, tmp_path):
+    captioned, states, run = tmp_path / "captioned", tmp_path / "states", tmp_path / "run"
+    captioner = BACKBONES / CAPTIONER
+    code, out, error = iisan("caption", prepared.dataset, "--model", captioner, "--out", captioned)
+    assert code == 0, error
+    assert "image: 28 distinct contents, 0 with a caption already" in out
+    assert "28 captions" in out
+    assert f"iisan cache {captioned} --model caption=TEXTMODEL" in out
+    models = ["--image", prepared.image, "--model", f"caption={prepared.text}"]
+    code, out, error = iisan("cache", captioned, *models, "--out", states, "--json")
+    assert code == 0, error
+    distinct = pl.read_parquet(captioned / "items.parquet")["caption"].drop_nulls().n_unique()
+    assert {name: facts["rows"] for name, facts in json.loads(out).items()} == {"image": 28, "caption": distinct}
+    code, _, error = iisan("train", "default", "--dataset", captioned, "--states", states, "--out", run, *QUICK)
+    assert code == 0, error
+    code, out, _ = iisan("caption", prepared.dataset, "--model", captioner, "--out", captioned, "--json")
+    assert (code, json.loads(out)["kinds"]["caption"]) == (0, "text")
+
+
 def test_evaluate_prints_a_table_and_writes_ranks(iisan, run_folder, tmp_path):
     code, out, _ = iisan("evaluate", run_folder, "--policy", "none", "--out", tmp_path / "ranks.parquet")
     assert code == 0
@@ -118,6 +138,20 @@ def test_bad_input_on_every_command(iisan, prepared, run_folder, tmp_path):
         ("cache", prepared.dataset, "--out", tmp_path / "s"): "no backbone",
         ("cache", prepared.dataset, "--text", tmp_path / "no", "--out", tmp_path / "s"): str(tmp_path / "no"),
         ("cache", tmp_path / "nothing", "--text", "x", "--out", tmp_path / "s"): "does not exist",
+        (
+            "caption",
+            prepared.dataset,
+            "--model",
+            "x",
+            "--column",
+            "photo",
+            "--out",
+            tmp_path / "c",
+        ): "column 'photo'",
+        ("caption", prepared.dataset, "--model", "x", "--column", "text", "--out", tmp_path / "c"): "of kind text",
+        ("caption", prepared.dataset, "--model", "x", "--name", "image", "--out", tmp_path / "c"): "already",
+        ("caption", prepared.dataset, "--model", "x", "--out", prepared.dataset): "is the dataset itself",
+        ("caption", prepared.dataset, "--model", prepared.text, "--out", tmp_path / "c"): "no text about pictures",
         ("train", "defautl", "--out", tmp_path / "r"): "neither a recipe nor a file",
         ("train", "default", "--set", "traning.batch=3", "--out", tmp_path / "r"): "unknown configuration key",
         ("train", "default", "--set", "training.batch=x", "--out", tmp_path / "r"): "'training.batch'",
@@ -157,7 +191,7 @@ def test_a_full_disk_is_one_sentence(iisan, run_folder, tmp_path, monkeypatch):
 
 def test_help_of_every_command(iisan):
     _, out, _ = iisan("--help")
-    for command in ("demo", "prepare", "describe", "cache", "train", "evaluate", "recommend"):
+    for command in ("demo", "prepare", "describe", "caption", "cache", "train", "evaluate", "recommend"):
         assert command in out
         code, text, _ = iisan(command, "--help")
         assert code == 0

@@ -15,7 +15,7 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
         ("training.batch=-1", "'training.batch' has the value -1; expected greater than 0"),
         ("training.batch=many", "'training.batch' has the value 'many'"),
         ("items.kind=tabel", "'items.kind' has the value 'tabel'; expected 'side', 'projection' or 'table'"),
-        ("optimizer.gates.foo=1", "'optimizer.gates.foo' has the value 'foo'"),
+        ("optimizer.gates.foo=1", "settings of a tower 'foo', which is none of audio, image"),
         ("training.batch.x=1", "looks inside 'batch', which is a value"),
         ("foo", "'foo' has no '='"),
         ("training.batch=[1", "is not YAML"),

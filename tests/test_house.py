@@ -71,6 +71,15 @@ def test_the_command_line_starts_without_heavy_libraries():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_opening_a_dataset_loads_no_library_of_sounds_or_clips():
+    code = (
+        "import sys, iisan.data.dataset\n"
+        "heavy = {'scipy.signal', 'soundfile', 'av', 'torch', 'transformers'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_misspelt_name_is_an_error():
     assert iisan.Dataset.__name__ == "Dataset"
     with pytest.raises(AttributeError, match="Datset"):

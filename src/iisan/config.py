@@ -19,12 +19,14 @@ from pydantic import (
 )
 
 from iisan.errors import ConfigError
-from iisan.names import IMAGE, LAST, TEXT
+from iisan.names import IMAGE, IMPORTED, INTER, KINDS, LAST, TEXT
 
-Modality = Literal["text", "image"]
+Kind = Literal["text", "image", "audio", "video", "imported"]
+#: A column of the items; the name becomes part of folders and of parameters' names.
+Modality = Annotated[str, Field(pattern=r"^\w+$")]
 #: A hidden-state index ``0..T``, or ``"last"`` for the backbone's own answer.
 Level = NonNegativeInt | Literal["last"]
-Levels = Literal["layerdrop", "all"] | tuple[Level, ...]
+Levels = Literal["layerdrop", "all"] | Annotated[str, Field(pattern=r"^group-[1-9][0-9]*$")] | tuple[Level, ...]
 Policy = Literal["exclude-all", "keep-target", "none"]
 
 
@@ -35,20 +37,44 @@ class Section(BaseModel):
 
 
 class StatesConfig(Section):
-    """What a modality's hidden states must be; None accepts whatever the store holds.
+    """What the hidden states of a kind of content must be; None accepts whatever the store holds.
 
     Attributes:
         backbone: hub id or folder; needed with ``source`` ``live``.
-        pooling: of a content's tokens: ``cls`` or ``mean``.
+        pooling: of a content's tokens: ``cls``, ``mean``, or ``last`` (texts only).
         max_tokens: longest text, special tokens included.
-        levels: hidden states that are read: ``layerdrop`` (every other one), ``all``, or a list such as
-            ``[0, 6, 12]``; ``last`` is the backbone's own answer.
+        levels: hidden states that are read: ``layerdrop`` (every other one), ``all``, ``group-N`` (N evenly spaced
+            blocks, P2's group layer-dropping), or a list such as ``[0, 6, 12]``; ``last`` is the backbone's own
+            answer.
     """
 
     backbone: str | None = None
-    pooling: Literal["cls", "mean"] | None = None
+    pooling: Literal["cls", "mean", "last"] | None = None
     max_tokens: PositiveInt | None = None
     levels: Levels = "layerdrop"
+
+
+class ColumnConfig(Section):
+    """A modality such as a second text, or sound; None is as the section of its kind says, ``text`` or ``image``.
+
+    Attributes:
+        kind: ``text``, ``image``, ``audio``, ``video``, or ``imported`` (states made elsewhere); None where the
+            state store says it.
+        backbone: as in the kind's section.
+        pooling: as in the kind's section.
+        max_tokens: as in the kind's section.
+        max_seconds: longest part of a sound that is heard, from its middle.
+        frames: of a video that are looked at.
+        levels: as in the kind's section.
+    """
+
+    kind: Kind | None = None
+    backbone: str | None = None
+    pooling: Literal["cls", "mean", "last"] | None = None
+    max_tokens: PositiveInt | None = None
+    max_seconds: PositiveFloat | None = None
+    frames: PositiveInt | None = None
+    levels: Levels | None = None
 
 
 class TuningConfig(Section):
@@ -61,6 +87,9 @@ class TuningConfig(Section):
         alpha: LoRA's product is scaled by ``alpha / rank``.
         bottleneck: H of Houlsby's adapters.
         rate: learning rate of everything trained inside the backbones.
+        refresh: train the backbones in one epoch of ``refresh``, the first; in the others their last states
+            are served from memory and the rest is trained, at the cost of cached training. 1 trains them in every
+            epoch.
         checkpointing: recompute activations in the backward pass instead of keeping them.
     """
 
@@ -70,6 +99,7 @@ class TuningConfig(Section):
     alpha: PositiveInt = 16
     bottleneck: PositiveInt = 64
     rate: PositiveFloat = 1e-4
+    refresh: PositiveInt = 1
     checkpointing: bool = False
 
 
@@ -84,6 +114,9 @@ class ItemEncoderConfig(Section):
         block: of the towers: ``adapter`` (the SAN block), ``phm`` (parameterised hypercomplex weights) or
             ``low-rank`` weights (P1 table 6).
         bottleneck: H.
+        bottlenecks: H of single towers, by modality or ``inter``.
+        transform: what brings wider states to the inter tower's width: a trained ``linear`` map per level (P2), or
+            ``pool``, the means of neighbouring channels, without parameters.
         phm: n, Kronecker products a PHM weight is the sum of; divides widths and bottleneck.
         rank: of a low-rank weight.
         activation: inside a SAN block.
@@ -92,7 +125,10 @@ class ItemEncoderConfig(Section):
             (published code).
         first_block: the first intra block sees the embedding state ``alone`` (P1), or ``gated`` with
             zeros (published code).
-        head: ``one`` linear D→E per tower, or ``two`` (D→D, D→E; published code).
+        head: ``one`` linear D→E per tower, ``two`` (D→D, D→E; published code), or ``narrow`` (D→E, E→E within
+            modalities, ``two`` across them; published code of Versa).
+        fusion: of the towers' answers: one ``linear`` map of all side by side (P1 eq. 3), or ``experts``, a linear
+            map of each, weighted by what the answers themselves say.
         concatenation: where the inter tower stands in the fusion's input.
         fusion_scale: factor on the fusion's initial weights. At 1 (Xavier) normalised states give first scores far
             larger than the loss needs, which costs epochs to unlearn.
@@ -105,13 +141,16 @@ class ItemEncoderConfig(Section):
     inter: bool = True
     block: Literal["adapter", "phm", "low-rank"] = "adapter"
     bottleneck: PositiveInt = 64
+    bottlenecks: dict[Modality, PositiveInt] = {}
+    transform: Literal["linear", "pool"] = "linear"
     phm: PositiveInt = 8
     rank: PositiveInt = 1
     activation: Literal["relu", "gelu"] = "relu"
     gated: bool = True
     gate_on: Literal["previous", "hidden"] = "previous"
     first_block: Literal["alone", "gated"] = "alone"
-    head: Literal["one", "two"] = "one"
+    head: Literal["one", "two", "narrow"] = "one"
+    fusion: Literal["linear", "experts"] = "linear"
     concatenation: Literal["inter-between", "inter-last"] = "inter-between"
     fusion_scale: PositiveFloat = 1.0
     level_norm: Literal["none", "layer"] = "none"
@@ -175,8 +214,8 @@ class OptimizerConfig(Section):
 
     rate: PositiveFloat = 2e-4
     blocks: PositiveFloat = 1e-4
-    gates: dict[Literal["text", "image", "inter"], PositiveFloat] = {}
-    dense: dict[Literal["text", "image", "inter"], PositiveFloat] = {}
+    gates: dict[Modality, PositiveFloat] = {}
+    dense: dict[Modality, PositiveFloat] = {}
 
 
 class TrainingConfig(Section):
@@ -192,6 +231,8 @@ class TrainingConfig(Section):
         precision: ``auto`` is bf16 autocast where the device is fast at it, else fp32.
         device: ``auto`` is CUDA where it is there, else the CPU.
         clip: upper limit of the gradient's norm; 0 is none.
+        modality_dropout: probability that a training step hides a modality of an item, never all of them; teaches
+            the model to do without.
     """
 
     batch: PositiveInt = 64
@@ -203,6 +244,7 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     clip: NonNegativeFloat = 0.0
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class EvaluationConfig(Section):
@@ -236,7 +278,11 @@ class Config(Section):
         states: folder of state stores (what ``iisan cache --out`` wrote); unused by ids.
         source: ``cached`` reads the store, ``live`` runs the backbones on the fly, ``partial`` reads the token
             states below the last ``tuning.top`` blocks from the store and runs those blocks.
-        modalities: in the order of concatenation; empty for ids; None takes all that there are states of.
+        modalities: columns of the items, in the order of concatenation; empty for ids; None takes all that there
+            are states of.
+        text: of the column ``text``, and of every other text that ``columns`` does not say more about.
+        image: the same for images.
+        columns: what is particular to a modality, by column, and all that there is to say about other kinds.
     """
 
     recipe: str = "default"
@@ -246,6 +292,7 @@ class Config(Section):
     modalities: tuple[Modality, ...] | None = None
     text: StatesConfig = StatesConfig()
     image: StatesConfig = StatesConfig()
+    columns: dict[Modality, ColumnConfig] = {}
     tuning: TuningConfig = TuningConfig()
     items: ItemEncoderConfig = ItemEncoderConfig()
     sequence: SequenceConfig = SequenceConfig()
@@ -259,6 +306,7 @@ class Config(Section):
         if self.modalities is not None:
             self._modalities_fit(self.modalities)
         self._source_fits()
+        self._towers_fit()
         if self.sequence.kind == "sasrec" and self.items.width % self.sequence.heads:
             raise ValueError(
                 f"items.width {self.items.width} is no multiple of sequence.heads {self.sequence.heads}"
@@ -274,11 +322,22 @@ class Config(Section):
             )
         if self.source == "partial" and (tuning.method == "none" or tuning.top is None):
             raise ValueError("source 'partial' needs a tuning.method and the number tuning.top of live blocks")
+        if tuning.method == "none" and tuning.refresh > 1:
+            raise ValueError(
+                f"tuning.refresh {tuning.refresh} with tuning.method 'none': there is nothing to refresh when the "
+                "backbones are not trained; set a tuning.method, or tuning.refresh to 1"
+            )
         if tuning.method != "none" and self.items.kind != "projection":
             raise ValueError(
                 f"items.kind '{self.items.kind}' with tuning.method '{tuning.method}': a trained backbone ends in "
                 "items.kind 'projection'"
             )
+
+    def _towers_fit(self) -> None:
+        known = {*KINDS, IMPORTED, INTER, *self.columns, *(self.modalities or ())}
+        for name in (*self.optimizer.gates, *self.optimizer.dense, *self.items.bottlenecks):
+            if name not in known:
+                raise ValueError(f"settings of a tower '{name}', which is none of {', '.join(sorted(known))}")
 
     def _modalities_fit(self, modalities: tuple[str, ...]) -> None:
         if len(set(modalities)) != len(modalities):
@@ -292,13 +351,35 @@ class Config(Section):
         if self.items.kind == "side" and not (self.items.intra or inter):
             raise ValueError("no tower is left: items.intra is off and there is no inter tower")
 
-    def states_of(self, modality: str) -> StatesConfig:
-        """The settings of a modality's states."""
-        return {TEXT: self.text, IMAGE: self.image}[modality]
+    def kind_of(self, modality: str) -> str | None:
+        """The kind of a modality: as ``columns`` says, or the kind that it is named after; else None."""
+        stated = self.columns[modality].kind if modality in self.columns else None
+        return stated or (modality if modality in (*KINDS, IMPORTED) else None)
+
+    def states_of(self, modality: str) -> ColumnConfig:
+        """All settings of a modality's states: its kind's, and over them its own.
+
+        Raises:
+            ConfigError: its kind is not known.
+        """
+        kind = self.kind_of(modality)
+        if kind is None:
+            raise ConfigError(
+                f"the kind of the modality '{modality}' is not known",
+                f"one of {', '.join(KINDS)}",
+                f"set columns.{modality}.kind",
+            )
+        own = self.columns.get(modality, ColumnConfig()).model_dump(exclude_none=True)
+        return ColumnConfig.model_validate({**self.section_of(kind).model_dump(), **own, "kind": kind})
+
+    def section_of(self, kind: str) -> StatesConfig:
+        """The settings of all states of a kind."""
+        sections = {TEXT: self.text, IMAGE: self.image, IMPORTED: StatesConfig(levels="all")}
+        return sections.get(kind, StatesConfig())
 
     def levels_of(self, modality: str) -> Levels:
         """The levels that this configuration reads of a modality: a projection reads the last state only."""
-        return (LAST,) if self.items.kind == "projection" else self.states_of(modality).levels
+        return (LAST,) if self.items.kind == "projection" else self.states_of(modality).levels or "layerdrop"
 
     def override(self, assignments: Iterable[str]) -> "Config":
         """Apply ``key.key=value`` assignments; values are YAML.

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from iisan.config import Config, ItemEncoderConfig, SequenceConfig
+from iisan.errors import ConfigError
 from iisan.names import PAD
 from iisan.nn.items import ItemTable, Projection, SideNetwork
 from iisan.nn.sequences import GRU4Rec, NextItNet, SASRec
+from iisan.states.corruption import hide_modalities
 from iisan.states.sources import StateSource
 
 
@@ -25,20 +27,31 @@ def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
             return NextItNet(width, config.blocks, config.dropout)
 
 
-def item_encoder(config: ItemEncoderConfig, num_items: int, source: StateSource, missing: bool) -> nn.Module:
+def item_encoder(
+    config: ItemEncoderConfig, num_items: int, source: StateSource, modality_dropout: float = 0.0
+) -> nn.Module:
     """The item encoder that the configuration names.
 
     Args:
         config: the settings.
         num_items: N.
-        source: gives the states, and says how many and how wide.
-        missing: whether items may lack a modality.
+        source: gives the states, and says how many, how wide, and whether every item has them.
+        modality_dropout: whether items lack modalities in training even so.
+
+    Raises:
+        ConfigError: a modality whose name torch has taken.
     """
+    for name in source.widths:
+        if hasattr(nn.ModuleDict, name):
+            raise ConfigError(
+                f"a modality named '{name}'", "a name that torch's ModuleDict does not use", "rename that column"
+            )
+    missing = source.missing or modality_dropout > 0
     match config.kind:
         case "table":
             return ItemTable(num_items, config.width)
         case "projection":
-            return Projection(source.widths, config.width, missing, config.fusion_scale)
+            return Projection(source.widths, config.width, missing, config.fusion_scale, config.fusion)
         case "side":
             levels = {name: len(kept) for name, kept in source.levels.items()}
             settings = config.model_dump(exclude={"kind"})
@@ -54,10 +67,17 @@ class SequentialRecommender(nn.Module):
         sequence: ``[B, S, E]`` -> ``[B, S, E]``.
         num_items: N.
         length: S.
+        modality_dropout: probability that a modality of an item is hidden in training.
     """
 
     def __init__(
-        self, source: StateSource, items: nn.Module, sequence: nn.Module, num_items: int, length: int
+        self,
+        source: StateSource,
+        items: nn.Module,
+        sequence: nn.Module,
+        num_items: int,
+        length: int,
+        modality_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.source = source
@@ -65,18 +85,22 @@ class SequentialRecommender(nn.Module):
         self.sequence = sequence
         self.num_items = num_items
         self.length = length
+        self.modality_dropout = modality_dropout
 
     @classmethod
-    def build(cls, config: Config, num_items: int, source: StateSource, missing: bool) -> "SequentialRecommender":
+    def build(cls, config: Config, num_items: int, source: StateSource) -> "SequentialRecommender":
         """Build what the configuration says, with weights drawn from ``config.training.seed``."""
         torch.manual_seed(config.training.seed)
-        items = item_encoder(config.items, num_items, source, missing)
+        dropout = config.training.modality_dropout
+        items = item_encoder(config.items, num_items, source, dropout)
         sequence = sequence_encoder(config.sequence, config.items.width)
-        return cls(source, items, sequence, num_items, config.sequence.length)
+        return cls(source, items, sequence, num_items, config.sequence.length, dropout)
 
     def encode_items(self, rows: Tensor) -> Tensor:
         """Embeddings of distinct items, ``[U] -> [U, E]``."""
         batch = self.source(rows)
+        if self.training and self.modality_dropout:
+            batch = hide_modalities(batch, self.modality_dropout)
         return self.items(batch.rows, batch.modalities)
 
     def forward(self, items: Tensor, slots: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The names of all columns and modalities, in one place."""
+"""The names of all columns and kinds of content, in one place."""
 
 from typing import Final
 
@@ -6,9 +6,18 @@ USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
 
-TEXT = "text"
-IMAGE = "image"
-MODALITIES = (TEXT, IMAGE)
+#: Kinds of content. A modality is a column of the items with a kind; the first of a kind has its name.
+TEXT: Final = "text"
+IMAGE: Final = "image"
+AUDIO: Final = "audio"
+VIDEO: Final = "video"
+#: Kinds that a backbone reads.
+KINDS = (IMAGE, TEXT, AUDIO, VIDEO)
+#: The kind of a modality whose states were made elsewhere: one entry per item, no content to encode.
+IMPORTED = "imported"
+
+#: The tower across modalities.
+INTER = "inter"
 
 #: The pseudo-level of a backbone's own answer (``last_hidden_state``, after any final norm).
 LAST: Final = "last"

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from iisan.efficiency.estimate import Estimate
     from iisan.evaluate.evaluation import Evaluation
     from iisan.experiments.compare import Comparisons, Measured
+    from iisan.experiments.robustness import Decline
+    from iisan.states.store import StateStore
 
 
 def print_json(value: Any) -> None:
@@ -61,6 +63,27 @@ def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None
     print_table(title, ["rank#", "item", "score#", "title"], cells)
 
 
+def print_stores(title: object, stores: Mapping[str, "StateStore"]) -> None:
+    """Print what was stored, modality by modality."""
+    print_table(
+        str(title),
+        ["", "contents#", "levels", "width#", "stored as", "largest error#", "folder"],
+        [
+            [
+                modality,
+                f"{len(store):,}",
+                ", ".join(map(str, store.levels)),
+                store.width,
+                store.manifest.dtype,
+                f"{max(error or 0.0 for error in store.manifest.error):.2%}",
+                store.folder.name,
+            ]
+            for modality, store in stores.items()
+        ],
+    )
+    print("largest error: of a stored level, next to the spread between items, against fp32")
+
+
 def print_estimates(found: Mapping[str, "Estimate"]) -> None:
     """Print what methods will cost, and on what figures of the machine that rests."""
     hardware = next(iter(found.values())).hardware
@@ -81,8 +104,10 @@ def print_estimates(found: Mapping[str, "Estimate"]) -> None:
             for name, each in found.items()
         ],
     )
-    print("lower bounds: starting of operations, tokenising and decoding of images are not counted, nor is the")
-    print("process itself (0.3 to 0.5 GB); parameters are exact")
+    print(
+        "not counted: tokenising and decoding of images, the process itself (0.3 to 0.5 GB), and on a CPU frozen"
+    )
+    print("weights, which stay pages of their file; parameters are exact")
 
 
 def print_measurements(measured: "Measured") -> None:
@@ -104,6 +129,25 @@ def print_measurements(measured: "Measured") -> None:
             for row in measured.rows
         ],
     )
+
+
+def print_declines(found: Sequence["Decline"], title: str) -> None:
+    """Print the quality of runs that is left at every rate, and as a share of the first."""
+    print_table(
+        f"{title}: HR@10 in % (share of the first)",
+        ["", *(f"{rate:.0%} of items#" for rate in found[0].rates)],
+        [
+            [
+                each.name,
+                *(
+                    f"{100 * value:.2f} ({kept:.0%})"
+                    for value, kept in zip(each.values("hr@10"), each.kept("hr@10"), strict=True)
+                ),
+            ]
+            for each in found
+        ],
+    )
+    print(found[0].evaluations[0].protocol)
 
 
 def print_comparison(report: "Comparisons") -> None:

@@ -29,7 +29,6 @@ def default() -> Config:
     """Our own settings, chosen on validation data alone; see ``results/``."""
     return Config(
         recipe="default",
-        text=StatesConfig(pooling="mean"),
         items=ItemEncoderConfig(width=128, bottleneck=128, level_norm="layer", fusion_scale=0.15),
         sequence=SequenceConfig(dropout=0.2),
         loss=LossConfig(negatives=1600, pool="trained"),
@@ -66,12 +65,34 @@ def reference() -> Config:
     )
 
 
+def versa() -> Config:
+    """IISAN-Versa (P2) with the settings that its authors published for MicroLens: backbones may differ."""
+    levels = StatesConfig(pooling="mean", levels="group-6")
+    return paper().model_copy(
+        update={
+            "recipe": "versa",
+            "text": levels,
+            "image": StatesConfig(pooling="cls", levels="group-6"),
+            "items": ItemEncoderConfig(
+                gate_on="hidden",
+                first_block="gated",
+                head="narrow",
+                concatenation="inter-last",
+                bottlenecks={"image": 512},
+            ),
+            "loss": LossConfig(),
+            "training": TrainingConfig(batch=512, epochs=200),
+            "evaluation": EvaluationConfig(policy="exclude-all"),
+        }
+    )
+
+
 def frozen() -> Config:
     """The ``default`` training on frozen last states: a projection, no side network."""
     return default().model_copy(
         update={
             "recipe": "frozen",
-            "text": StatesConfig(pooling="mean", levels=(LAST,)),
+            "text": StatesConfig(levels=(LAST,)),
             "image": StatesConfig(levels=(LAST,)),
             "items": ItemEncoderConfig(kind="projection", width=128, fusion_scale=0.15),
         }
@@ -125,7 +146,7 @@ def uncached() -> Config:
 RECIPES: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(default, paper, reference),
+        *(default, paper, reference, versa),
         *(frozen, ids, uncached),
         *(fft, adapter, lora, bitfit, partial),
     )

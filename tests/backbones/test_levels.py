@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iisan.backbones.levels import layer_drop, parse_levels
+from iisan.backbones.levels import group_drop, layer_drop, parse_levels
 from iisan.errors import BackboneError
 
 
@@ -29,6 +29,30 @@ def test_layer_drop_counts_pairs_from_the_top(depth: int) -> None:
     assert levels[-1] == depth
     assert len(levels) == 1 + (depth + 1) // 2
     assert all(high - low == 2 for low, high in itertools.pairwise(levels[1:]))
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [
+        (80, [4, 19, 34, 49, 64, 79]),
+        (32, [1, 7, 13, 19, 25, 31]),
+        (28, [2, 7, 12, 17, 22, 27]),
+        (24, [3, 7, 11, 15, 19, 23]),
+        (12, [1, 3, 5, 7, 9, 11]),
+    ],
+)
+def test_group_layer_dropping_keeps_the_published_blocks(depth: int, blocks: list[int]) -> None:
+    """METHOD §2: 0-based blocks b are the states h_{b+1}, with h_0 in front."""
+    assert group_drop(depth, 6) == (0, *(block + 1 for block in blocks))
+    assert parse_levels("group-6", depth) == (0, *(block + 1 for block in blocks), "last")
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "fits"), [(12, 8, "4 or 6"), (12, 1, "2 or 3"), (4, 9, "2 or 4"), (12, 0, "2 or 3")]
+)
+def test_group_layer_dropping_that_would_leave_the_first_blocks_out(depth: int, count: int, fits: str) -> None:
+    with pytest.raises(BackboneError, match=f"{count} out of {depth} blocks.*such as {fits}: "):
+        group_drop(depth, count)
 
 
 def test_parse_levels() -> None:

@@ -134,6 +134,8 @@ def test_a_text_model_with_an_image_processor_is_no_image_model(model_folders: F
 def test_unknown_pooling(model_folders: Folders) -> None:
     with pytest.raises(BackboneError, match="'max'"):
         load_text(str(model_folders["bert"]), "max")
+    with pytest.raises(BackboneError, match="pooling 'last' of image"):
+        load_image(str(model_folders["vit"]), "last")
 
 
 def test_code_of_a_models_own_runs_only_when_asked(bert: Path) -> None:
@@ -177,7 +179,13 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_hub_model_is_pinned_and_brings_one_set_of_weights(
     monkeypatch: pytest.MonkeyPatch, bert: Path, tmp_path: Path
 ) -> None:
-    names = ["README.md", "model.fp16.safetensors", "onnx/model.json", "pytorch_model.bin"]
+    names = [
+        "README.md",
+        "model.fp16.safetensors",
+        "onnx/model.json",
+        "pytorch_model.bin",
+        "1_Pooling/config.json",
+    ]
     names += [path.name for path in bert.iterdir()]
     commit = "0123abcd" * 5
     asked: dict[str, Any] = {}
@@ -197,7 +205,7 @@ def test_a_hub_model_is_pinned_and_brings_one_set_of_weights(
     settings = load_text("some/model").settings
     assert settings["backbone"] == "some/model"
     assert settings["revision"] == asked["revision"] == commit
-    assert set(asked["allow_patterns"]) == {path.name for path in bert.iterdir()}
+    assert set(asked["allow_patterns"]) == {"1_Pooling/config.json", *(path.name for path in bert.iterdir())}
 
 
 def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel
 
 from iisan.backbones.backbone import Backbone
-from iisan.backbones.blocks import find_blocks, pooled_states
+from iisan.backbones.blocks import find_blocks, grid_means, pooled_states
 from iisan.backbones.image import load_image
 from iisan.backbones.levels import parse_levels
 from iisan.backbones.text import load_text
@@ -103,7 +103,9 @@ def test_pooling_looks_at_the_mask_not_at_a_side(model_folders: Folders) -> None
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
     cls = load_text(str(model_folders["bert"]), "cls").pool({"attention_mask": mask})
     mean = load_text(str(model_folders["bert"]), "mean").pool({"attention_mask": mask})
+    last = load_text(str(model_folders["bert"]), "last").pool({"attention_mask": mask})
     assert cls(hidden).tolist() == [[6, 7, 8], [12, 13, 14]]
+    assert last(hidden).tolist() == [[9, 10, 11], [18, 19, 20]]
     torch.testing.assert_close(mean(hidden), torch.tensor([[7.5, 8.5, 9.5], [15.0, 16.0, 17.0]]))
 
 
@@ -188,6 +190,13 @@ def test_blocks_are_found_by_structure() -> None:
         find_blocks(two, 2)
     with pytest.raises(BackboneError, match="num_hidden_layers None"):
         find_blocks(two, None)
+
+
+def test_maps_of_fewer_channels_keep_more_places() -> None:
+    one = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]], [[0.0, 2.0], [4.0, 6.0]]]])  # 2 channels of 2 × 2
+    assert grid_means(one, 2).tolist() == [[4.0, 3.0]]
+    assert grid_means(one, 4).tolist() == [[3.0, 5.0, 2.0, 4.0]]
+    assert grid_means(one, 8).tolist() == [[1.0, 3.0, 5.0, 7.0, 0.0, 2.0, 4.0, 6.0]]
 
 
 def test_states_of_changing_width_are_refused() -> None:

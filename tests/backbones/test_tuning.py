@@ -26,7 +26,7 @@ def load(folders: dict[str, Path], name: str) -> Backbone:
 
 
 def inputs_of(backbone: Backbone) -> dict[str, torch.Tensor]:
-    return backbone.prepare(CONTENTS if backbone.modality == "text" else [backbone.sample()] * 2)
+    return backbone.prepare(CONTENTS if backbone.kind == "text" else [backbone.sample()] * 2)
 
 
 def trained(backbone: Backbone) -> dict[str, torch.nn.Parameter]:

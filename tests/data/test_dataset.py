@@ -42,6 +42,29 @@ def test_round_trip(tmp_path):
     assert again.interactions().equals(stored)
 
 
+def test_captions_are_one_more_column_of_texts(tmp_path):
+    made = make()
+    texts = pl.Series(["a  pump", None, " "])
+    captioned = made.with_captions("seen", texts, {"column": "image", "model": "m"}).save(tmp_path / "dataset")
+    assert captioned.items["seen"].to_list() == ["a pump", None, None]
+    assert captioned.kinds == {"text": "text", "image": "image", "seen": "text"}
+    assert captioned.captions == {"seen": "image"}
+    assert captioned.manifest["counts"]["missing"] == {"text": 1, "image": 3, "seen": 2}
+    with_column = ITEMS.with_columns(seen=texts)
+    assert (
+        captioned.manifest["content_hash"]
+        == Dataset.from_frames(with_column, INTERACTIONS, columns={"seen": "text"}).manifest["content_hash"]
+    )
+    assert (made.captions, made.items.columns) == ({}, ["item_id", "text", "image", "price"])
+    for name, given, match in (
+        ("price", texts, "a column 'price' already"),
+        ("inter", texts, "a column named 'inter'"),
+        ("seen", texts[:2], "2 texts"),
+    ):
+        with pytest.raises(DataError, match=match):
+            made.with_captions(name, given, {"column": "image"})
+
+
 def test_content_hash_sees_every_part():
     hashes = {make().manifest["content_hash"]}
     assert make().manifest["content_hash"] in hashes
@@ -80,7 +103,7 @@ def test_frames_that_cannot_be_used():
         Dataset.from_frames(ITEMS, INTERACTIONS, on_bad="ignore")
     with pytest.raises(DataError, match="images=FOLDER"):
         Dataset.from_frames(ITEMS.with_columns(image=pl.lit("a.png")), INTERACTIONS)
-    with pytest.raises(DataError, match="images of type Int32"):
+    with pytest.raises(DataError, match="'image' of type Int32"):
         Dataset.from_frames(ITEMS.with_columns(image=pl.lit(1)), INTERACTIONS)
 
 

@@ -291,13 +291,13 @@ def test_images_by_file_name(tmp_path):
     lay(images, **{"007__png": png(), "other__png": png()})
     dataset = run(tmp_path, images=images)
     assert dataset.items["image"].to_list() == ["007.png", None, None]
-    assert dataset.image_bytes(0) == png()
+    assert dataset.content_bytes("image", 0) == png()
     assert dataset.manifest["counts"]["missing"]["image"] == 2
     with pytest.raises(DataError, match="item 'b' has no image"):
-        dataset.image_bytes(1)
+        dataset.content_bytes("image", 1)
     (images / "007.png").unlink()
     with pytest.raises(DataError, match="cannot be read"):
-        dataset.image_bytes(0)
+        dataset.content_bytes("image", 0)
     refused_folder = tmp_path / "second"
     refused_folder.mkdir()
     refused(refused_folder, "no folder", images=tmp_path / "nowhere")
@@ -308,12 +308,12 @@ def test_images_by_column_of_paths(tmp_path):
     items = "item_id,image\n007,a.png\nb,\nc,./a.png\n"
     dataset = run(tmp_path, items=items)
     assert dataset.items["image"].to_list() == ["a.png", None, "./a.png"]
-    assert dataset.image_bytes(2) == png()
+    assert dataset.content_bytes("image", 2) == png()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     lay(elsewhere, a__png=png((0, 0, 0)))
     moved = Dataset.load(tmp_path / "out", image_root=elsewhere)
-    assert moved.image_bytes(0) == png((0, 0, 0))
+    assert moved.content_bytes("image", 0) == png((0, 0, 0))
     # The hash is about contents, not about where the folder lies.
     assert (
         run(tmp_path, items=items, images=elsewhere).manifest["content_hash"] == dataset.manifest["content_hash"]
@@ -326,7 +326,7 @@ def test_images_by_column_of_bytes(tmp_path):
     sources = [tmp_path / "items.parquet", *lay(tmp_path, interactions__csv=INTERACTIONS)]
     dataset = prepare("table", sources, tmp_path / "out")
     assert dataset.items["image"].is_null().to_list() == [False, True, True]
-    assert dataset.image_bytes(0) == png()
+    assert dataset.content_bytes("image", 0) == png()
     assert dataset.image_root is None
 
 

@@ -1,4 +1,6 @@
+import hashlib
 import itertools
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +8,15 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from iisan.demo import pictures
+from iisan.data.splits import leave_one_out
+from iisan.data.videos import sample_frames
+from iisan.demo import clips, pictures, tones
 from iisan.demo.catalogue import LAUNCH, Catalogue, generate
+from iisan.demo.oracle import next_item_probabilities
 from iisan.demo.process import draw_process, simulate
 from iisan.demo.products import (
     ATTRIBUTES,
+    EXTENDED_ATTRIBUTES,
     IMAGE_ATTRIBUTES,
     NUM_VALUES,
     TEXT_ATTRIBUTES,
@@ -18,6 +24,7 @@ from iisan.demo.products import (
     draw_attributes,
     write_titles,
 )
+from iisan.demo.run import demo_dataset
 from iisan.errors import ConfigError
 
 ITEMS, USERS = 300, 400
@@ -165,3 +172,106 @@ def test_too_small_a_catalogue_is_refused():
         generate(0, num_items=5)
     with pytest.raises(ConfigError, match="num_users = 0"):
         generate(0, num_users=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "digest"),
+    [
+        ((0,), "608e8e92ad772d83c5dd786c65b0a4ca7a593a1817f70664de32633d2015fe9b"),
+        ((3, ITEMS, USERS), "9da962b8283f0551da6c6e1b0c18a5ded8a465e616f04abf0cf1927419860ed5"),
+    ],
+)
+def test_the_ordinary_catalogue_never_changes(arguments, digest):
+    made = generate(*arguments)
+    process, log = made.process, made.log
+    found = hashlib.sha256(repr(made.titles).encode())
+    for values in (
+        *(made.has_image, process.attributes, process.is_new, process.preferences),
+        *(log.offsets, log.items, log.timestamps),
+    ):
+        found.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+    # Results and the README rest on it.
+    assert found.hexdigest() == digest
+
+
+@pytest.fixture(scope="module")
+def extended() -> Catalogue:
+    return generate(3, ITEMS, USERS, extended=True)
+
+
+def test_the_extended_catalogue_has_the_titles_and_pictures_of_the_ordinary_one(catalogue, extended):
+    assert (catalogue.extended, extended.extended) == (False, True)
+    assert extended.process.names == EXTENDED_ATTRIBUTES
+    assert extended.titles == catalogue.titles
+    np.testing.assert_array_equal(extended.process.attributes[:, :7], catalogue.process.attributes)
+    np.testing.assert_array_equal(extended.render_images(), catalogue.render_images())
+    assert not np.array_equal(extended.log.items, catalogue.log.items)
+
+
+def test_same_seed_same_tones_and_clips(extended):
+    again = generate(3, ITEMS, USERS, extended=True)
+    np.testing.assert_array_equal(again.log.items, extended.log.items)
+    for name in ("render_tones", "render_clips"):
+        whole = getattr(extended, name)()
+        assert len(whole) == ITEMS
+        np.testing.assert_array_equal(getattr(again, name)(), whole)
+        for start, end in ((250, 260), (255, 257), (300, 300)):
+            np.testing.assert_array_equal(getattr(extended, name)(start, end), whole[start:end])
+
+
+@pytest.mark.parametrize(("module", "own"), [(tones, "timbre"), (clips, "motion"), (pictures, None)])
+def test_a_tone_tells_the_timbre_alone_and_a_clip_the_motion_alone(module, own):
+    def draw(name, value):
+        attributes = np.ones((1, len(EXTENDED_ATTRIBUTES)), dtype=np.int64)
+        attributes[0, EXTENDED_ATTRIBUTES.index(name)] = value
+        return module.render(attributes, np.random.default_rng(0))[0].astype(float)
+
+    for name in {*EXTENDED_ATTRIBUTES} - {*IMAGE_ATTRIBUTES}:
+        drawn = [draw(name, value) for value in range(NUM_VALUES)]
+        differ = [(a != b).mean() > 0.2 for a, b in itertools.combinations(drawn, 2)]
+        assert all(differ) if name == own else not any((a != drawn[0]).any() for a in drawn), name
+
+
+def test_one_frame_does_not_tell_the_motion():
+    attributes = np.zeros((6000, len(EXTENDED_ATTRIBUTES)), dtype=np.int64)
+    attributes[:, -1] = np.repeat(np.arange(NUM_VALUES), 1000)
+    films = clips.render(attributes, np.random.default_rng(0)).mean(axis=-1)
+    # Brightness at every place of the last frame, over the motions: as even as chance makes it.
+    means = films[:, -1].reshape(NUM_VALUES, 1000, -1).mean(axis=1)
+    errors = films[:, -1].reshape(NUM_VALUES, 1000, -1).std(axis=1) / np.sqrt(1000)
+    scores = (means - means.mean(axis=0)) / errors
+    assert scores.std() < 1.1
+
+
+def test_tastes_in_timbre_and_motion_matter(extended):
+    queries = leave_one_out(extended.log, ITEMS).test
+    rows = np.arange(USERS)
+
+    def surprise(*ignored):
+        names = tuple(name for name in EXTENDED_ATTRIBUTES if name not in ignored)
+        probabilities = next_item_probabilities(extended.process, queries.histories(30), attributes=names)
+        return -np.log(probabilities[rows, queries.targets]).mean()
+
+    assert surprise() < min(surprise("timbre"), surprise("motion")) - 0.1
+    assert max(surprise("timbre"), surprise("motion")) < surprise("timbre", "motion") - 0.1
+
+
+def test_files_of_tones_and_clips(extended, tmp_path):
+    pytest.importorskip("av", reason="clips need the extra 'video'")
+    pytest.importorskip("soundfile", reason="preparing tones needs the extra 'audio'")
+    small = generate(3, 100, 1, extended=True)
+    kinds = demo_dataset(small, tmp_path).kinds
+    assert kinds == {name: name for name in ("image", "text", "audio", "video")}
+    tmp_path /= "raw"
+    items = pl.read_csv(tmp_path / "items.csv")
+    assert items.columns == ["item_id", "title", "image", "audio", "video"]
+    assert items["image"].is_not_null().to_list() == small.has_image.tolist()
+    with wave.open(str(tmp_path / items["audio"][7])) as file:
+        assert (file.getframerate(), file.getnchannels()) == (16_000, 1)
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+    np.testing.assert_array_equal(samples, small.render_tones(7, 8)[0])
+    frames = sample_frames((tmp_path / items["video"][7]).read_bytes(), clips.FRAMES)
+    np.testing.assert_array_equal(np.stack(frames), small.render_clips(7, 8)[0])
+    again = tmp_path / "again.mkv"
+    clips.write(small.render_clips(7, 8)[0], again)
+    assert again.read_bytes() == (tmp_path / items["video"][7]).read_bytes()

@@ -1,8 +1,11 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from iisan.config import TuningConfig
 from iisan.data.dataset import Dataset
@@ -16,17 +19,21 @@ from iisan.efficiency.estimate import (
     store_bytes,
     tuned_parameters,
 )
+from iisan.efficiency.hardware import Operators
+from iisan.efficiency.transformer import kept_bytes
 from iisan.errors import BackboneError, ConfigError
+from iisan.nn.sequences import SASRec
 from iisan.recipes import recipe
 from iisan.train.setup import build, resolve
 
+TEXTS = ("bert", "roberta", "distilbert", "mpnet", "deberta-v2", "gpt2", "clip", "siglip")
 TUNED = ("fft", "adapter", "lora", "bitfit")
 # 30,522 words, 512 positions, 2 segments and a norm; 256 · 3 pixels a patch, its bias, class token, 197 positions.
 BERT = BackboneShape("text", 768, 12, 12, 3072, 30, (30522 + 512 + 2 + 2) * 768, 768)
 VIT = BackboneShape("image", 768, 12, 12, 3072, 197, (768 + 1 + 1 + 197) * 768, 768, 1536, 768, 0, 224, 16)
 BOTH = {"image": VIT, "text": BERT}
 DATA = DataShape(windows=12076, items=20314, distinct=150.0, positions=3.8)
-MACHINE = Hardware(flops=1e12, bandwidth=2e10)
+MACHINE = Hardware(flops=1e12, bandwidth=2e10, elements=1e9, attention=5e11, overhead=1e-6)
 
 
 def predicted(name, *changes, backbones=BOTH, data=DATA, **fields):
@@ -34,7 +41,9 @@ def predicted(name, *changes, backbones=BOTH, data=DATA, **fields):
 
 
 @pytest.mark.parametrize("top", ["null", "1"])
-@pytest.mark.parametrize("backbone", ["bert", "roberta", "distilbert", "gpt2", "clip", "siglip"])
+@pytest.mark.parametrize(
+    "backbone", ["bert", "roberta", "distilbert", "gpt2", "clip", "siglip", "mpnet", "deberta-v2"]
+)
 def test_counts_of_text_backbones_are_those_of_the_built_model(backbone, top, prepared, model_folders):
     check_counts(("text", model_folders[backbone]), prepared, top, fused=backbone == "gpt2")
 
@@ -92,6 +101,86 @@ def test_counts_of_methods_are_those_of_the_built_model(name, changes, prepared)
     assert found.total_parameters == sum(value.numel() for value in network.parameters())
 
 
+def test_counts_of_families_with_settings(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24}
+    sizes |= {"vocab_size": 50, "max_position_embeddings": 20}
+    relative = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False}
+    groups = {"num_key_value_heads": 2, "head_dim": 4}
+    for config in (
+        transformers.MPNetConfig(**sizes, relative_attention_num_buckets=6),
+        transformers.DebertaV2Config(**sizes, type_vocab_size=2),
+        # As in DeBERTa-v3, and with the defaults of older ones.
+        transformers.DebertaV2Config(
+            **sizes, **relative, share_att_key=True, position_buckets=8, norm_rel_ebd="layer_norm"
+        ),
+        transformers.DebertaV2Config(**sizes, **relative | {"pos_att_type": "c2p"}, max_relative_positions=9),
+        transformers.Qwen2Config(**sizes, num_key_value_heads=2),
+        transformers.GemmaConfig(**sizes, **groups),
+        transformers.LlamaConfig(**sizes, **groups),
+    ):
+        config.save_pretrained(tmp_path)
+        shape = BackboneShape.of_folder(str(tmp_path), "text")
+        model = transformers.AutoModel.from_config(config)
+        counted = {name: value.numel() for name, value in model.named_parameters() if "pooler" not in name}
+        assert shape.parameters == sum(counted.values()), config
+        biases = sum(count for name, count in counted.items() if name.endswith("bias"))
+        assert shape.depth * shape.biases + shape.embedding_biases + shape.final_biases == biases, config
+    both, written = (transformers.DebertaV2Config(**sizes, **relative).to_dict() for _ in range(2))
+    written["pos_att_type"] = "p2c|c2p"  # as in files on the hub
+    shapes = []
+    for config in (both, written):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        shapes.append(BackboneShape.of_folder(str(tmp_path), "text"))
+    assert shapes[0] == shapes[1]
+    assert (shapes[0].relative, shapes[0].position_linears) == (2 * 20, 2)
+    transformers.DebertaV2Config(**sizes, conv_kernel_size=3).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="a convolution"):
+        BackboneShape.of_folder(str(tmp_path), "text")
+
+
+def saved_bytes(model, inputs):
+    """Bytes of all storages, but the parameters', that a forward pass keeps for the backward pass."""
+    own = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    alive, found = [], {}
+
+    def pack(tensor):
+        alive.append(tensor)  # so that no address is given twice
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(**inputs).last_hidden_state.sum()
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("method", ["full", "bias"])
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_a_block_keeps_what_autograd_saves(family, method):
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+
+    def saved(depth):
+        if family == "bert":
+            config = transformers.BertConfig(**sizes, num_hidden_layers=depth)
+            model = transformers.BertModel(config, add_pooling_layer=False)
+            inputs = {"input_ids": torch.zeros(3, 20, dtype=torch.long)}
+        else:
+            config = transformers.ViTConfig(**sizes, num_hidden_layers=depth, image_size=32, patch_size=8)
+            model = transformers.ViTModel(config, add_pooling_layer=False)
+            inputs = {"pixel_values": torch.zeros(3, 3, 32, 32)}
+        for name, value in model.named_parameters():
+            value.requires_grad_(method == "full" or name.endswith("bias"))
+        return saved_bytes(model.train(), inputs)
+
+    tokens = 20 if family == "bert" else 17
+    shape = BackboneShape("text", 256, 3, 4, 1024, tokens, dropout=family == "bert")
+    kept = 3 * tokens * kept_bytes(shape, TuningConfig(method=method), 4)
+    # Norms keep two numbers a token besides, fused attention one a token and head.
+    small = 3 * tokens * 4 * (4 + 4 * (family == "vit"))
+    assert saved(3) - saved(2) == kept + small
+
+
 def test_published_counts():
     assert BERT.parameters == 109_482_240 - 590_592  # BERT-base without its pooler
     assert VIT.parameters == 85_798_656
@@ -116,9 +205,10 @@ def test_backward_by_hand():
     base = predicted("frozen", "source=live", backbones={"text": BERT}).flops["backward"]
     products, attention = 12 * 2 * 7_077_888 * 30, 12 * 4 * 30 * 30 * 768
     for name, expected in [
-        ("fft", 2 * (products + attention)),
-        ("bitfit", products + 2 * attention),
-        ("lora", products + 2 * attention + 2 * 2 * 30 * 12 * 2 * 8 * 1536),
+        # Fused attention computes its scores again, then four gradients: five products for two.
+        ("fft", 2 * products + 2.5 * attention),
+        ("bitfit", products + 2.5 * attention),
+        ("lora", products + 2.5 * attention + 2 * 2 * 30 * 12 * 2 * 8 * 1536),
     ]:
         found = predicted(name, backbones={"text": BERT})
         assert found.flops["backward"] - base == pytest.approx(150 * expected), name
@@ -126,7 +216,7 @@ def test_backward_by_hand():
         assert again.flops["backward"] - found.flops["backward"] == pytest.approx(150 * (products + attention))
         assert again.memory["activations"] < found.memory["activations"] / 4
     two = predicted("fft", "tuning.top=2", backbones={"text": BERT}).flops
-    assert two["backward"] - base == pytest.approx(150 * 2 * (products + attention) / 6)
+    assert two["backward"] - base == pytest.approx(150 * (2 * products + 2.5 * attention) / 6)
     assert two["forward"] == predicted("fft", backbones={"text": BERT}).flops["forward"]
 
 
@@ -155,11 +245,82 @@ def test_memory_and_time_by_hand():
     assert twice.steps_per_epoch == 95
     assert twice.stages["forward"] == 2 * found.stages["forward"]
     assert twice.stages["update"] == found.stages["update"]
-    # One forward pass of every title, and the numbers its blocks write and read.
+    # One forward pass of every title: products, attention, two norms, two sums and the activation, operators.
     cached = predicted("default", backbones={"text": BERT})
-    moved = 2 * 4 * 30 * 12 * (8 * 768 + 2 * 3072)
-    assert cached.caching_seconds == pytest.approx(20314 * (5_129_256_960 / 1e12 + moved / 2e10))
+    products, attention = 12 * 2 * 7_077_888 * 30 / 1e12, 12 * 4 * 30 * 30 * 768 / 5e11
+    written, started = 12 * 30 * (4 * 768 + 3072) / 1e9, 12 * 40 * 1e-6
+    assert cached.caching_seconds == pytest.approx(
+        20314 * (products + attention + written) + math.ceil(20314 / 64) * started
+    )
     assert predicted("uncached").caching_seconds == 0
+
+
+def test_peak_memory():
+    found = predicted("fft")
+    parts = found.memory
+    # Gradients grow while activations go.
+    assert parts["activations"] > parts["gradients"]
+    assert found.peak_memory_bytes == pytest.approx(sum(parts.values()) - parts["gradients"])
+    several = predicted("fft", "training.accumulate=2")
+    assert several.peak_memory_bytes == pytest.approx(sum(several.memory.values()))
+    # On a CPU frozen weights stay pages of their file.
+    frozen = 4 * (BERT.parameters + VIT.parameters)
+    cpu, gpu = (
+        estimate(recipe("lora"), BOTH, DATA, Hardware(1e12, 2e10, device=device)) for device in ("cpu", "cuda")
+    )
+    assert cpu.mapped_bytes == frozen
+    assert gpu.mapped_bytes == 0
+    assert gpu.peak_memory_bytes - cpu.peak_memory_bytes == pytest.approx(frozen)
+    assert found.mapped_bytes == 0
+    larger = predicted("fft", data=replace(DATA, largest=300))
+    assert larger.memory["activations"] == pytest.approx(2 * parts["activations"])
+    assert larger.seconds_per_step == found.seconds_per_step
+
+
+def test_element_wise_operators_by_hand():
+    # Nothing but what is written costs; a second a number. What trains no backbone is taken off.
+    machine = Hardware(math.inf, math.inf, elements=1.0)
+    shape = replace(BERT, dropout=True)
+
+    def stages(name, *changes):
+        config = recipe(name).override(changes)
+        return estimate(config, {"text": shape}, DATA, machine).stages
+
+    frozen = stages("frozen", "source=live")
+    small = stages("frozen")
+    block, tokens = 4 * 768 + 3072, 150 * 30
+    assert frozen["forward"] - small["forward"] == pytest.approx(tokens * 12 * block)
+    full = stages("fft")
+    dropped, scores = 6 * 768, 5 * 12 * 30
+    assert full["forward"] - frozen["forward"] == pytest.approx(tokens * 12 * (dropped + scores))
+    backward = 6 * 768 + 3072 + 2 * 768 + 3 * 12 * 30
+    assert full["backward"] - frozen["backward"] == pytest.approx(tokens * 12 * backward)
+    again = stages("fft", "tuning.checkpointing=true")
+    assert again["backward"] - full["backward"] == pytest.approx(tokens * 12 * (block + dropped + scores))
+
+
+def test_operators_are_those_that_run():
+    with Operators() as counted:
+        x = torch.ones(2, 2)
+        x = x + 1
+        x.relu_()
+    assert counted.count == 3
+    # A second an operator: another block of the sequence encoder costs those that it starts.
+    machine = Hardware(math.inf, math.inf, overhead=1.0)
+
+    def predict(blocks):
+        return estimate(recipe("ids").override([f"sequence.blocks={blocks}"]), {}, DATA, machine).stages
+
+    def run(blocks):
+        sequence = SASRec(8, 5, blocks, 2, 0.1)
+        with Operators() as forward:
+            answer = sequence(torch.zeros(3, 5, 8), torch.ones(3, 5, dtype=torch.bool)).sum()
+        with Operators() as backward:
+            answer.backward()
+        return {"forward": forward.count, "backward": backward.count}
+
+    for stage in ("forward", "backward"):
+        assert predict(3)[stage] - predict(2)[stage] == run(3)[stage] - run(2)[stage] > 0
 
 
 def test_orders_of_the_methods():
@@ -257,6 +418,10 @@ def test_hardware_is_measured():
     found = Hardware.measure("cpu", "fp32", seconds=0.05)
     assert found.flops > 1e8
     assert found.bandwidth > 1e8
+    assert 1e6 < found.elements < found.flops
+    assert found.attention > 1e8
+    assert 0 < found.overhead < 1e-3
+    assert found.device == "cpu"
     assert found.precision == "fp32"
     assert "thread" in found.name
 

@@ -19,6 +19,7 @@ from iisan.evaluate.ranks import rank_targets
 def make_dataset(items, sequences):
     return SimpleNamespace(
         items=items,
+        kinds={"text": "text", "image": "image"},
         sequences=sequences,
         num_items=len(items),
         num_users=sequences.num_users,
@@ -60,7 +61,7 @@ def test_facts_by_hand(small):
         "redundant_texts": 1,
         "missing_text": 2,
         "missing_image": 2,
-        "missing_both": 1,
+        "missing_all": 1,
         "max_characters": 4,
         "without_timestamp": 0,
         "equal_timestamps": 2,

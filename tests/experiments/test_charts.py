@@ -3,11 +3,12 @@ import math
 import sys
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from iisan.errors import ConfigError, MissingExtraError
 from iisan.experiments import charts
-from iisan.experiments.records import Record
+from iisan.experiments.records import Record, table
 
 # The published costs: four methods stand close together, the two others far away.
 COSTS = {
@@ -79,6 +80,52 @@ def test_one_row_with_costs_is_enough(costly):
     assert "FFT" in texts(charts.quality_against_cost(costly[:1]))
 
 
+def sized(row, hr, seed=0, **parameters):
+    return record(row, seed, test={"hr@10": hr}, backbone_parameters=parameters)
+
+
+def test_quality_is_drawn_over_the_parameters_that_grow():
+    runs = [
+        sized("large", 0.09, text=70e9, image=1e9),
+        sized("base", 0.07, text=110e6, image=1e9),
+        sized("base", 0.09, seed=1, text=110e6, image=1e9),
+        sized("tiny", 0.05, text=4e6, image=1e9),
+        record("failed", status="failed", error="no memory"),
+    ]
+    figure = charts.quality_against_size(runs)
+    (axes,) = figure.axes
+    (line,) = [each for each in axes.lines if each.get_linestyle() == "-" and len(each.get_xdata()) == 3]
+    assert list(line.get_xdata()) == [4e6, 110e6, 70e9]
+    assert list(line.get_ydata()) == pytest.approx([5, 8, 9])
+    (whisker,) = [each for each in axes.collections[0].get_segments() if len(each) and not math.isnan(each[0][1])]
+    assert whisker[:, 1] == pytest.approx([8 - math.sqrt(2), 8 + math.sqrt(2)])
+    assert axes.get_xscale() == "log"
+    assert "parameters, text (logarithmic)" in texts(figure)
+    assert {"1 M", "1 B"} <= {each.get_text() for each in axes.get_xticklabels()}
+    placed = boxes(axes)
+    assert {"tiny", "base", "large"} == set(placed)
+    x, y = axes.transData.transform(line.get_xydata()).T
+    along = np.linspace(x[0], x[-1], 200)
+    for name, box in placed.items():
+        assert not box.count_contains(np.column_stack([along, np.interp(along, x, y)])), name
+
+
+def test_sizes_are_drawn_only_where_every_backbone_grows_or_stays():
+    small, large = {"text": 10, "image": 100}, {"text": 50, "image": 100}
+
+    def found(*sizes):
+        rows = [sized(str(place), 0.1, **parameters) for place, parameters in enumerate(sizes)]
+        return charts.growing(table(rows))
+
+    assert found(large, small) == ("text",)
+    assert found(small, large, {"text": 50, "image": 300}) == ("text", "image")
+    assert found(small) == found(small, small) == found({}, {}) == ()
+    assert found(small, {"text": 5, "image": 300}) == ()
+    assert found({"text": 10}, {"image": 100}) == ()
+    with pytest.raises(ConfigError, match="without an order of size"):
+        charts.quality_against_size([sized("A", 0.1, text=10)])
+
+
 def test_curves_are_means_over_the_epochs_of_all_seeds():
     runs = [
         record("A", 0, history=curve(0.1, 0.2, 0.4)),
@@ -113,12 +160,12 @@ def test_gates_are_printed_as_means_by_level():
 
 def test_bars_have_whiskers_and_say_what_failed():
     runs = [
-        record("A", 0, test={"hr@10": 0.10}),
-        record("A", 1, test={"hr@10": 0.12}),
+        record("A", 0, test={"hr@10": 0.10}, position=1),
+        record("A", 1, test={"hr@10": 0.12}, position=1),
         record("B", 0, test={"hr@10": 0.2}),
-        record("C", 0, status="failed", error="no memory"),
+        record("C", 0, status="failed", error="no memory", position=2),
     ]
-    figure = charts.bars(runs, order=["B"])
+    figure = charts.bars(runs)
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([20, 11, 0])
     assert [each.get_text() for each in axes.texts] == ["20.00", "11.00", "failed"]
@@ -149,7 +196,10 @@ def test_regions_need_a_triangle(count):
 
 
 def test_a_chart_without_figures_is_an_error():
-    for draw in (charts.quality_against_cost, charts.learning_curves, charts.gate_values, charts.bars):
+    for draw in (
+        *(charts.quality_against_cost, charts.quality_against_size),
+        *(charts.learning_curves, charts.gate_values, charts.bars),
+    ):
         with pytest.raises(ConfigError, match="no figures to draw in the rows 'A'"):
             draw([record("A")])
 

@@ -57,10 +57,11 @@ def test_costs_are_means_over_the_runs_that_measured_them():
     assert (row.seconds_per_epoch, row.trainable_parameters, row.peak_memory_bytes) == (3.0, 4000, 5e8)
 
 
-def test_rows_stand_in_first_seen_order_behind_those_asked_for():
+def test_rows_stand_by_their_positions_and_else_as_first_seen():
     runs = [record("C", 0, 0.1), record("A", 0, 0.1), record("C", 1, 0.2), record("B", 0, 0.1)]
     assert [row.name for row in table(runs)] == ["C", "A", "B"]
-    assert [row.name for row in table(runs, order=["B", "absent", "A"])] == ["B", "A", "C"]
+    placed = [record("C", 0, 0.1, position=2), record("A", 0, 0.1, position=1), record("B", 0, 0.1, position=0)]
+    assert [row.name for row in table(placed)] == ["B", "A", "C"]
 
 
 def test_markdown_by_hand():
@@ -89,6 +90,17 @@ def test_columns_without_figures_are_left_out_but_quality_stays():
     heads, body = grid(table([failed("A")]))
     assert heads == ["", "HR@10 (%)", "NDCG@10 (%)", "failed runs"]
     assert body == [["A", "–", "–", "1"]]
+
+
+def test_sizes_of_backbones_and_stores_are_shown_where_rows_differ_in_them():
+    sizes = {"backbone_parameters": {"text": 4000, "image": 500}, "store_bytes": {"text": 2e6, "image": 5e5}}
+    runs = [record("A", 0, 0.1, **sizes), record("B", 0, 0.1, backbone_parameters={"text": 30, "image": 500})]
+    heads, body = grid(table(runs))
+    assert heads == ["", "HR@10 (%)", "NDCG@10 (%)", "backbones' parameters"]
+    assert [cells[-1] for cells in body] == ["4,500", "530"]
+    runs[1] = runs[1].model_copy(update={"store_bytes": {"text": 1e6}})
+    assert [cells[-1] for cells in grid(table(runs))[1]] == ["2.5", "1.0"]
+    assert len(grid(table(runs[:1]))[0]) == 3
 
 
 def test_only_the_wanted_experiment_counts():

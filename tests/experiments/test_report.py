@@ -66,17 +66,19 @@ def cost(seconds, size, memory):
 def folder(tmp_path):
     folder = tmp_path / "records"
     folder.mkdir()
-    write(folder, "a0", efficiency=cost(9, 800, 4e9))
-    write(folder, "a1", seed=1, test={"hr@10": 0.12, "ndcg@10": 0.05}, efficiency=cost(9, 800, 4e9))
+    write(folder, "a0", position=1, efficiency=cost(9, 800, 4e9))
+    test = {"hr@10": 0.12, "ndcg@10": 0.05}
+    write(folder, "a1", position=1, seed=1, test=test, efficiency=cost(9, 800, 4e9))
     write(folder, "b0", row="IISAN", efficiency=cost(2, 4000, 5e8), gates={"text": [0.4, 0.5], "inter": [0.7]})
-    write(folder, "c0", row=EVIL, status="failed", error="<b>no</b> memory", test={}, history=[])
-    write(folder, "d0", experiment="table-4", row="no gate")
+    write(folder, "c0", row=EVIL, position=2, status="failed", error="<b>no</b> memory", test={}, history=[])
+    write(folder, "d0", experiment="table-4", row="no gate", backbone_parameters={"text": 500})
+    write(folder, "d1", experiment="table-4", row="larger", backbone_parameters={"text": 7000}, history=[])
     return folder
 
 
 @pytest.fixture
 def page(folder, tmp_path):
-    out = write_report([folder], tmp_path / "out" / "report.html", {"table-3": ["IISAN"]})
+    out = write_report([folder], tmp_path / "out" / "report.html")
     return Page(out.read_text(encoding="utf-8"))
 
 
@@ -103,11 +105,14 @@ def test_charts_fit_what_the_records_hold(page):
         "table-3-demo-learning.svg",
         "table-3-demo-gates.svg",
         "table-4-demo-hr.svg",
+        "table-4-demo-quality-size.svg",
         "table-4-demo-learning.svg",
     ]
     alts = page.attributes("img", "alt")
     assert len(alts) == len(names)
     assert "LoRA 5.00 % at 9 s" in alts[0]
+    assert "Line chart of test HR@10 over the backbones' parameters: no gate 10.00 %; larger 10.00 %." in alts
+    assert "over the parameters of the text backbone" in page.said
     assert f"Not drawn, as there are no such figures: {EVIL}." in page.said
     # LoRA is worst in time and memory and best in parameters: 0.45 + 0.45; IISAN the reverse: 0.10.
     assert "over these rows alone: IISAN 10.00, LoRA 90.00." in page.said

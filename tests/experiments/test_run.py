@@ -1,16 +1,17 @@
 """Experiments leave one record a run, failures included, and run nothing twice."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from iisan.config import Config
+from iisan.config import Config, flatten
 from iisan.errors import ConfigError
 from iisan.experiments import run as run_module
 from iisan.experiments.records import read_records, table
-from iisan.experiments.run import run_experiment
-from iisan.experiments.tables import EXPERIMENTS, Scale, experiment, full_settings, kept_levels
+from iisan.experiments.run import _typical, run_experiment
+from iisan.experiments.tables import EXPERIMENTS, Scale, even_levels, experiment, full_settings, kept_levels
 from iisan.recipes import paper, recipe
 
 QUICK = ("training.epochs=1", "training.batch=64", "loss.negatives=0", "training.precision=fp32")
@@ -22,14 +23,22 @@ def scale(prepared):
         return recipe(name).override(QUICK)
 
     backbones = {"image": {"vit": str(prepared.image)}, "text": {"bert": str(prepared.text)}}
-    return Scale("demo", method, prepared.dataset, prepared.states, backbones, depth=4)
+    return Scale(
+        "demo",
+        method,
+        prepared.dataset,
+        prepared.states,
+        backbones,
+        depths={"image": {"vit": 4}, "text": {"bert": 4}},
+        captions=("seen",),
+    )
 
 
 def test_rows_are_recorded_failures_too_and_finished_ones_are_not_run_again(scale, tmp_path, monkeypatch):
     lines: list[str] = []
     folder = run_experiment("table-5", scale, tmp_path, seeds=(0, 1), say=lines.append)
     assert folder == tmp_path / "demo" / "table-5"
-    two, four = table(read_records([folder]), order=list(experiment("table-5")(scale)))
+    two, four = table(read_records([folder]))
     # The store holds levels 0, 2, 4 and the last one.
     assert (two.name, len(two.runs), len(two.failures)) == ("2 blocks", 2, 0)
     assert (four.name, len(four.runs), len(four.failures)) == ("4 blocks", 0, 2)
@@ -80,10 +89,90 @@ def test_costs_are_measured_for_the_methods(scale, tmp_path, monkeypatch):
     assert first["trainable_parameters"] == second["trainable_parameters"]
 
 
+def test_seconds_of_an_epoch_are_typical_of_a_whole_cycle():
+    # Training the backbones takes 9 and 11 seconds, the epochs between 1 and 2, once 50 as the machine was busy.
+    assert _typical([9.0, 1.0, 2.0, 11.0, 1.0, 2.0, 10.0, 50.0], 3) == pytest.approx((10 + 1 + 2) / 3)
+    assert _typical([4.0, 1.0, 5.0], 1) == 4.0
+    assert _typical([4.0], 3) == 4.0
+
+
 def test_kept_blocks_of_the_paper():
     assert kept_levels(12) == [
         (0, 6, 12), (0, 4, 8, 12), (0, 3, 6, 9, 12), (0, 2, 4, 6, 8, 10, 12), tuple(range(13)),
     ]  # fmt: skip
+
+
+def test_deeper_backbones_keep_about_as_many_blocks():
+    assert even_levels(12, 6) == even_levels(2, 6) == "layerdrop"
+    assert even_levels(24, 6) == even_levels(80, 6) == "group-6"
+    # LayerDrop keeps 3 of 6 blocks; two evenly spaced ones are the first and the last.
+    assert even_levels(6, 2) == "group-2"
+    # Group layer-dropping cannot take 7 of 16 blocks, but 6 of them.
+    assert even_levels(16, 7) == "group-6"
+
+
+@pytest.fixture
+def unlike(scale):
+    """Backbones of three sizes for text and two for images, of which only names and depths count."""
+    depths = {"image": {"vit": 12, "deep vit": 24}, "text": {"bert": 12, "large": 24, "tiny": 2}}
+    names = {modality: {short: f"org/{short}" for short in named} for modality, named in depths.items()}
+    return replace(scale, backbones=names, depths=depths)
+
+
+def test_scaling_changes_one_side_or_both(unlike):
+    def seen(name):
+        return {
+            row: [(config.states_of(side).backbone, config.states_of(side).levels) for side in ("text", "image")]
+            for row, config in experiment(name)(unlike).items()
+        }
+
+    bert, vit = ("org/bert", "layerdrop"), ("org/vit", "layerdrop")
+    large, tiny, deep = ("org/large", "group-6"), ("org/tiny", "layerdrop"), ("org/deep vit", "group-6")
+    assert seen("versa-scaling-text") == {"bert": [bert, vit], "large": [large, vit], "tiny": [tiny, vit]}
+    assert seen("versa-scaling-image") == {"vit": [bert, vit], "deep vit": [bert, deep]}
+    assert seen("versa-scaling-joint") == {"vit + bert": [bert, vit], "deep vit + large": [large, deep]}
+
+
+def test_the_ablation_differs_from_its_first_row_in_one_thing_each(unlike):
+    first, *others = (dict(flat) for flat in map(_flat, experiment("versa-ablation")(unlike).values()))
+    assert (first["text.levels"], first["image.levels"]) == ("layerdrop", "group-6")
+    assert [{key: other[key] for key in other if other[key] != first[key]} for other in others] == [
+        {"image.levels": [0, 19, 20, 21, 22, 23, 24]},
+        {"image.levels": [0, 1, 2, 3, 4, 5, 6]},
+        {"items.transform": "pool"},
+        {"items.intra": False},
+        {"items.inter": False},
+        {"source": "live"},
+    ]
+
+
+def _flat(config):
+    return flatten(config.model_dump(mode="json"))
+
+
+def test_the_published_settings_are_taken_as_they_are(unlike):
+    assert full_settings("versa") == recipe("versa")
+    rows = experiment("versa-microlens")(replace(unlike, method=full_settings))
+    changed = {"dataset", "states", "modalities", "text.backbone", "image.backbone"}
+    ours, published = dict(_flat(rows["IISAN-Versa"])), dict(_flat(recipe("versa")))
+    assert {key for key in ours if ours[key] != published[key]} == changed
+    assert [config.modalities for config in rows.values()] == [("image", "text"), ("text",), ("image",), ()]
+
+
+def test_the_parts_of_versa_run_and_leave_sizes_and_costs(scale, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "WITH_COSTS", ())
+    kept = [f"{kind}.levels=[0,2,4]" for kind in ("text", "image")]
+    monkeypatch.setitem(
+        EXPERIMENTS,
+        "versa-ablation",
+        lambda s: {name: s.row("default", *kept, f"source={name}") for name in ("cached", "live")},
+    )
+    cached, live = read_records([run_experiment("versa-ablation", scale, tmp_path)])
+    assert cached.backbone_parameters == live.backbone_parameters
+    assert cached.backbone_parameters.keys() == {"text", "image"}
+    assert cached.store_bytes["text"] > 1000
+    assert live.store_bytes == {}
+    assert cached.test == pytest.approx(live.test)
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))

@@ -37,14 +37,19 @@ def naive_intra(tower, states, settings):
     return state
 
 
+def pooled(vector, width):
+    """Means of neighbours; where the widths do not divide, neighbouring means share an entry."""
+    size = len(vector)
+    return torch.stack([vector[i * size // width : -(-(i + 1) * size // width)].mean() for i in range(width)])
+
+
 def naive_inter(tower, states, order):
     """``states``: modality -> list of level vectors of one item, absent modalities left out."""
-    c = 0
+    c = torch.zeros(tower.width)
     count = tower.steps
     for step in range(count):
         from_last = count - step
-        total, weight = 0, 0
-        having = 0
+        total, weight, having = torch.zeros(tower.width), 0, 0
         for column, name in enumerate(order):
             if name not in states or len(states[name]) < from_last:
                 continue
@@ -53,29 +58,40 @@ def naive_inter(tower, states, order):
             if name in tower.transforms:
                 linears = tower.transforms[name]
                 linear = linears[len(linears) - from_last]
-                h = linear.weight @ h + linear.bias
+                h = linear.weight @ h + linear.bias if isinstance(linear, nn.Linear) else pooled(h, tower.width)
             g = torch.cat([tower.gates[step], torch.zeros(1)]) / 0.1
             share = torch.exp(g[column]) / torch.exp(g).sum()
             total, weight = total + share * h, weight + share
-        c = san_block(tower.blocks[step], total / weight + c)
+        # Where an item has nothing at a level, nothing is added.
+        c = san_block(tower.blocks[step], (total / weight if having else total) + c)
     return c
 
 
 def naive_item(network, states, settings, order):
     parts = []
-    for index, name in enumerate(network.fusion.parts):
+    for name in network.fusion.parts:
         tower = network.towers[name]
         if name == "inter":
             out = naive_inter(tower, states, order) if states else None
         else:
             out = naive_intra(tower, states[name], settings) if name in states else None
         if out is None:
-            parts.append(network.fusion.absent[index])
+            parts.append(None)
             continue
-        if settings.head == "two":
+        if settings.head != "one":
             out = network.dense[name].weight @ out + network.dense[name].bias
         parts.append(network.heads[name].weight @ out + network.heads[name].bias)
-    return network.fusion.linear.weight @ torch.cat(parts) + network.fusion.linear.bias
+    fusion = network.fusion
+    if settings.fusion == "linear":
+        filled = [stand_in if part is None else part for part, stand_in in zip(parts, fusion.absent, strict=True)]
+        return fusion.linear.weight @ torch.cat(filled) + fusion.linear.bias
+    total, weight = torch.zeros(5), 0
+    for name, part in zip(fusion.parts, parts, strict=True):
+        if part is not None:
+            vote, expert = fusion.votes[name], fusion.experts[name]
+            share = torch.exp(vote[:-1] @ part + vote[-1])
+            total, weight = total + share * (expert.weight @ part + expert.bias), weight + share
+    return total / weight if weight else fusion.cold
 
 
 def randomise(module):
@@ -111,6 +127,93 @@ def test_equals_naive_equations(name, levels, widths):
     for item in range(4):
         own = {m: list(values[item]) for m, (values, _) in states.items()}
         torch.testing.assert_close(result[item], naive_item(network, own, settings, list(levels)))
+
+
+VERSA = paper().items.model_copy(update={"head": "narrow", "bottlenecks": {"text": 4, "inter": 2}})
+SHAPES = {
+    "one": {"text": (4, 6)},
+    "symmetric": {"image": (4, 6), "text": (4, 6)},
+    "deeper text": {"image": (3, 6), "text": (7, 6)},
+    "deeper image": {"image": (6, 6), "text": (2, 6)},
+    "wider text": {"image": (4, 6), "text": (4, 11)},
+    "wider image": {"image": (4, 11), "text": (4, 6)},
+    "three": {"image": (3, 8), "text": (5, 6), "audio": (2, 7)},
+    "four": {"image": (3, 8), "text": (5, 12), "audio": (2, 7), "vector": (1, 9)},
+}
+
+
+@pytest.mark.parametrize("fusion", ["linear", "experts"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_any_number_of_modalities_with_random_absences_equals_naive_equations(shape, fusion, seed):
+    torch.manual_seed(seed)
+    settings = VERSA.model_copy(update={"fusion": fusion})
+    levels = {name: count for name, (count, _) in SHAPES[shape].items()}
+    widths = {name: width for name, (_, width) in SHAPES[shape].items()}
+    network = side_network(levels, widths, settings, missing=True)
+    items = 9
+    present = {name: torch.rand(items) < 0.6 for name in levels}
+    for mask in present.values():
+        mask[0], mask[1] = True, False  # one item has everything, one nothing
+    states = {
+        name: (torch.randn(int(mask.sum()), levels[name], widths[name]), mask.nonzero().squeeze(1))
+        for name, mask in present.items()
+    }
+    result = network(torch.arange(items), states)
+    for item in range(items):
+        own = {
+            name: list(values[positions.tolist().index(item)])
+            for name, (values, positions) in states.items()
+            if item in positions
+        }
+        torch.testing.assert_close(result[item], naive_item(network, own, settings, list(levels)))
+
+
+@pytest.mark.parametrize("width", [9, 12])
+def test_states_that_are_pooled_to_the_narrower_width_equal_naive_means_and_train_nothing(width):
+    torch.manual_seed(0)
+    settings, levels, widths = SETTINGS["paper"], {"image": 3, "text": 5}, {"image": 6, "text": width}
+    network = side_network(levels, widths, settings, transform="pool")
+    assert not list(network.towers["inter"].transforms.parameters())
+    positions = torch.arange(3)
+    states = {m: (torch.randn(3, levels[m], widths[m]), positions) for m in levels}
+    result = network(positions, states)
+    for item in range(3):
+        own = {m: list(values[item]) for m, (values, _) in states.items()}
+        torch.testing.assert_close(result[item], naive_item(network, own, settings, list(levels)))
+
+
+def test_with_two_modalities_the_inter_modal_tower_is_equation_2():
+    """``c_i = SANB_i(β_i · h_i^image + (1 − β_i) · h_i^text + c_{i-1})``; β is 1 where there is no text."""
+    torch.manual_seed(5)
+    tower = side_network({"image": 3, "text": 3}, {"image": 6, "text": 6}, SETTINGS["paper"]).towers["inter"]
+    image, text = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    both, without_text = torch.ones(2, 1), torch.tensor([[1.0], [0.0]])
+    result = tower({"image": (image, both), "text": (text, without_text)})
+    for item in range(2):
+        c = torch.zeros(6)
+        for i in range(3):
+            beta = sigmoid_gate(tower.gates[i, 0]) if item == 0 else 1.0
+            c = san_block(tower.blocks[i], beta * image[item, i] + (1 - beta) * text[item, i] + c)
+        torch.testing.assert_close(result[item], c)
+
+
+def test_towers_have_their_own_bottlenecks_and_heads():
+    network = side_network({"image": 2, "text": 2}, {"image": 6, "text": 8}, VERSA)
+    hidden = {name: tower.blocks[0].down.weight.shape[0] for name, tower in network.towers.items()}
+    assert hidden == {"image": 3, "inter": 2, "text": 4}
+    heads = {name: (network.dense[name].out_features, network.heads[name].in_features) for name in network.towers}
+    assert heads == {"image": (5, 5), "inter": (6, 6), "text": (5, 5)}
+
+
+def test_a_model_trained_on_whole_items_puts_zeros_in_the_place_of_what_is_missing():
+    torch.manual_seed(1)
+    network = side_network({"image": 3, "text": 3}, {"image": 6, "text": 6}, SETTINGS["paper"])
+    assert not any("absent" in name for name in network.state_dict())
+    states = {"image": (torch.randn(2, 3, 6), torch.arange(2)), "text": (torch.randn(1, 3, 6), torch.tensor([1]))}
+    own = {"image": list(states["image"][0][0])}
+    expected = naive_item(network, own, SETTINGS["paper"], ["image", "text"])
+    torch.testing.assert_close(network(torch.arange(2), states)[0], expected)
 
 
 def test_missing_modalities_take_no_part():
@@ -182,6 +285,14 @@ def test_every_parameter_gets_a_gradient():
         states = {"image": (torch.randn(2, 3, 6), rows[:2]), "text": (torch.randn(2, 4, 8), rows[1:3])}
         network(rows, states).square().sum().backward()
         assert [name for name, value in network.named_parameters() if value.grad is None] == []
+
+
+def test_every_parameter_of_the_experts_gets_a_gradient():
+    network = side_network({"image": 3, "text": 4}, {"image": 6, "text": 8}, VERSA, missing=True, fusion="experts")
+    rows = torch.arange(4)
+    states = {"image": (torch.randn(2, 3, 6), rows[:2]), "text": (torch.randn(2, 4, 8), rows[1:3])}
+    network(rows, states).square().sum().backward()
+    assert [name for name, value in network.named_parameters() if value.grad is None] == []
 
 
 def test_projection_by_hand():

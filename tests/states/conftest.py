@@ -24,12 +24,16 @@ class TinyCatalogue:
     images: list[bytes | None] = field(default_factory=list)
 
     @property
+    def kinds(self) -> dict[str, str]:
+        return {"text": "text", "image": "image"}
+
+    @property
     def items(self) -> pl.DataFrame:
         images = self.images or [None] * len(self.texts)
         columns = {"item_id": [f"i{n}" for n in range(len(self.texts))], "text": self.texts, "image": images}
         return pl.DataFrame(columns, schema={"item_id": pl.String, "text": pl.String, "image": pl.Binary})
 
-    def image_bytes(self, index: int) -> bytes:
+    def content_bytes(self, column: str, index: int) -> bytes:
         content = self.images[index]
         assert content is not None
         return content

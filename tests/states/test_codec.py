@@ -67,6 +67,33 @@ def test_relative_errors_by_hand() -> None:
     assert constant is None
 
 
+def test_one_huge_channel_does_not_hide_the_error_of_the_others() -> None:
+    states = torch.randn(64, 1, 64, generator=torch.Generator().manual_seed(0))
+    states[:, 0, 5] = torch.tensor([1e5, -1e5]).repeat(32)
+    encoded = encode(states, level_means(states, "int8"), "int8")
+    stored = decode(encoded["states"], encoded["scales"], level_means(states, "int8"))
+    # Over all values the error is small, because one channel is nearly all that there is; the others are gone.
+    assert (stored - states).square().mean().sqrt() / (states - states.mean(0)).square().mean().sqrt() < 0.01
+    assert relative_errors(stored, states) == [pytest.approx(1.0)]
+    by_bf16 = decode(encode(states, states.mean(0), "bf16")["states"], None, states.mean(0))
+    (error,) = relative_errors(by_bf16, states)
+    assert error is not None
+    assert error < 2**-8
+
+
+def test_the_middle_channel_by_hand() -> None:
+    # Spreads 3, 30 and 3 with errors 0.3, 0.3 and none, and a channel that does not vary: the median is 0.1 / √2.
+    reference = torch.tensor([[[1.0, 10.0, 1.0, 5.0]], [[7.0, 70.0, 7.0, 5.0]]])
+    stored = torch.tensor([[[1.3, 10.3, 1.0, 6.0]], [[7.0, 70.0, 7.0, 5.0]]])
+    in_all = math.sqrt((2 * 0.3**2 + 1) / 2 / 4) / math.sqrt((9 + 900 + 9) / 4)
+    median = sorted([0.3 / math.sqrt(2) / 3, 0.3 / math.sqrt(2) / 30, 0.0])[1]
+    assert relative_errors(stored, reference) == [pytest.approx(max(in_all, median), rel=1e-6)]
+    stored[0, 0, 3] = 5.0
+    assert relative_errors(stored, reference) == [
+        pytest.approx(max(math.sqrt(2 * 0.09 / 8) / math.sqrt(918 / 4), median), rel=1e-5)
+    ]
+
+
 def test_values_out_of_range_name_item_and_level() -> None:
     states = torch.zeros(3, 2, 4)
     states[1, 1, 2] = 7e4

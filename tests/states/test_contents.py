@@ -33,7 +33,7 @@ def test_an_absent_column_is_missing_everywhere(catalogue: Any) -> None:
     class TextOnly:
         items = catalogue.items.drop("image")
 
-        def image_bytes(self, index: int) -> bytes:
+        def content_bytes(self, column: str, index: int) -> bytes:
             raise AssertionError
 
     contents = Contents.of(TextOnly(), "image")

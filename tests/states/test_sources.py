@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from iisan.backbones.image import ImageBackbone
 from iisan.backbones.text import TextBackbone, load_text
 from iisan.backbones.tuning import tune
-from iisan.errors import DataError, StoreError
+from iisan.errors import BackboneError, ConfigError, DataError, StoreError
 from iisan.states.contents import Contents
+from iisan.states.corruption import CorruptedStates, hide_modalities
 from iisan.states.extract import extract
-from iisan.states.sources import CachedStates, LiveStates, NoStates
+from iisan.states.sources import CachedStates, ItemBatch, LiveStates, NoStates
 
 LEVELS = {"text": (0, 2, "last"), "image": (4, "last")}
 
@@ -21,7 +24,7 @@ LEVELS = {"text": (0, 2, "last"), "image": (4, "last")}
 def cached(catalogue: Any, bert: TextBackbone, vit: ImageBackbone, tmp_path: Path) -> CachedStates:
     parts = {}
     for backbone in (bert, vit):
-        modality = backbone.modality
+        modality = backbone.kind
         store = extract(backbone, Contents.of(catalogue, modality), tmp_path, dtype="fp32", shard_rows=16)
         parts[modality] = (store, store.rows_for(catalogue), LEVELS[modality])
     return CachedStates(parts)
@@ -30,9 +33,14 @@ def cached(catalogue: Any, bert: TextBackbone, vit: ImageBackbone, tmp_path: Pat
 @pytest.fixture
 def live(catalogue: Any, bert: TextBackbone, vit: ImageBackbone) -> LiveStates:
     return LiveStates(
-        {b.modality: (b, Contents.of(catalogue, b.modality), LEVELS[b.modality]) for b in (bert, vit)},
+        {b.kind: (b, Contents.of(catalogue, b.kind), LEVELS[b.kind]) for b in (bert, vit)},
         batch_size=4,
     )
+
+
+def test_a_level_beyond_the_depth_is_one_sentence(catalogue: Any, bert: TextBackbone) -> None:
+    with pytest.raises(BackboneError, match=r"level '9' in .* from 0 to 4, or 'last'"):
+        LiveStates({"text": (bert, Contents.of(catalogue, "text"), (0, 9))})
 
 
 def test_live_states_are_the_cached_ones(cached: CachedStates, live: LiveStates) -> None:
@@ -48,6 +56,21 @@ def test_live_states_are_the_cached_ones(cached: CachedStates, live: LiveStates)
         assert states.shape == (len(positions), len(LEVELS[modality]), 16)
         torch.testing.assert_close(computed.modalities[modality][0], states, rtol=1e-5, atol=1e-5)
         assert torch.equal(computed.modalities[modality][1], positions)
+
+
+def test_the_size_of_the_backbones_is_known_either_way(
+    cached: CachedStates, live: LiveStates, model_folders: dict[str, Path]
+) -> None:
+    # What lies in the files, but for the pooler, which no state depends on.
+    expected = {}
+    for modality, folder in (("text", "bert"), ("image", "vit")):
+        weights = load_file(model_folders[folder] / "model.safetensors")
+        expected[modality] = sum(weight.numel() for name, weight in weights.items() if "pooler" not in name)
+    assert cached.backbone_parameters == live.backbone_parameters == expected
+    tuned = load_text(str(model_folders["bert"]))
+    tune(tuned, "adapter", bottleneck=2)
+    assert tuned.parameter_count == expected["text"] < sum(weight.numel() for weight in tuned.parameters())
+    assert NoStates().backbone_parameters == {}
 
 
 def test_no_item_with_a_modality(cached: CachedStates, live: LiveStates) -> None:
@@ -89,6 +112,58 @@ def test_frozen_backbones_stay_as_they_are(live: LiveStates) -> None:
     assert not live.training
 
 
+@pytest.fixture
+def tuned(catalogue: Any, model_folders: dict[str, Path]) -> LiveStates:
+    backbone = load_text(str(model_folders["bert"]))
+    tune(backbone, "full", top=2)
+    return LiveStates({"text": (backbone, Contents.of(catalogue, "text"), ("last",))}, batch_size=8)
+
+
+def test_held_states_are_computed_once_and_are_those_of_the_weights_as_they_are(tuned: LiveStates) -> None:
+    rows = torch.tensor([37, 2, 36, 8])
+    backbone: Any = tuned.backbones["text"]
+    passes: list[int] = []
+    backbone.register_forward_hook(lambda *_: passes.append(1))
+    before, positions = tuned.eval()(rows).modalities["text"]
+    tuned.train().hold(True)
+    passes.clear()
+    served, where = tuned(rows).modalities["text"]
+    # 37 items with a text, eight at a time; dropout is off meanwhile, and on again afterwards.
+    assert len(passes) == 5
+    assert tuned.training
+    assert backbone.blocks[3].training
+    torch.testing.assert_close(served, before.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(where, positions)
+    assert not served.requires_grad
+    assert torch.equal(tuned.eval()(rows.flip(0)).modalities["text"][0], served.flip(0))
+    assert tuned(torch.tensor([36])).modalities["text"][0].shape == (0, 1, 16)
+    assert len(passes) == 5
+
+    with torch.no_grad():
+        backbone.blocks[3].output.dense.weight.mul_(2)
+    tuned.hold(False)
+    after = tuned(rows).modalities["text"][0].detach()
+    assert (after - before).abs().max() > 0.1
+    tuned.hold(True)
+    torch.testing.assert_close(tuned(rows).modalities["text"][0], after, rtol=1e-5, atol=1e-5)
+
+
+def test_held_states_are_the_same_bits_wherever_they_are_first_asked_for(tuned: LiveStates) -> None:
+    rows = torch.arange(38)
+    tuned.eval().hold(True)
+    first = tuned(rows).modalities["text"][0]
+    tuned.hold(False)
+    tuned.train().hold(True)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        second = tuned(rows[:3]).modalities["text"][0]
+    drawn = torch.rand(3)
+    assert torch.equal(second, first[:3])
+    # The training step that asks first draws the same dropout as one that does not.
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(3), drawn)
+
+
 def test_a_bad_image_names_its_item(live: LiveStates, catalogue: Any) -> None:
     catalogue.images[4] = b"no image"
     with pytest.raises(DataError, match="item 'i4'"):
@@ -110,3 +185,59 @@ def test_trainable_backbones_learn(catalogue: Any, model_folders: dict[str, Path
     assert not any("embeddings" in name for name in trained)
     with torch.no_grad():
         assert not source(torch.tensor([0])).modalities["text"][0].requires_grad
+
+
+def test_hidden_modalities_leave_something_of_every_item() -> None:
+    torch.manual_seed(0)
+    count = 4000
+    image, text = torch.arange(count), torch.arange(0, count, 2)
+    batch = ItemBatch(
+        torch.arange(count), {"image": (image[:, None, None], image), "text": (text[:, None, None], text)}
+    )
+    hidden = hide_modalities(batch, 0.3)
+    left = {name: set(positions.tolist()) for name, (_, positions) in hidden.modalities.items()}
+    for values, positions in hidden.modalities.values():
+        assert torch.equal(values[:, 0, 0], positions)  # states stay with their items
+    assert left["image"] | left["text"] == set(range(count))
+    assert left["image"] >= set(range(1, count, 2))  # the only one that odd items have
+    # Of two, text stays with 0.7, and where both were to go: 0.7 + 0.3² = 0.79; 5 deviations of 2,000 draws.
+    assert abs(len(left["text"]) / 2000 - 0.79) < 0.05
+
+
+def test_a_removed_modality_is_gone_for_the_chosen_items_alone(cached: CachedStates) -> None:
+    rows = torch.tensor([0, 3, 7, 20])
+    whole = cached(rows)
+    chosen = np.zeros(38, dtype=bool)
+    chosen[[3, 20]] = True
+    harmed = CorruptedStates(cached, "text", chosen, "remove")
+    assert harmed.missing
+    batch = harmed(rows)
+    assert batch.modalities["text"][1].tolist() == [0, 2]
+    assert torch.equal(batch.modalities["text"][0], whole.modalities["text"][0][[0, 2]])
+    assert torch.equal(batch.modalities["image"][0], whole.modalities["image"][0])
+    with pytest.raises(ConfigError, match="no modality 'sound'"):
+        CorruptedStates(cached, "sound", chosen, "remove")
+
+
+def test_swapped_contents_are_those_of_other_chosen_items(cached: CachedStates) -> None:
+    chosen = np.zeros(38, dtype=bool)
+    chosen[[1, 4, 9]] = True
+    rows = torch.arange(36)
+    whole, batch = (
+        source(rows).modalities["text"][0] for source in (cached, CorruptedStates(cached, "text", chosen, "swap"))
+    )
+    own = torch.from_numpy(~chosen[:36])
+    assert torch.equal(batch[own], whole[own])
+    for item in (1, 4, 9):
+        origin = [other for other in (1, 4, 9) if torch.equal(batch[item], whole[other])]
+        assert len(origin) == 1
+        assert origin[0] != item
+
+
+def test_noise_is_as_strong_as_the_states_and_depends_on_no_batch(cached: CachedStates) -> None:
+    harmed = CorruptedStates(cached, "text", np.ones(38, dtype=bool), "noise", seed=3)
+    rows = torch.arange(36)
+    whole, noisy = cached(rows).modalities["text"][0], harmed(rows).modalities["text"][0]
+    ratio = ((noisy - whole) / whole.std(-1, keepdim=True)).std()
+    assert abs(float(ratio) - 1) < 0.1  # 36 × 3 × 16 draws
+    assert torch.equal(harmed(torch.tensor([11])).modalities["text"][0][0], noisy[11])

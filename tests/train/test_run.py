@@ -35,11 +35,16 @@ def quick(prepared):
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_path):
     # The tiny store was made under other settings than the papers'.
-    own = ("text.pooling=mean", "text.max_tokens=null") if name in ("paper", "reference") else ()
+    own = ("text.pooling=mean", "text.max_tokens=null") if name in ("paper", "reference", "versa") else ()
+    # Group layer-dropping suits no four blocks of which every other is stored.
+    own += ("text.levels=[0,4]", "image.levels=[0,4]") if name == "versa" else ()
     # No store tells a live run what its backbones are.
     own += (f"text.backbone={prepared.text}", f"image.backbone={prepared.image}")
-    result = train(quick(name, *own), tmp_path / "run")
+    said = []
+    result = train(quick(name, *own), tmp_path / "run", say=said.append)
     assert result["status"] == "finished"
+    assert result["items_without_content"] == (0 if name == "ids" else 1)  # item 5
+    assert any("1 of 30 items have no content" in line for line in said) == (name != "ids")
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files >= {"config.yaml", "model.safetensors", "items.parquet", "per_user.parquet", "metrics.jsonl"}
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -65,12 +70,14 @@ CHANGES = {
     "image.max_tokens": None,
     "text.levels": "[0,4]",
     "image.levels": "[0,4]",
+    "columns": None,  # see test_modalities.py
     "tuning.method": None,  # see test_methods.py
     "tuning.top": None,
     "tuning.rank": None,
     "tuning.alpha": None,
     "tuning.bottleneck": None,
     "tuning.rate": None,
+    "tuning.refresh": None,
     "tuning.checkpointing": None,  # the same gradients with less memory; see test_tuning.py
     "items.kind": "projection",
     "items.width": "32",
@@ -78,6 +85,8 @@ CHANGES = {
     "items.inter": "false",
     "items.block": "low-rank",
     "items.bottleneck": "8",
+    "items.bottlenecks": "{inter: 8}",
+    "items.transform": None,  # of unequal widths; see test_side_network.py
     "items.phm": None,  # of block phm; see test_settings_of_one_kind_of_block_change_the_run
     "items.rank": None,  # of block low-rank
     "items.activation": "gelu",
@@ -85,6 +94,7 @@ CHANGES = {
     "items.gate_on": None,  # the mirrored gate, hence the same training up to rounding; see test_side_network.py
     "items.first_block": "gated",
     "items.head": "two",
+    "items.fusion": "experts",
     "items.concatenation": "inter-last",
     "items.fusion_scale": "1.0",
     "items.level_norm": "none",
@@ -111,6 +121,7 @@ CHANGES = {
     "training.precision": "bf16",
     "training.device": None,
     "training.clip": "0.001",
+    "training.modality_dropout": "0.5",
     "evaluation.split": "temporal",
     "evaluation.policy": "none",
     "evaluation.cutoffs": "[1, 10]",

@@ -5,6 +5,7 @@ Legend: n contents in the batch, S tokens, K wanted levels, D width, T blocks.
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -16,44 +17,46 @@ from torch.utils.hooks import RemovableHandle
 
 from iisan.backbones.blocks import Pool, find_blocks, pooled_states
 from iisan.backbones.levels import Level
-from iisan.backbones.loading import Source
+from iisan.backbones.loading import PLAIN, Loading, Source, module_weights
 from iisan.errors import BackboneError
 from iisan.names import LAST
 
-#: ``tokens`` keeps every token's state: one row per token, the contents one after the other.
-POOLINGS = ("cls", "mean", "tokens")
+_DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Backbone(nn.Module):
-    """One tower with its preprocessing; use :func:`load_text` or :func:`load_image` to get one.
+    """One tower with its preprocessing; use :func:`load_text` and its siblings for other kinds to get one.
 
     Attributes:
-        modality: ``"text"`` or ``"image"``.
-        pooling: ``"cls"``, ``"mean"`` or ``"tokens"``.
+        kind: of the contents it reads: ``"text"``, ``"image"``, ``"audio"`` or ``"video"``.
+        poolings: what it can make of a content's tokens. ``tokens`` keeps every token's state: one row per token,
+            the contents one after the other.
+        pooling: the one that is used.
         width: D.
         depth: T, the number of blocks.
+        parameter_count: of the tower as it was loaded, before it is tuned.
     """
 
-    modality: ClassVar[str]
+    kind: ClassVar[str]
+    poolings: ClassVar[tuple[str, ...]]
 
-    def __init__(self, tower: nn.Module, source: Source, pooling: str) -> None:
+    def __init__(self, tower: nn.Module, source: Source, pooling: str, loading: Loading = PLAIN) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise BackboneError(f"pooling {pooling!r}", " or ".join(POOLINGS), "choose one of these")
+        if pooling not in self.poolings:
+            raise BackboneError(
+                f"pooling {pooling!r} of {self.kind}", " or ".join(self.poolings), "choose one of these"
+            )
         config: Any = tower.config
         self.tower = tower
         self.source = source
         self.pooling = pooling
-        self.block_path = find_blocks(tower, getattr(config, "num_hidden_layers", None))
+        self.loading = loading
+        # Convolutional models are lists of stages.
+        stages = len(getattr(config, "depths", ())) or None
+        self.block_path = find_blocks(tower, getattr(config, "num_hidden_layers", None) or stages)
         self.depth = len(self.blocks)
-        width = getattr(config, "hidden_size", None)
-        if not isinstance(width, int):
-            raise BackboneError(
-                f"'{source.name}' ({type(tower).__name__}) has hidden_size {width!r}",
-                "one width for all levels",
-                "use a transformer of constant width, not a hierarchical or convolutional model",
-            )
-        self.width = width
+        self.width = _width(tower, source)
+        self.parameter_count = sum(map(_size, tower.parameters()))
         #: Modules that take part in training mode; the others stay in evaluation mode, so that frozen weights
         #: compute what a store of their states holds. Filled by ``tune``.
         self.active: list[nn.Module] = []
@@ -75,20 +78,14 @@ class Backbone(nn.Module):
 
     @cached_property
     def weight_digest(self) -> str:
-        """SHA-256 over the tower's parameters as they are when first asked, or before they are tuned.
-
-        Tensors are hashed one by one and their digests sorted, so that parameter names, which change between
-        versions of transformers, do not matter.
-        """
-        with ThreadPoolExecutor() as pool:
-            digests = sorted(pool.map(_tensor_digest, self.tower.parameters()))
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
+        """SHA-256 over the tower's parameters as they are when first asked, or before they are tuned."""
+        return weight_digest(self.tower, in_turn=self.loading.placed)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the states' values, as JSON."""
         return {
-            "modality": self.modality,
+            "kind": self.kind,
             "backbone": self.source.name,
             "revision": self.source.revision,
             "architecture": type(self.tower).__name__,
@@ -96,7 +93,15 @@ class Backbone(nn.Module):
             "processor_digest": self.processor_digest,
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
+            **self._unusual,
         }
+
+    @property
+    def _unusual(self) -> dict[str, str]:
+        """How the weights are held, where that is not plain fp32."""
+        tower: Any = self.tower
+        held = {"dtype": _DTYPE_NAMES.get(tower.dtype, str(tower.dtype)), "quantise": self.loading.quantise}
+        return {name: value for name, value in held.items() if value not in (None, "fp32")}
 
     @property
     def max_tokens(self) -> int | None:
@@ -117,8 +122,18 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def inputs_like(self, mask: Tensor) -> dict[str, Tensor]:
-        """Inputs of n contents with the tokens of ``mask`` [n, S] (1 = real) and values that do not matter."""
-        raise NotImplementedError
+        """Inputs of n contents with the tokens of ``mask`` [n, S] (1 = real) and values that do not matter.
+
+        Here the sample's, for kinds whose contents all have equally many tokens.
+        """
+        return {
+            name: tensor.to(mask.device).expand(len(mask), *tensor.shape[1:])
+            for name, tensor in self._sample_inputs.items()
+        }
+
+    @cached_property
+    def _sample_inputs(self) -> dict[str, Tensor]:
+        return self.prepare([self.sample()])
 
     def lengths(self, contents: Sequence[Any]) -> list[int]:
         """Relative cost of every content, by which they are put into batches."""
@@ -143,7 +158,15 @@ class Backbone(nn.Module):
         Returns:
             States [n, K, D] in fp32, in the order of ``levels``.
         """
+        if self.loading.placed:
+            # Wherever the caller computes: the tower begins where its first weights in memory lie.
+            entry = next(weight.device for weight in self.tower.parameters() if not weight.is_meta)
+            inputs = {name: tensor.to(entry) for name, tensor in inputs.items()}
         return pooled_states(self.tower, self.blocks, inputs, levels, self.pool(inputs), self.width)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
+        """What moves or casts a module; where the parts of a sharded or quantised tower lie is left as it is."""
+        return self if self.loading.placed else super()._apply(fn, recurse)
 
     def replace_input(self, index: int, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
         """Let block ``index`` (0-based) see ``function(hidden)`` in the place of its hidden states [n, S, D]."""
@@ -191,10 +214,46 @@ class Backbone(nn.Module):
             handle.remove()
 
 
+def _size(weight: Tensor) -> int:
+    """Numbers in a weight; two of them lie packed in each byte of one that bitsandbytes holds in four bits."""
+    return math.prod(getattr(getattr(weight, "quant_state", weight), "shape", weight.shape))
+
+
+def _width(tower: Any, source: Source) -> int:
+    """D: the width of every state, or of the last stage of a convolutional model."""
+    width = getattr(tower.config, "hidden_size", None)
+    if width is None:
+        width = (getattr(tower.config, "hidden_sizes", None) or [None])[-1]
+    if not isinstance(width, int):
+        raise BackboneError(
+            f"'{source.name}' ({type(tower).__name__}) has hidden_size {width!r}",
+            "one width for all levels, or hidden_sizes of stages",
+            "use a transformer of constant width, a ConvNeXt or a ResNet",
+        )
+    return width
+
+
 def _pass_on(
     extra: tuple[None, ...] | None, hidden_states: Tensor, *_args: Any, **_kwargs: Any
 ) -> Tensor | tuple[Any, ...]:
     return hidden_states if extra is None else (hidden_states, *extra)
+
+
+def weight_digest(model: nn.Module, in_turn: bool = False) -> str:
+    """SHA-256 over a model's parameters.
+
+    Tensors are hashed one by one and their digests sorted, so that parameter names, which change between
+    versions of transformers, do not matter. The running statistics of batch normalisation count as
+    parameters. Of a quantised model the packed integers are hashed as they lie in memory.
+
+    Args:
+        model: whole, quantised or spread.
+        in_turn: hash one tensor after the other: what lies on the disk must not come into memory all at once.
+    """
+    with ThreadPoolExecutor() as pool:
+        each = map if in_turn else pool.map
+        digests = sorted(each(_tensor_digest, module_weights(model)))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _tensor_digest(tensor: Tensor) -> str:

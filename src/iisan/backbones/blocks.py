@@ -1,9 +1,10 @@
 """The transformer blocks inside a tower, found by structure, and the pooled states that leave them.
 
-Legend: n contents in the batch, S tokens, K wanted levels, D width, T blocks.
+Legend: n contents in the batch, S tokens, K wanted levels, D width, T blocks, C channels of a feature map.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from iisan.backbones.levels import Level
 from iisan.errors import BackboneError
 from iisan.names import LAST
 
-#: From hidden states [n, S, D] to one vector per content [n, D], or one per real token, in fp32.
+#: From hidden states [n, S, D] (or feature maps [n, C, height, width]) to one vector per content [n, D], or one
+#: per real token, in fp32.
 Pool = Callable[[Tensor], Tensor]
 
 
@@ -55,9 +57,40 @@ def find_blocks(tower: nn.Module, depth: int | None) -> str:
     raise BackboneError(
         f"the blocks of {type(tower).__name__} are not understood (num_hidden_layers {depth}, "
         f"found: {found or 'none'})",
-        "exactly one list of num_hidden_layers equal blocks",
-        "use a plain transformer encoder such as BERT, ViT or a tower of CLIP",
+        "exactly one list of num_hidden_layers equal blocks, or of the stages of a convolutional model",
+        "use a model whose blocks are not shared, such as BERT, Llama, ViT, ConvNeXt or a tower of CLIP",
     )
+
+
+def has_class_token(tower: nn.Module) -> bool:
+    """Whether a tower has a learned first token that stands for the whole content."""
+    names = ("cls_token", "class_token", "class_embedding")
+    return any(name.rpartition(".")[2] in names for name, _ in tower.named_parameters())
+
+
+def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean of hidden states [n, S, D] over the tokens that ``mask`` [n, S] calls real: fp32 [n, D]."""
+    weights = (mask / mask.sum(1, keepdim=True)).to(hidden.device).unsqueeze(-1)
+    return (hidden.float() * weights).sum(1)
+
+
+def grid_means(maps: Tensor, width: int) -> Tensor:
+    """Pool feature maps [n, C, height, width] to [n, D], whatever their C: means over the D / C cells of a grid.
+
+    A stage with fewer channels keeps more places: with D = 768, stages of 96, 192, 384 and 768 channels are
+    averaged over 2 × 4, 2 × 2, 1 × 2 and 1 × 1 cells. So all stages have one width without zeros, without a
+    projection, and the last is the usual mean over the whole picture.
+
+    Args:
+        maps: C divides D.
+        width: D.
+
+    Returns:
+        fp32, all cells of channel 0 first.
+    """
+    cells = width // maps.shape[1]
+    rows = next(rows for rows in range(math.isqrt(cells), 0, -1) if cells % rows == 0)
+    return nn.functional.adaptive_avg_pool2d(maps.float(), (rows, cells // rows)).flatten(1)
 
 
 def pooled_states(
@@ -82,22 +115,25 @@ def pooled_states(
         Pooled states [n, K, D] in fp32, in the order of ``levels``.
 
     Raises:
-        BackboneError: a block's hidden state is not [n, S, D].
+        BackboneError: a block's hidden state is neither [n, S, D] nor [n, C, height, width] with C a divisor
+            of D.
     """
     states: dict[Level, Tensor] = {}
+    # Blocks of a sharded model lie on different devices.
+    home = next(iter(inputs.values())).device
     wanted = {level for level in levels if not isinstance(level, str)}
     top = len(blocks) if LAST in levels else max(wanted)
 
-    def keep(level: int, hidden: Any) -> None:
+    def keep(level: Level, hidden: Any) -> None:
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[-1] != width:
+        if not _fits(hidden, width):
             got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
             raise BackboneError(
                 f"hidden state {level} of {type(tower).__name__} is {got}",
-                f"[contents, tokens, {width}] at every level",
-                "use a transformer of constant width, not a hierarchical or convolutional model",
+                f"[contents, tokens, {width}] or [contents, a divisor of {width}, height, width] at every level",
+                "leave this level out, or use a transformer of constant width, a ConvNeXt or a ResNet",
             )
-        states[level] = pool(hidden)
+        states[level] = pool(hidden).to(home)
 
     def before_first(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(0, args[0] if args else kwargs["hidden_states"])
@@ -122,5 +158,11 @@ def pooled_states(
         with contextlib.suppress(_StopForward):
             output = tower(**inputs)
             if LAST in levels:
-                states[LAST] = pool(output[0])
+                keep(LAST, output[0])
     return torch.stack([states[level] for level in levels], dim=1)
+
+
+def _fits(hidden: Any, width: int) -> bool:
+    if not isinstance(hidden, Tensor):
+        return False
+    return hidden.shape[-1] == width if hidden.ndim == 3 else hidden.ndim == 4 and width % hidden.shape[1] == 0

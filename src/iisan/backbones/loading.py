@@ -1,24 +1,37 @@
 """From a hub id or a folder to the one tower that is needed, without noise, long waits or surprises."""
 
 import contextlib
+import importlib.util
 import json
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from iisan.errors import BackboneError
-from iisan.names import IMAGE, TEXT
+from iisan.errors import BackboneError, ConfigError, MissingExtraError
+from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-_OTHERS = re.compile(r"[^/]+\.(json|txt|model|py|jinja)")
-_TOWERS = {TEXT: ("text_model", "language_model"), IMAGE: ("vision_model", "vision_tower")}
-_MAIN_INPUT = {TEXT: "input_ids", IMAGE: "pixel_values"}
+_OTHERS = re.compile(r"[^/]+\.(json|txt|model|py|jinja)|\d+_Pooling/config\.json")
+_TOWERS = {
+    TEXT: ("text_model", "language_model"),
+    IMAGE: ("vision_model", "vision_tower"),
+    AUDIO: ("audio_model", "audio_tower"),
+    VIDEO: ("vision_model", "vision_tower"),
+}
+_MAIN_INPUT = {
+    TEXT: ("input_ids",),
+    IMAGE: ("pixel_values",),
+    AUDIO: ("input_values", "input_features"),
+    VIDEO: ("pixel_values",),
+}
+_DTYPES: dict[str, torch.dtype | str] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,72 @@ class Source:
     name: str
     folder: Path
     revision: str | None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the weights of a large model are held; the default is whole, in fp32, on one device.
+
+    Attributes:
+        dtype: number format of the weights: ``"fp32"``, ``"bf16"``, or ``"auto"``, the one they are stored in.
+            The residual stream takes it too, so states are less exact than with fp32 weights.
+        device_map: how accelerate spreads the model over devices, as in ``from_pretrained``: ``"auto"`` fills the
+            GPUs, then memory, then the disk. The numbers stay the same.
+        quantise: ``"8bit"`` or ``"4bit"`` linear layers, by bitsandbytes; implies ``device_map`` ``"auto"``.
+    """
+
+    dtype: str = "fp32"
+    device_map: str | Mapping[str, Any] | None = None
+    quantise: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"weight dtype {self.dtype!r}", " or ".join(_DTYPES), "choose one of these")
+        if self.quantise not in (None, "8bit", "4bit"):
+            raise ConfigError(f"quantise {self.quantise!r}", "'8bit' or '4bit'", "choose one of these")
+
+    @property
+    def placed(self) -> bool:
+        """Whether loading decides where the weights lie, so that the tower must not be moved."""
+        return self.device_map is not None or self.quantise is not None
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Arguments of ``from_pretrained`` for the model ``name``.
+
+        Raises:
+            MissingExtraError: accelerate or bitsandbytes is not installed.
+            BackboneError: quantisation without a GPU.
+        """
+        arguments: dict[str, Any] = {"dtype": _DTYPES[self.dtype]}
+        if not self.placed:
+            return arguments
+        if self.quantise is not None and not torch.cuda.is_available():
+            raise BackboneError(
+                f"quantise '{self.quantise}' for '{name}' on a machine without CUDA",
+                "a GPU for bitsandbytes",
+                "leave quantise out; dtype bf16 halves the memory anywhere",
+            )
+        _require("accelerate", "a device map")
+        arguments["device_map"] = self.device_map or "auto"
+        if self.quantise is not None:
+            _require("bitsandbytes", "quantisation")
+            from transformers import BitsAndBytesConfig
+
+            arguments["quantization_config"] = BitsAndBytesConfig(
+                load_in_8bit=self.quantise == "8bit",
+                load_in_4bit=self.quantise == "4bit",
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        return arguments
+
+
+PLAIN = Loading()
+
+
+def _require(library: str, purpose: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        raise MissingExtraError(library, "large", purpose)
 
 
 @contextlib.contextmanager
@@ -151,63 +230,170 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
         )
 
 
-def load_tower(source: Source, modality: str, trust_remote_code: bool) -> Any:
-    """Load the tower of one modality in fp32, in eval mode.
+def load_processor(auto: Any, source: Source, kind: str, trust_remote_code: bool, **options: Any) -> Any:
+    """Load what turns contents into a model's inputs, or its answers into text.
+
+    Args:
+        auto: class of transformers that finds the right one.
+        source: the model.
+        kind: how messages call it.
+        trust_remote_code: run program code that comes with the model.
+        options: for ``auto.from_pretrained``.
+
+    Raises:
+        BackboneError: none in the folder, or an unusable one.
+    """
+    try:
+        with quiet(), warnings.catch_warnings():
+            # AST's own extractor warns about its own settings (a mel filter too narrow for any frequency).
+            warnings.simplefilter("ignore", UserWarning)
+            return auto.from_pretrained(
+                source.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+            )
+    except Exception as error:  # processors raise whatever their parsers raise
+        raise BackboneError(
+            f"'{source.name}' has no usable {kind} ({' '.join(str(error).split())[:120]})",
+            f"the files of its {kind} beside the weights",
+            f"download all files of the model, or use a model with {kind}",
+        ) from None
+
+
+def load_image_processor(source: Source, trust_remote_code: bool) -> Any:
+    """Load an image processor that works with Pillow, so that states do not depend on what else is installed.
+
+    Raises:
+        BackboneError: none in the folder, or none that works without torchvision.
+    """
+    from transformers import AutoImageProcessor
+
+    processor = load_processor(AutoImageProcessor, source, "image processor", trust_remote_code, backend="pil")
+    if getattr(processor, "backend", "pil") != "pil":
+        raise BackboneError(
+            f"the image processor of '{source.name}' has no Pillow form",
+            "one that works without torchvision",
+            "use another image model",
+        )
+    return processor
+
+
+def load_model(
+    auto: Any, source: Source, trust_remote_code: bool, loading: Loading = PLAIN
+) -> tuple[Any, set[str]]:
+    """Load a model; checkpoints may be in one piece or in shards.
+
+    Returns:
+        The model, and the names of the weights that its folder lacks.
+
+    Raises:
+        BackboneError: not loadable.
+        MissingExtraError: ``loading`` needs a library that is not installed.
+    """
+    from safetensors import SafetensorError
+
+    arguments = loading.arguments(source.name)
+    try:
+        with quiet():
+            model, report = auto.from_pretrained(
+                source.folder,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                output_loading_info=True,
+                **arguments,
+            )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        raise BackboneError(
+            f"'{source.name}' cannot be loaded ({' '.join(str(error).split())[:200]})",
+            "a whole Hugging Face model",
+            "download it again, or use another model",
+        ) from None
+    return model, set(report["missing_keys"])
+
+
+def check_weights(source: Source, part: str, missing: set[str]) -> None:
+    """Check that no weight of a part of a model is missing.
+
+    Raises:
+        BackboneError: some are.
+    """
+    if missing:
+        raise BackboneError(
+            f"'{source.name}' lacks {len(missing)} weights of {part}, such as {min(missing)}",
+            "trained values for all of them",
+            "download the model again, or use the folder of the whole model",
+        )
+
+
+def load_tower(source: Source, kind: str, trust_remote_code: bool, loading: Loading = PLAIN) -> Any:
+    """Load the tower that reads a kind of content, in eval mode.
 
     Of two-tower models the other tower is let go, and poolers on top of ``last_hidden_state`` are replaced by
     the identity: nothing here reads them, and checkpoints often leave them to chance.
 
     Raises:
-        BackboneError: not loadable, weights missing from the folder, or a model of another modality.
+        BackboneError: not loadable, weights missing from the folder, or a model of another kind.
+        MissingExtraError: ``loading`` needs a library that is not installed.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModel
 
-    try:
-        with quiet():
-            model, report = AutoModel.from_pretrained(
-                source.folder,
-                dtype=torch.float32,
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-        raise BackboneError(
-            f"'{source.name}' cannot be loaded ({' '.join(str(error).split())[:200]})",
-            "a whole Hugging Face encoder",
-            "download it again, or use another model",
-        ) from None
-    path, tower = _tower(model, modality)
-    if getattr(tower, "main_input_name", _MAIN_INPUT[modality]) != _MAIN_INPUT[modality]:
+    model, missing_keys = load_model(AutoModel, source, trust_remote_code, loading)
+    path, tower = _tower(model, kind)
+    if getattr(tower, "main_input_name", None) not in (None, *_MAIN_INPUT[kind]):
         raise BackboneError(
             f"'{source.name}' ({type(tower).__name__}) reads {tower.main_input_name}",
-            f"a model for {modality}",
-            "pass it for the other modality, or choose another model",
+            f"a model for {kind}",
+            "pass it for the right kind of content, or choose another model",
+        )
+    if kind == IMAGE and hasattr(tower.config, "num_frames"):
+        raise BackboneError(
+            f"'{source.name}' ({type(tower).__name__}) reads videos",
+            "a model for image",
+            "pass it for video, or choose another model",
         )
     for name in ("pooler", "head"):
         if isinstance(getattr(tower, name, None), nn.Module):
-            setattr(tower, name, nn.Identity())
+            setattr(tower, name, _NoHead())
+    if isinstance(getattr(tower, "masked_spec_embed", None), nn.Parameter):
+        # What stands for masked audio in pretraining; fine-tuned checkpoints leave it to chance as well.
+        tower.masked_spec_embed = None
     used = {f"{path}{name}" for name, _ in tower.named_parameters()}
-    missing = sorted(used & set(report["missing_keys"]))
-    if missing:
-        raise BackboneError(
-            f"'{source.name}' lacks {len(missing)} weights of its {modality} tower, such as {missing[0]}",
-            "trained values for all of them",
-            "download the model again, or use the folder of the whole model",
-        )
+    check_weights(source, f"its {kind} tower", used & missing_keys)
     if hasattr(tower.config, "use_cache"):
         tower.config.use_cache = False
     return tower.eval()
 
 
-def _tower(model: Any, modality: str) -> tuple[str, Any]:
+class _NoHead(nn.Module):
+    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden
+
+
+def _tower(model: Any, kind: str) -> tuple[str, Any]:
     path, tower = "", model
     if getattr(model.config, "is_encoder_decoder", False) and isinstance(
         getattr(model, "encoder", None), nn.Module
     ):
         path, tower = "encoder.", model.encoder
-    for name in _TOWERS[modality]:
+    for name in _TOWERS[kind]:
         if isinstance(getattr(tower, name, None), nn.Module):
             path, tower = f"{path}{name}.", getattr(tower, name)
     return path, tower
+
+
+def module_weights(tower: nn.Module) -> Iterator[Tensor]:
+    """All that training left in a tower: its parameters, each once, and the statistics of batch normalisation.
+
+    Parameters that a device map put on the disk are fetched one module at a time.
+    """
+    saved = tower.state_dict().keys()
+    statistics = [name for name, buffer in tower.named_buffers() if name in saved and buffer.is_floating_point()]
+    for name in [*dict(tower.named_parameters()), *statistics]:
+        path, _, leaf = name.rpartition(".")
+        module = tower.get_submodule(path)
+        with _fetched(module) if getattr(module, leaf).is_meta else contextlib.nullcontext():
+            yield getattr(module, leaf)
+
+
+def _fetched(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module)

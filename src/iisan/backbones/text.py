@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from iisan.backbones.backbone import Backbone
-from iisan.backbones.blocks import Pool
-from iisan.backbones.loading import Source, check_folder, load_tower, locate, quiet
+from iisan.backbones.blocks import Pool, masked_mean
+from iisan.backbones.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
+from iisan.backbones.sentences import own_length, own_pooling
 from iisan.errors import BackboneError
 from iisan.files import sha256_json
 from iisan.names import TEXT
@@ -22,25 +23,31 @@ _TOKENIZED_AT_ONCE = 10_000
 class TextBackbone(Backbone):
     """A text tower and its tokenizer; contents are strings."""
 
-    modality: ClassVar[str] = TEXT
+    kind: ClassVar[str] = TEXT
+    poolings: ClassVar[tuple[str, ...]] = ("cls", "mean", "last", "tokens")
 
     def __init__(
-        self, tower: nn.Module, source: Source, pooling: str, tokenizer: Any, max_tokens: int | None
+        self,
+        tower: nn.Module,
+        source: Source,
+        pooling: str,
+        tokenizer: Any,
+        max_tokens: int | None,
+        loading: Loading = PLAIN,
+        usual_tokens: int | None = None,
     ) -> None:
-        super().__init__(tower, source, pooling)
+        super().__init__(tower, source, pooling, loading)
         self.tokenizer = tokenizer
-        # Positions then start at 0 for every text, so no state depends on how long its neighbours are.
-        tokenizer.padding_side = "right"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        self._max_tokens = self._resolve_max_tokens(max_tokens)
+        self._max_tokens = self._resolve_max_tokens(max_tokens, usual_tokens or DEFAULT_MAX_TOKENS)
         self._accepted = {"input_ids", "attention_mask", "token_type_ids"} & set(
             inspect.signature(tower.forward).parameters
         )
         if pooling == "cls" and self._is_causal():
             raise BackboneError(
                 f"pooling 'cls' for '{source.name}', whose first token sees no other",
-                "pooling 'mean' for causal models (decoders, the text tower of CLIP)",
+                "pooling 'mean' or 'last' for causal models (decoders, the text tower of CLIP)",
                 "use mean pooling",
             )
 
@@ -83,7 +90,15 @@ class TextBackbone(Backbone):
         Raises:
             BackboneError: a text without any token.
         """
-        encoded = self._tokenize(contents, padding=True, return_tensors="pt", return_attention_mask=True)
+        encoded = self._tokenize(
+            contents,
+            padding=True,
+            # Whatever the tokenizer prefers: positions then start at 0 for every text, and a decoder's tokens
+            # see none of the padding, so no state depends on how long its neighbours are.
+            padding_side="right",
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
         empty = (encoded["attention_mask"].sum(1) == 0).nonzero()
         if len(empty):
             raise BackboneError(
@@ -100,20 +115,20 @@ class TextBackbone(Backbone):
         return super().row_counts(inputs, rows)
 
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """First real token, mean over real tokens, or every real token."""
+        """First real token, last real token, mean over real tokens, or every real token."""
         mask = inputs["attention_mask"]
         if self.pooling == "tokens":
-            return lambda hidden: hidden[mask.bool()].float()
-        if self.pooling == "cls":
-            texts, first = torch.arange(len(mask), device=mask.device), mask.argmax(1)
-            return lambda hidden: hidden[texts, first].float()
-        weights = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
-        return lambda hidden: (hidden.float() * weights).sum(1)
+            return lambda hidden: hidden[mask.bool().to(hidden.device)].float()
+        if self.pooling == "mean":
+            return lambda hidden: masked_mean(hidden, mask)
+        chosen = mask.argmax(1) if self.pooling == "cls" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
+        texts = torch.arange(len(mask))
+        return lambda hidden: hidden[texts.to(hidden.device), chosen.to(hidden.device)].float()
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
         return self.tokenizer(list(texts), truncation=True, max_length=self._max_tokens, **options)
 
-    def _resolve_max_tokens(self, requested: int | None) -> int:
+    def _resolve_max_tokens(self, requested: int | None, usual: int) -> int:
         config: Any = self.tower.config
         limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
         for module in self.tower.modules():
@@ -123,7 +138,7 @@ class TextBackbone(Backbone):
                 limit = min(limit, positions.num_embeddings - positions.padding_idx - 1)
         least = self.tokenizer.num_special_tokens_to_add() + 1
         if requested is None:
-            return min(DEFAULT_MAX_TOKENS, limit)
+            return min(usual, limit)
         if not least <= requested <= limit:
             raise BackboneError(
                 f"max_tokens {requested} for '{self.source.name}'",
@@ -142,34 +157,33 @@ class TextBackbone(Backbone):
 
 
 def load_text(
-    name_or_folder: str, pooling: str = "mean", max_tokens: int | None = None, trust_remote_code: bool = False
+    name_or_folder: str,
+    pooling: str | None = None,
+    max_tokens: int | None = None,
+    trust_remote_code: bool = False,
+    loading: Loading = PLAIN,
 ) -> TextBackbone:
     """Load a text backbone.
 
     Args:
         name_or_folder: hub id or local folder of any Hugging Face text model; of two-tower models the text
             tower is taken.
-        pooling: ``"mean"`` over real tokens, or ``"cls"``, the first token (bidirectional models only).
-        max_tokens: longest token sequence, special tokens included; ``None`` means 64, or less where the
-            model takes less.
+        pooling: ``"mean"`` over real tokens, ``"last"``, the last of them, or ``"cls"``, the first
+            (bidirectional models only). ``None`` is what a Sentence-Transformers folder says, else the mean.
+        max_tokens: longest token sequence, special tokens included; ``None`` is what a Sentence-Transformers
+            folder says, else 64, or less where the model takes less.
         trust_remote_code: run program code that comes with the model.
+        loading: how the weights of a large model are held.
 
     Raises:
         BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+        MissingExtraError: ``loading`` needs a library that is not installed.
     """
     from transformers import AutoTokenizer
 
     source = locate(name_or_folder)
     check_folder(source, trust_remote_code)
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                source.folder, trust_remote_code=trust_remote_code, local_files_only=True
-            )
-    except Exception as error:  # tokenizers raise whatever their parsers raise
-        raise BackboneError(
-            f"'{source.name}' has no usable tokenizer ({' '.join(str(error).split())[:120]})",
-            "the tokenizer's files beside the weights",
-            "download all files of the model, or use a text model",
-        ) from None
-    return TextBackbone(load_tower(source, TEXT, trust_remote_code), source, pooling, tokenizer, max_tokens)
+    tokenizer = load_processor(AutoTokenizer, source, "tokenizer", trust_remote_code)
+    pooling = pooling or own_pooling(source) or "mean"
+    tower = load_tower(source, TEXT, trust_remote_code, loading)
+    return TextBackbone(tower, source, pooling, tokenizer, max_tokens, loading, own_length(source))

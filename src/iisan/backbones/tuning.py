@@ -80,9 +80,16 @@ def tune(
         checkpointing: recompute activations in the backward pass instead of keeping them.
 
     Raises:
-        BackboneError: a structure that is not recognised, or more blocks than there are.
+        BackboneError: a structure that is not recognised, more blocks than there are, or weights that are spread
+            over devices or quantised.
         MissingExtraError: LoRA without peft.
     """
+    if backbone.loading.placed:
+        raise BackboneError(
+            f"'{backbone.source.name}' is spread over devices or quantised",
+            "whole weights to train",
+            "load it without device_map and quantise, or use its cached states",
+        )
     backbone.weight_digest  # noqa: B018  (remembered as loaded)
     first = first_trained_block(backbone, top)
     blocks = range(first, backbone.depth)
@@ -99,6 +106,12 @@ def tune(
     backbone.active = [backbone.tower] if top is None else [backbone.blocks[index] for index in blocks]
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name in reached and _belongs(name, method))
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise BackboneError(
+            f"no weight of method '{method}' takes part in the answer of {type(backbone.tower).__name__}",
+            "a model that calls its layers as modules",
+            "use another tuning method, or another model",
+        )
     for block in (backbone.blocks[index] for index in blocks) if checkpointing else ():
         # The non-reentrant kind, because the first block's input need not require a gradient.
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

@@ -1,6 +1,7 @@
 """From two raw tables to the parts of a dataset: the one place where rows are cleaned, checked and dropped."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import polars as pl
 
 from iisan.data.clean import clean_ids, clean_texts, clean_timestamps
 from iisan.data.filters import Events, apply_filters, renumber, to_sequences
-from iisan.data.images import checked_images, find_images
+from iisan.data.images import find_images
+from iisan.data.media import checked_files, clean_files, has_paths
 from iisan.data.options import Filters, PrepareOptions
 from iisan.data.problems import Problems
 from iisan.data.sequences import Sequences
@@ -30,6 +32,7 @@ class Parts:
         user_ids: ``[users]``, in the order of their first appearance.
         sequences: all interactions.
         image_root: folder of the image paths.
+        kinds: the columns with contents, and of which kind each is.
         counts: what was read, what every filter left, what is missing.
         skipped: bad rows.
     """
@@ -38,6 +41,7 @@ class Parts:
     user_ids: pl.Series
     sequences: Sequences
     image_root: Path | None
+    kinds: dict[str, str]
     counts: dict[str, Any]
     skipped: pl.DataFrame
 
@@ -48,6 +52,11 @@ def item_roles(options: PrepareOptions) -> list[Role]:
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
         Role.of(TEXT, options.text, TEXT, "title", required=False),
         Role.of(IMAGE, options.image, IMAGE, required=False),
+        *(
+            Role(name, (name,), cure=f"correct or leave out --column {name}={kind}")
+            for name, kind in options.columns.items()
+            if name not in (TEXT, IMAGE)
+        ),
     ]
 
 
@@ -81,7 +90,8 @@ def assemble(
     Raises:
         DataError: a bad row where the policy is ``stop``, or nothing is left.
     """
-    catalogue = _clean_items(items, problems)
+    kinds: dict[str, str] = {TEXT: TEXT, IMAGE: IMAGE, **options.columns}
+    catalogue = _clean_items(items, kinds, problems)
     root = options.images or image_root
     root = Path(os.path.realpath(root)) if root is not None else None
     if root is not None and not root.is_dir():
@@ -103,22 +113,24 @@ def assemble(
     if filters.items == "interacted":
         kept_items, item_numbers = renumber(events.items, len(catalogue))
         catalogue = catalogue[kept_items]
-    catalogue = checked_images(catalogue, root, options.check_images, problems)
-    has_paths = catalogue[IMAGE].dtype == pl.String and catalogue[IMAGE].null_count() < len(catalogue)
+    files = {name: kind for name, kind in kinds.items() if kind != TEXT}
+    for name, kind in files.items():
+        catalogue = checked_files(catalogue, name, kind, root, options.check_images, problems)
     counts = {
         "items_listed": num_listed,
         "steps": steps,
         "items": len(catalogue),
         "users": len(kept_users),
         "interactions": len(users),
-        "missing": {name: catalogue[name].null_count() for name in (TEXT, IMAGE)},
+        "missing": {name: catalogue[name].null_count() for name in kinds},
         "timestamps": unit,
     }
     return Parts(
         items=catalogue,
         user_ids=user_ids.gather(kept_users),
         sequences=to_sequences(Events(users, item_numbers, events.timestamps), len(kept_users)),
-        image_root=root if has_paths else None,
+        image_root=root if any(has_paths(catalogue[name]) for name in files) else None,
+        kinds=kinds,
         counts=counts,
         skipped=problems.skipped,
     )
@@ -136,25 +148,19 @@ def _with_ids(table: Table, columns: tuple[str, ...], problems: Problems) -> Tab
     return table
 
 
-def _clean_items(table: Table, problems: Problems) -> pl.DataFrame:
+def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> pl.DataFrame:
     table = _with_ids(table, (ITEM_ID,), problems)
     repeated = ~pl.col(ITEM_ID).is_first_distinct()
     problems.report(table.rows(repeated, pl.col(ITEM_ID)), "duplicate item id", "every item id once")
     frame = table.without(repeated).frame.drop(LINE)
-    text = clean_texts(frame[TEXT]) if TEXT in frame.columns else pl.lit(None, pl.String)
-    frame = frame.with_columns(text.alias(TEXT))
-    if IMAGE in frame.columns and frame[IMAGE].dtype == pl.Null:
-        return frame.with_columns(pl.col(IMAGE).cast(pl.String))
-    if IMAGE in frame.columns and frame[IMAGE].dtype not in (pl.String, pl.Binary):
-        raise DataError(
-            f"{table.where.split(',')[0]} has images of type {frame[IMAGE].dtype}",
-            "paths (strings) or bytes (binary)",
-            "write one of those, or choose another column with --image",
-        )
-    if IMAGE in frame.columns:
-        nothing = "" if frame[IMAGE].dtype == pl.String else b""
-        frame = frame.with_columns(pl.when(pl.col(IMAGE) != nothing).then(IMAGE))
-    return frame
+    if TEXT not in frame.columns:
+        frame = frame.with_columns(pl.lit(None, pl.String).alias(TEXT))
+    name = table.where.split(",")[0]
+    return frame.with_columns(
+        clean_texts(frame[column]) if kind == TEXT else clean_files(frame[column], name)
+        for column, kind in kinds.items()
+        if column in frame.columns
+    )
 
 
 def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:

@@ -2,8 +2,9 @@
 
 import difflib
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import numpy as np
 import polars as pl
 
 from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles
-from iisan.data.images import inside, read_image
+from iisan.data.clean import clean_texts
+from iisan.data.media import inside, read_file
 from iisan.data.options import parse_options
 from iisan.data.problems import Problems, read_skipped, skipped_counts, write_skipped
 from iisan.data.sequences import Index, Sequences
 from iisan.data.tables import LINE, Role, Table, renamed, resolve
 from iisan.errors import DataError, MissingExtraError
 from iisan.files import aside, read_manifest, write_json
-from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID
+from iisan.names import IMAGE, IMPORTED, INTER, ITEM_ID, KINDS, TEXT, TIMESTAMP, USER_ID
 
 KIND = "iisan-dataset"
 SCHEMA = 1
@@ -30,6 +32,8 @@ _CURE = "make it (again) with: iisan prepare FORMAT SOURCE… --out DATASET"
 #: Below this size close matches of an unknown id are looked for; difflib compares with every id.
 _SMALL = 50_000
 _SHOWN = 5
+#: What a column of texts must not be called, as it means something else.
+_RESERVED = (*(kind for kind in KINDS if kind != TEXT), IMPORTED, INTER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +43,10 @@ class Dataset:
     Attributes:
         folder: where it lies, or None if it was not saved.
         items: ``[N]`` rows: ``item_id`` (unique), ``text``, ``image`` (path or bytes); null = missing; further
-            columns of the source.
+            columns of the source, those in ``kinds`` with contents too.
         sequences: all interactions as index arrays, memory-mapped when loaded.
         user_ids: ``[users]`` strings; the row number is the user index.
-        image_root: folder that image paths are relative to.
+        image_root: folder that paths of images, and of other files, are relative to.
         manifest: provenance, counts before and after every filter, content hash.
         skipped: bad rows that were left out: ``reason``, ``where``, ``value``.
     """
@@ -75,24 +79,30 @@ class Dataset:
         text: str | None = self.items[TEXT][index]
         return text
 
-    def image_bytes(self, index: int) -> bytes:
-        """The bytes of an item's image file.
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The columns with contents for a backbone, and of which kind each is."""
+        kinds: dict[str, str] = self.manifest.get("kinds", {TEXT: TEXT, IMAGE: IMAGE})
+        return kinds
+
+    def content_bytes(self, column: str, index: int) -> bytes:
+        """The bytes of an item's file in a column of files, such as ``image``.
 
         Raises:
-            DataError: the item has no image, or its file is gone.
+            DataError: the item has none, or its file is gone.
         """
-        image = self.items[IMAGE][index]
-        if image is None:
+        content = self.items[column][index]
+        if content is None:
             raise DataError(
-                f"item '{self.items[ITEM_ID][index]}' has no image", "an item with an image", "ask for others"
+                f"item '{self.items[ITEM_ID][index]}' has no {column}", f"an item with {column}", "ask for others"
             )
-        if isinstance(image, bytes):
-            return image
+        if isinstance(content, bytes):
+            return content
         if self.image_root is None:
             raise DataError(
-                f"the dataset has the image path '{image}' but no image folder", "an image_root", _CURE
+                f"the dataset has the {column} path '{content}' but no folder of files", "an image_root", _CURE
             )
-        return read_image(inside(self.image_root, image))
+        return read_file(inside(self.image_root, content))
 
     def item_index(self, ids: Sequence[str]) -> Index:
         """Row numbers of items by id, ``[len(ids)]``.
@@ -144,14 +154,67 @@ class Dataset:
         manifest = {
             "kind": KIND,
             "schema": SCHEMA,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": _now(),
             "provenance": dict(provenance),
             "counts": parts.counts,
             "skipped": skipped_counts(parts.skipped),
             "content_hash": content_hash(parts.items, parts.user_ids, parts.sequences),
             "image_root": None if parts.image_root is None else str(parts.image_root),
+            "kinds": parts.kinds,
         }
         return cls(None, parts.items, parts.sequences, parts.user_ids, parts.image_root, manifest, parts.skipped)
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """Columns of captions that were written by a model -> the column that they describe."""
+        return {name: origin["column"] for name, origin in self.manifest["provenance"].get("captions", {}).items()}
+
+    def check_new_column(self, name: str) -> None:
+        """Make sure that a column of that name may be added.
+
+        Raises:
+            DataError: there is one already, or no column can be called that.
+        """
+        if name in self.items.columns:
+            raise DataError(f"the items have a column '{name}' already", "a new name", "choose another name")
+        if not re.fullmatch(r"\w+", name) or name in _RESERVED:
+            raise DataError(
+                f"a column named '{name}'",
+                f"letters, digits and _, and none of {', '.join(_RESERVED)}",
+                "choose another name",
+            )
+
+    def with_captions(self, name: str, texts: pl.Series, origin: Mapping[str, Any]) -> "Dataset":
+        """Add a column of texts that describe another column.
+
+        Args:
+            name: of the new column, which a text backbone can read like any other of kind ``text``.
+            texts: ``[N]`` strings, null where missing; cleaned like all texts.
+            origin: ``column``, which they describe, and what else the manifest shall say about them.
+
+        Returns:
+            A dataset in memory; ``save`` writes it.
+
+        Raises:
+            DataError: an unusable name, or another number of texts than items.
+        """
+        self.check_new_column(name)
+        if len(texts) != self.num_items:
+            raise DataError(
+                f"{len(texts):,} texts", f"{self.num_items:,}, one per item", "give null where missing"
+            )
+        texts = clean_texts(texts.alias(name))
+        items = self.items.with_columns(texts)
+        captions = {**self.manifest["provenance"].get("captions", {}), name: dict(origin)}
+        counts = self.manifest["counts"]
+        manifest = self.manifest | {
+            "created": _now(),
+            "provenance": self.manifest["provenance"] | {"captions": captions},
+            "counts": counts | {"missing": counts["missing"] | {name: texts.null_count()}},
+            "content_hash": content_hash(items, self.user_ids, self.sequences),
+            "kinds": {**self.kinds, name: TEXT},
+        }
+        return replace(self, folder=None, items=items, manifest=manifest)
 
     def save(self, folder: Path | str) -> "Dataset":
         """Write the dataset; it is not there until its manifest is.
@@ -163,9 +226,8 @@ class Dataset:
             DataError: the folder holds something else.
         """
         folder = Path(folder)
-        check_writable(folder)
-        (folder / "sequences").mkdir(parents=True, exist_ok=True)
-        (folder / _UNFINISHED).touch()
+        claim(folder)
+        (folder / "sequences").mkdir(exist_ok=True)
         (folder / _MANIFEST).unlink(missing_ok=True)
         for leftover in folder.rglob(".*.part"):  # of a writing that was killed
             leftover.unlink()
@@ -264,6 +326,17 @@ def check_writable(folder: Path) -> None:
     read_manifest(folder / _MANIFEST, KIND, SCHEMA, DataError, elsewhere)
 
 
+def claim(folder: Path) -> None:
+    """Mark a folder as one that a dataset is going to be written into; what it holds stays until then.
+
+    Raises:
+        DataError: it holds something else than a dataset.
+    """
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _UNFINISHED).touch()
+
+
 def content_hash(items: pl.DataFrame, user_ids: pl.Series, sequences: Sequences) -> str:
     """Hexadecimal SHA-256 over items and interactions, the same on every machine.
 
@@ -282,6 +355,10 @@ def content_hash(items: pl.DataFrame, user_ids: pl.Series, sequences: Sequences)
     for array in (sequences.offsets, sequences.items, sequences.timestamps):
         digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:

@@ -1,9 +1,9 @@
 """How raw tables become a dataset: columns, filters, and what happens to bad rows."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from iisan.errors import DataError
 
@@ -21,9 +21,12 @@ class PrepareOptions(BaseModel):
         image: column of image paths or bytes; default ``image``, else files found by ``images``.
         user_id: column of user ids; default ``user_id``.
         timestamp: column of timestamps; default ``timestamp``, else the file's order is the order of time.
+        columns: further columns with contents for a backbone -> their kind: ``text``, ``image``, ``audio`` or
+            ``video``.
         images: folder of the images: the root of the paths in the image column or, where there is no such
             column, of files ``<item_id>.jpg|jpeg|png|webp``. Paths are relative to the items file otherwise.
-        check_images: decode every image now, so that nothing fails later.
+            Paths of other kinds of files are relative to the same folder.
+        check_images: decode every image, sound and clip now, so that nothing fails later.
         on_bad: ``stop`` at the first kind of bad row, or ``skip`` such rows, counted and listed.
         quotes: fields may be quoted with ``"``; default true for CSV, false for TSV.
         k_core: keep users and items with at least this many interactions, repeated until it holds; 0 is off.
@@ -41,6 +44,7 @@ class PrepareOptions(BaseModel):
     image: str | None = None
     user_id: str | None = None
     timestamp: str | None = None
+    columns: dict[Annotated[str, Field(pattern=r"^\w+$")], Literal["text", "image", "audio", "video"]] = {}
     images: Path | None = None
     check_images: bool = True
     on_bad: Literal["stop", "skip"] = "stop"

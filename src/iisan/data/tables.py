@@ -34,11 +34,13 @@ class Role:
         name: what it is called here.
         candidates: what it may be called in the table, best first.
         required: its absence is an error.
+        cure: what to do when it is absent; None names the option that is called like the column.
     """
 
     name: str
     candidates: tuple[str, ...]
     required: bool = True
+    cure: str | None = None
 
     @classmethod
     def of(cls, name: str, given: str | None, *defaults: str, required: bool = True) -> "Role":
@@ -85,8 +87,8 @@ def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[s
             hint = f"did you mean '{close[0]}'? Otherwise " if close else ""
             raise DataError(
                 f"{table} has no column '{wanted}', only {', '.join(map(repr, columns))}",
-                f"a column with the {role.name.replace('_', ' ')}",
-                f"{hint}name the column with --{role.name.replace('_', '-')}",
+                "a column of that name" if role.cure else f"a column with the {role.name.replace('_', ' ')}",
+                hint + (role.cure or f"name the column with --{role.name.replace('_', '-')}"),
             )
     return found
 

@@ -1,8 +1,13 @@
-"""The demo's catalogue: products with titles and pictures, users who follow a known process, raw files."""
+"""The demo's catalogue: products with titles and pictures, users who follow a known process, raw files.
 
+In the extended catalogue every product has a tone and a clip, too.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +15,19 @@ import polars as pl
 from PIL import Image
 
 from iisan.data.sequences import Index, Sequences
-from iisan.demo import pictures
+from iisan.demo import clips, pictures, tones
 from iisan.demo.process import Process, draw_process, simulate
-from iisan.demo.products import draw_attributes, write_titles
+from iisan.demo.products import (
+    ATTRIBUTES,
+    AUDIO_ATTRIBUTES,
+    VIDEO_ATTRIBUTES,
+    Attributes,
+    draw_attributes,
+    write_titles,
+)
 from iisan.errors import ConfigError
 from iisan.files import aside
-from iisan.names import ITEM_ID, PAD, TIMESTAMP, USER_ID
+from iisan.names import AUDIO, IMAGE, ITEM_ID, PAD, TIMESTAMP, USER_ID, VIDEO
 from iisan.progress import track
 
 MISSING_IMAGE_SHARE = 0.04
@@ -29,7 +41,7 @@ LAUNCH = START + 330 * 86_400
 END = START + 365 * 86_400
 
 # Independent random streams, so that changing one part of the catalogue leaves the others as they are.
-_PRODUCTS, _TITLES, _PICTURES, _PROCESS, _USERS, _GAPS = range(6)
+_PRODUCTS, _TITLES, _PICTURES, _PROCESS, _USERS, _GAPS, _EXTENSION, _TONES, _CLIPS = range(9)
 _BLOCK = 256
 
 
@@ -62,24 +74,57 @@ class Catalogue:
         """The id of each user."""
         return [f"u{number:05d}" for number in range(self.log.num_users)]
 
+    @property
+    def extended(self) -> bool:
+        """Whether the items have tones and clips."""
+        return len(self.process.names) > len(ATTRIBUTES)
+
     def render_images(self, start: int = 0, end: int | None = None) -> pictures.Pixels:
         """Draw the pictures of items ``start:end``, ``[n, 64, 64, 3]`` uint8, also of items that lack one."""
+        return self._render(pictures.render, _PICTURES, start, end)
+
+    def render_tones(self, start: int = 0, end: int | None = None) -> tones.Tones:
+        """Play the tones of items ``start:end`` of an extended catalogue, ``[n, 6400]`` int16."""
+        return self._render(tones.render, _TONES, start, end)
+
+    def render_clips(self, start: int = 0, end: int | None = None) -> pictures.Pixels:
+        """Film the clips of items ``start:end`` of an extended catalogue, ``[n, 8, 32, 32, 3]`` uint8."""
+        return self._render(clips.render, _CLIPS, start, end)
+
+    def _render(
+        self,
+        render: Callable[[Attributes, np.random.Generator], npt.NDArray[Any]],
+        stream: int,
+        start: int,
+        end: int | None,
+    ) -> npt.NDArray[Any]:
+        """Render items ``start:end``; the draws belong to blocks, so that a part equals that part of the whole."""
         numbers = range(*slice(start, end).indices(len(self.titles)))
         blocks = range(numbers.start // _BLOCK * _BLOCK, numbers.stop, _BLOCK)
         drawn = [
-            pictures.render(
+            render(
                 self.process.attributes[block : block + _BLOCK],
-                np.random.default_rng([self.seed, _PICTURES, block]),
+                np.random.default_rng([self.seed, stream, block]),
             )
             for block in blocks
         ]
         first = numbers.start - (blocks.start if blocks else 0)
-        empty = np.empty((0, pictures.SIZE, pictures.SIZE, 3), np.uint8)
+        empty = render(self.process.attributes[:0], np.random.default_rng())
         return np.concatenate([empty, *drawn])[first : first + len(numbers)]
 
     def write(self, folder: Path) -> None:
-        """Write ``items.csv``, ``interactions.csv`` (in order of time) and ``images/<item_id>.png``."""
+        """Write ``items.csv``, ``interactions.csv`` (in order of time) and ``images/<item_id>.png``.
+
+        Of an extended catalogue also ``sounds/<item_id>.wav`` and ``clips/<item_id>.mkv``; the columns ``image``,
+        ``audio`` and ``video`` of its items hold all files' paths.
+
+        Raises:
+            MissingExtraError: the extra ``video``, which writes clips, is not installed.
+        """
         (folder / "images").mkdir(parents=True, exist_ok=True)
+        items: dict[str, list[str | None]] = {ITEM_ID: [*self.item_ids], "title": self.titles}
+        if self.extended:
+            items |= self._write_media(folder)
         for start in track(range(0, len(self.titles), _BLOCK), "drawing products"):
             for number, pixels in enumerate(self.render_images(start, start + _BLOCK), start):
                 if self.has_image[number]:
@@ -87,7 +132,7 @@ class Catalogue:
         owners = np.repeat(np.arange(self.log.num_users), self.log.lengths)
         assert self.log.timestamps is not None
         tables = {
-            "items": pl.DataFrame({ITEM_ID: self.item_ids, "title": self.titles}),
+            "items": pl.DataFrame(items),
             "interactions": pl.DataFrame(
                 {
                     USER_ID: np.array(self.user_ids)[owners],
@@ -100,8 +145,29 @@ class Catalogue:
             with aside(folder / f"{name}.csv") as temporary:
                 table.write_csv(temporary)
 
+    def _write_media(self, folder: Path) -> dict[str, list[str | None]]:
+        """Write tones and clips; returns the columns of all files' paths."""
+        for name in ("sounds", "clips"):
+            (folder / name).mkdir(exist_ok=True)
+        columns: dict[str, list[str | None]] = {
+            IMAGE: [
+                f"images/{item}.png" if has else None
+                for item, has in zip(self.item_ids, self.has_image, strict=True)
+            ],
+            AUDIO: [f"sounds/{item}.wav" for item in self.item_ids],
+            VIDEO: [f"clips/{item}.mkv" for item in self.item_ids],
+        }
+        for start in track(range(0, len(self.titles), _BLOCK), "playing and filming products"):
+            media = zip(
+                self.render_tones(start, start + _BLOCK), self.render_clips(start, start + _BLOCK), strict=True
+            )
+            for number, (tone, clip) in enumerate(media, start):
+                tones.write(tone, folder / f"sounds/{self.item_ids[number]}.wav")
+                clips.write(clip, folder / f"clips/{self.item_ids[number]}.mkv")
+        return columns
 
-def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000) -> Catalogue:
+
+def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000, extended: bool = False) -> Catalogue:
     """Draw a catalogue and its users' interactions.
 
     About 4% of the items lack a title, another 4% a picture, and 8% are new: nobody can take them before
@@ -111,6 +177,8 @@ def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000) -> Cat
         seed: same seed and sizes, same catalogue, to the last pixel.
         num_items: ``N``, at least 100.
         num_users: at least 1.
+        extended: give every product a timbre and a motion, too, which neither title nor picture tells and which
+            users have tastes in. Titles and pictures are those of the ordinary catalogue, its users are others.
 
     Raises:
         ConfigError: too few items or users.
@@ -124,6 +192,9 @@ def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000) -> Cat
 
     rng = stream(_PRODUCTS)
     attributes = draw_attributes(num_items, rng)
+    if extended:
+        more = draw_attributes(num_items, stream(_EXTENSION), AUDIO_ATTRIBUTES + VIDEO_ATTRIBUTES)
+        attributes = np.column_stack([attributes, more])
     without_image, without_title, _ = np.split(
         rng.permutation(num_items),
         np.cumsum([round(MISSING_IMAGE_SHARE * num_items), round(MISSING_TITLE_SHARE * num_items)]),

@@ -14,13 +14,12 @@ import torch
 from iisan.data.sequences import Index
 from iisan.demo.catalogue import Catalogue
 from iisan.demo.process import Floats, Process
-from iisan.demo.products import ATTRIBUTES
 from iisan.errors import DataError
 from iisan.names import PAD
 
 
 def next_item_probabilities(
-    process: Process, histories: Index, launched: bool = True, attributes: tuple[str, ...] = ATTRIBUTES
+    process: Process, histories: Index, launched: bool = True, attributes: tuple[str, ...] | None = None
 ) -> Floats:
     """Compute ``P(next item | history)`` by forward filtering over the hidden styles.
 
@@ -28,7 +27,7 @@ def next_item_probabilities(
         process: the users' behaviour.
         histories: ``[B, S]`` item numbers, oldest first, left-padded with ``PAD``; complete histories.
         launched: whether new items are available at the step asked about.
-        attributes: what the observer sees of the items; with all of them the result is exact, with fewer
+        attributes: what the observer sees of the items; with all of them (None) the result is exact, with fewer
             it is that of an observer who takes the others as having no effect.
 
     Returns:
@@ -77,7 +76,7 @@ class OracleScorer:
         catalogue: Catalogue,
         item_order: list[str],
         launched: bool = True,
-        attributes: tuple[str, ...] = ATTRIBUTES,
+        attributes: tuple[str, ...] | None = None,
     ) -> None:
         numbers = {item: number for number, item in enumerate(catalogue.item_ids)}
         unknown = [item for item in item_order if item not in numbers]

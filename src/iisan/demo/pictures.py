@@ -58,6 +58,16 @@ _COLOURS: Final = np.array(
     ],
     dtype=np.float32,
 )  # fmt: skip
+#: What is seen of each attribute, value by value.
+_WORDS: Final[dict[str, tuple[str, ...]]] = {
+    "pattern": ("plain", "banded", "striped", "dotted", "checked", "ringed"),
+    "colour": ("red", "orange", "green", "teal", "blue", "purple"),
+    "shape": ("circle", "square", "triangle", "flower", "cross", "ring"),
+    "category": (
+        *("without a frame", "in a square", "in a circle"),
+        *("between two posts", "between four corners", "between two beams"),
+    ),
+}
 
 
 def _select(fields: tuple[Callable[[Field, Field], Field], ...], values: Attributes, x: Field, y: Field) -> Field:
@@ -110,3 +120,13 @@ def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
     picture = picture + inside * (main + second * (light - main) - picture)
     picture = picture + rng.standard_normal((count, SIZE, SIZE, 3), dtype=np.float32) * 0.03
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def describe(attributes: Attributes) -> list[str]:
+    """Say what each product's picture shows, such as ``a striped red circle in a square``.
+
+    Args:
+        attributes: ``[n, 7]`` value numbers, columns as in ``ATTRIBUTES``.
+    """
+    words = [[_WORDS[name][value] for value in attributes[:, ATTRIBUTES.index(name)]] for name in _WORDS]
+    return [f"a {' '.join(each)}" for each in zip(*words, strict=True)]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iisan.data.sequences import Index
-from iisan.demo.products import ATTRIBUTES, NUM_VALUES, Attributes
+from iisan.demo.products import EXTENDED_ATTRIBUTES, NUM_VALUES, Attributes, columns
 from iisan.names import PAD
 
 Floats = npt.NDArray[np.float64]
@@ -47,14 +47,20 @@ class Process:
     initial: Floats
     transitions: Floats
 
-    def attraction(self, attributes: tuple[str, ...] = ATTRIBUTES) -> Floats:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the attributes, ``[A]``."""
+        return EXTENDED_ATTRIBUTES[: self.attributes.shape[1]]
+
+    def attraction(self, attributes: tuple[str, ...] | None = None) -> Floats:
         """``W[z, i] = popularity_i · exp(Σ_a w_a [item i has style z's value of a])``, ``[Z, N]``.
 
         Args:
-            attributes: names of the attributes that count; those left out are taken as having no effect.
+            attributes: names of the attributes that count, all where None; those left out are taken as having
+                no effect.
         """
         logits = np.zeros((len(self.preferences), len(self.attributes)))
-        for column in (ATTRIBUTES.index(name) for name in attributes):
+        for column in columns(self.names if attributes is None else attributes):
             logits += self.weights[column] * (
                 self.preferences[:, column, None] == self.attributes[None, :, column]
             )
@@ -73,10 +79,10 @@ def draw_process(attributes: Attributes, rng: np.random.Generator) -> Process:
         attributes: ``[N, A]`` value numbers of the items.
         rng: source of all draws.
     """
-    count = len(attributes)
+    count, kinds = attributes.shape
     # Most of what makes an item popular can be seen on it, or content could not predict it at all.
-    appeals = rng.standard_normal((len(ATTRIBUTES), NUM_VALUES))
-    appeal = appeals[np.arange(len(ATTRIBUTES)), attributes].sum(axis=1) / np.sqrt(len(ATTRIBUTES))
+    appeals = rng.standard_normal((kinds, NUM_VALUES))
+    appeal = appeals[np.arange(kinds), attributes].sum(axis=1) / np.sqrt(kinds)
     popularity = np.exp(APPEAL * appeal + LUCK * rng.standard_normal(count))
     is_new = np.zeros(count, dtype=np.bool_)
     is_new[rng.choice(count, round(count * NEW_ITEM_SHARE), replace=False)] = True
@@ -88,8 +94,10 @@ def draw_process(attributes: Attributes, rng: np.random.Generator) -> Process:
         attributes,
         popularity,
         is_new,
-        preferences=rng.integers(NUM_VALUES, size=(NUM_STYLES, len(ATTRIBUTES))),
-        weights=np.array([CATEGORY_WEIGHT if name == "category" else OTHER_WEIGHT for name in ATTRIBUTES]),
+        preferences=rng.integers(NUM_VALUES, size=(NUM_STYLES, kinds)),
+        weights=np.array(
+            [CATEGORY_WEIGHT if name == "category" else OTHER_WEIGHT for name in EXTENDED_ATTRIBUTES[:kinds]]
+        ),
         initial=np.full(NUM_STYLES, 1 / NUM_STYLES),
         transitions=transitions,
     )

@@ -1,7 +1,8 @@
 """Products with seven attributes, and the titles that name four of them.
 
 Category stands in the title and in the picture; use, material and brand only in the title; shape, colour
-and pattern only in the picture.
+and pattern only in the picture. Products of the extended catalogue have two more: timbre, heard in a tone
+alone, and motion, seen in a clip alone.
 """
 
 from typing import Final
@@ -52,6 +53,10 @@ TEXT_ATTRIBUTES: Final = tuple(TITLE_WORDS)
 IMAGE_ATTRIBUTES: Final = ("category", "shape", "colour", "pattern")
 #: Column order of every attribute array.
 ATTRIBUTES: Final = tuple(dict.fromkeys(TEXT_ATTRIBUTES + IMAGE_ATTRIBUTES))
+AUDIO_ATTRIBUTES: Final = ("timbre",)
+VIDEO_ATTRIBUTES: Final = ("motion",)
+#: Column order in the extended catalogue.
+EXTENDED_ATTRIBUTES: Final = (*ATTRIBUTES, *AUDIO_ATTRIBUTES, *VIDEO_ATTRIBUTES)
 
 _LEADS = ("", "", "", "New", "Premium", "Classic", "Original", "Deluxe", "Modern", "Everyday", "Handmade")
 _DETAILS = (
@@ -71,12 +76,12 @@ _ORDERS = (
 
 def columns(names: tuple[str, ...]) -> list[int]:
     """Column numbers of the named attributes."""
-    return [ATTRIBUTES.index(name) for name in names]
+    return [EXTENDED_ATTRIBUTES.index(name) for name in names]
 
 
-def draw_attributes(count: int, rng: np.random.Generator) -> Attributes:
-    """Draw products whose attributes are independent and uniform, ``[count, 7]``."""
-    return rng.integers(NUM_VALUES, size=(count, len(ATTRIBUTES)))
+def draw_attributes(count: int, rng: np.random.Generator, names: tuple[str, ...] = ATTRIBUTES) -> Attributes:
+    """Draw products whose attributes are independent and uniform, ``[count, len(names)]``."""
+    return rng.integers(NUM_VALUES, size=(count, len(names)))
 
 
 def write_titles(attributes: Attributes, rng: np.random.Generator) -> list[str]:

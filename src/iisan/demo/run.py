@@ -15,7 +15,7 @@ from iisan.demo.oracle import OracleScorer
 from iisan.evaluate.baselines import most_popular
 from iisan.evaluate.evaluation import Evaluation
 from iisan.evaluate.scorer import Scorer
-from iisan.names import IMAGE, ITEM_ID, TEXT
+from iisan.names import AUDIO, IMAGE, ITEM_ID, TEXT, VIDEO
 from iisan.recipes import recipe
 from iisan.states.caching import cache
 from iisan.train.assess import measure
@@ -23,15 +23,30 @@ from iisan.train.run import train
 from iisan.train.trained import TrainedRun
 
 BACKBONES = Path(__file__).parent / "backbones"
+#: The one of them that writes captions.
+CAPTIONER = "captioner"
+
+Runs = dict[str, tuple[str, tuple[str, ...]]]
 
 #: Name in the table -> recipe and its changes. The catalogue is small, so a small network, few epochs and high
 #: rates do.
-RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
+RUNS: Runs = {
     "ids (SASRec)": ("ids", ()),
     "frozen states": ("frozen", ()),
     "IISAN, text only": ("default", ("modalities=[text]",)),
     "IISAN, images only": ("default", ("modalities=[image]",)),
     "IISAN": ("default", ()),
+}
+#: The same for the extended catalogue: one modality more in each row, then all of them with modality dropout.
+EXTENDED_RUNS: Runs = {
+    "IISAN, text only": ("default", ("modalities=[text]",)),
+    "IISAN, text and images": ("default", ("modalities=[image,text]",)),
+    "IISAN, no clips": ("default", ("modalities=[image,text,audio]",)),
+    "IISAN": ("default", ("modalities=[image,text,audio,video]",)),
+    "IISAN, modality dropout": (
+        "default",
+        ("modalities=[image,text,audio,video]", "training.modality_dropout=0.3"),
+    ),
 }
 SETTINGS = (
     "items.width=64",
@@ -98,7 +113,9 @@ class DemoReport:
         )
 
 
-def run_demo(out: Path, seed: int = 0, say: Callable[[str], None] = lambda line: None) -> DemoReport:
+def run_demo(
+    out: Path, seed: int = 0, extended: bool = False, say: Callable[[str], None] = lambda line: None
+) -> DemoReport:
     """Generate, prepare, cache, train five models, evaluate them next to popularity and oracle, recommend.
 
     Finished steps are kept: a second call goes on where the first one stopped.
@@ -106,16 +123,22 @@ def run_demo(out: Path, seed: int = 0, say: Callable[[str], None] = lambda line:
     Args:
         out: folder for everything.
         seed: of the catalogue and of all trainings.
+        extended: products have tones and clips, too; models with more and more modalities are trained.
         say: called with lines for a person.
+
+    Raises:
+        MissingExtraError: ``extended`` without the extras ``audio`` and ``video``.
     """
+    modalities = (IMAGE, TEXT, *((AUDIO, VIDEO) if extended else ()))
+    planned = EXTENDED_RUNS if extended else RUNS
     say(f"1/5 generating a catalogue (seed {seed}) and preparing it")
-    catalogue = generate(seed)
+    catalogue = generate(seed, extended=extended)
     dataset = demo_dataset(catalogue, out)
     say(f"    {dataset.num_items:,} items, {dataset.num_users:,} users, {dataset.num_interactions:,} interactions")
-    say("2/5 caching the hidden states of two small backbones")
-    cache(dataset, out / "states", str(BACKBONES / TEXT), str(BACKBONES / IMAGE), say=say)
-    say(f"3/5 training {len(RUNS)} models")
-    runs = {name: _run(name, out, seed, say) for name in RUNS}
+    say(f"2/5 caching the hidden states of {len(modalities)} small backbones")
+    cache(dataset, out / "states", {name: str(BACKBONES / name) for name in modalities}, say=say)
+    say(f"3/5 training {len(planned)} models")
+    runs = {name: _run(name, *run, out, seed, say) for name, run in planned.items()}
     say("4/5 ranking the whole catalogue for every user")
     evaluations = _references(runs["IISAN"].config, dataset, catalogue)
     oracle = evaluations.popitem()
@@ -133,12 +156,16 @@ def demo_dataset(catalogue: Catalogue, out: Path) -> Dataset:
     if (folder / "dataset.json").exists():
         return Dataset.load(folder)
     catalogue.write(raw)
-    options = PrepareOptions(images=raw / "images")
+    if catalogue.extended:
+        options = PrepareOptions(columns={AUDIO: AUDIO, VIDEO: VIDEO})
+    else:
+        options = PrepareOptions(images=raw / "images")
     return prepare("table", [raw / "items.csv", raw / "interactions.csv"], folder, options)
 
 
-def _run(name: str, out: Path, seed: int, say: Callable[[str], None]) -> TrainedRun:
-    base, changes = RUNS[name]
+def _run(
+    name: str, base: str, changes: tuple[str, ...], out: Path, seed: int, say: Callable[[str], None]
+) -> TrainedRun:
     folder = out / "runs" / "-".join(name.lower().replace(",", "").replace("(", "").replace(")", "").split())
     config = recipe(base).override((*SETTINGS, f"training.seed={seed}", *changes))
     config = config.model_copy(update={"dataset": out / "dataset", "states": out / "states"})

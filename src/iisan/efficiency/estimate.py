@@ -2,19 +2,19 @@
 
 What is assumed, besides what the docstrings say:
 
-- Matrix products run at the hardware's rate for large ones, all else at the rate of its memory, one after the
-  other. Starting operations, tokenising, decoding images and validating are left out: short steps take longer.
+- A pass is the sum of its products, attention, element-wise operators, and a constant for every operator started,
+  each at the rate that the hardware was measured at. Tokenising, decoding images and validating are left out.
 - Frozen weights that gradients flow through (LoRA, adapters, biases) cost one product in the backward pass,
-  trained ones two, attention's own products two in both cases, frozen backbones none.
-- Attention is fused, so no S × S matrix is kept; dropout's masks and the process itself do not count.
+  trained ones two, frozen backbones none. What a block writes and keeps is listed in ``transformer.py``.
+- Memory is that of the largest batch; gradients grow while activations are given back, so the larger of the two
+  counts. The process itself, and what its allocator keeps for later, do not count.
 
 Legend: B windows in a batch, S positions of a history or tokens of a content, U distinct items in a batch,
 K levels, D width of a backbone, F of its feed-forward, T blocks, E item embedding width.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,15 +22,29 @@ import torch
 from torch import nn
 
 from iisan.backbones.levels import Level
-from iisan.backbones.precision import choose_precision
 from iisan.config import Config, TuningConfig
+from iisan.efficiency.hardware import Hardware, Operators
 from iisan.efficiency.shapes import BackboneShape, DataShape, expected_distinct
+from iisan.efficiency.transformer import (
+    ATTENTION_BACKWARD,
+    BACKWARD_OPERATORS,
+    FORWARD_OPERATORS,
+    attention_flops,
+    backward_elements,
+    forward_elements,
+    forward_flops,
+    kept_bytes,
+    patch_flops,
+    product_flops,
+    tuned_blocks,
+    tuned_parameters,
+    working_bytes,
+)
 from iisan.errors import BackboneError, ConfigError
-from iisan.machine import processor_name
-from iisan.model import item_encoder, sequence_encoder
+from iisan.losses import candidate_cross_entropy
+from iisan.model import encode_histories, item_encoder, sequence_encoder
 from iisan.names import IMAGE, LAST, TEXT
 from iisan.nn.blocks import LowRankLinear, PHMLinear, SANBlock
-from iisan.train.setup import choose_device
 from iisan.train.sources import kept_levels
 
 __all__ = [
@@ -49,58 +63,9 @@ _STORED_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _COMPUTED_BYTES = {"fp32": 4, "bf16": 2}
 #: Contents that live states put through a backbone at once.
 _PIECE = 64
+_FROZEN = TuningConfig(method="none")
 #: Adam reads weight, gradient and two moments and writes all but the gradient, in fp32.
 _UPDATE_BYTES = 7 * 4
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What predictions of time rest on.
-
-    Attributes:
-        flops: operations a second in large matrix products; a product and its sum are two.
-        bandwidth: bytes a second that memory reads and writes, together.
-        name: of the device.
-        precision: of these products, ``fp32`` or ``bf16``.
-    """
-
-    flops: float
-    bandwidth: float
-    name: str = "hardware"
-    precision: str = "fp32"
-
-    @classmethod
-    def measure(cls, device: str = "auto", precision: str = "auto", seconds: float = 1.0) -> "Hardware":
-        """The best of what fits into about ``seconds``: products of 1024² matrices, copies of 128 MB.
-
-        Raises:
-            ConfigError: a device or precision that cannot be used here.
-        """
-        where = choose_device(device)
-        kind = choose_precision(where, precision)
-        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-        side = 1024 if where.type == "cpu" else 8192
-        left, right = torch.ones(2, side, side, dtype=dtype, device=where)
-        source = torch.ones(2**25, device=where)
-        target = torch.empty_like(source)
-        product = _best(lambda: left @ right, where, seconds / 2)
-        copy = _best(lambda: target.copy_(source), where, seconds / 2)
-        name = torch.cuda.get_device_name(where) if where.type == "cuda" else processor_name()
-        threads = "" if where.type == "cuda" else f", {torch.get_num_threads()} threads"
-        return cls(2 * side**3 / product, 2 * 4 * len(source) / copy, name + threads, kind)
-
-
-def _best(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Shortest time of some repetitions, at least three; the first ones warm up."""
-    found: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < until:
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - started)
-    return min(found)
 
 
 @dataclass(frozen=True)
@@ -115,6 +80,8 @@ class Estimate:
         total_parameters: exact.
         memory: bytes of ``weights``, ``gradients``, ``moments`` (Adam's two), ``activations`` kept for the
             backward pass, ``states`` of the batch's items, and ``working`` space of a piece of contents.
+        peak_memory_bytes: the most that is held at once.
+        mapped_bytes: frozen weights that on a CPU stay pages of their file: the system's cache, not this memory.
         disk_bytes: of the stores, with the levels that the configuration reads; 0 with live states.
         caching_seconds: of the one pass over all contents that fills them.
         hardware: on whose figures all seconds rest.
@@ -126,6 +93,8 @@ class Estimate:
     trainable_parameters: int
     total_parameters: int
     memory: dict[str, float]
+    peak_memory_bytes: float
+    mapped_bytes: float
     disk_bytes: int
     caching_seconds: float
     hardware: Hardware
@@ -140,62 +109,6 @@ class Estimate:
         """Of training, without validation."""
         return self.seconds_per_step * self.steps_per_epoch
 
-    @property
-    def peak_memory_bytes(self) -> float:
-        """Sum of the parts of memory, as the end of a backward pass holds all of them."""
-        return sum(self.memory.values())
-
-
-def forward_flops(shape: BackboneShape, blocks: int | None = None) -> float:
-    """Operations of one content's forward pass: ``T · (2 · weights · S + 4 · S² · D)``, and those of the patches.
-
-    Args:
-        shape: of the backbone.
-        blocks: only so many of them, without patches; None is the whole backbone.
-    """
-    products, attention = _block_flops(shape)
-    patches = 2 * 3 * shape.image_size**2 * shape.width if blocks is None else 0
-    return (shape.depth if blocks is None else blocks) * (products + attention) + patches
-
-
-def _block_flops(shape: BackboneShape) -> tuple[float, float]:
-    """One block's products with weights, and attention's own."""
-    return 2 * shape.matrices * shape.tokens, 4 * shape.tokens**2 * shape.width
-
-
-def tuned_parameters(shape: BackboneShape, tuning: TuningConfig) -> int:
-    """How many parameters of a backbone are trained; exact.
-
-    Raises:
-        BackboneError: more blocks than there are, or LoRA or adapters for a fused projection.
-    """
-    blocks, whole = _tuned_blocks(shape, tuning), tuning.top is None
-    match tuning.method:
-        case "none":
-            return 0
-        case "full":
-            return blocks * shape.block + shape.final + whole * shape.embeddings
-        case "bias":
-            return blocks * shape.biases + shape.final_biases + whole * shape.embedding_biases
-    if shape.fused:
-        raise BackboneError(
-            f"tuning.method '{tuning.method}' for a {shape.modality} backbone with a fused projection",
-            "separate projections to query and value",
-            "use 'full' or 'bias', or another backbone",
-        )
-    if tuning.method == "lora":
-        return blocks * tuning.rank * (3 * shape.width + (shape.key_width or shape.width))
-    return blocks * 2 * (2 * shape.width * tuning.bottleneck + tuning.bottleneck + shape.width)
-
-
-def _tuned_blocks(shape: BackboneShape, tuning: TuningConfig) -> int:
-    """How many blocks gradients flow through."""
-    if tuning.top is not None and tuning.top > shape.depth:
-        raise BackboneError(
-            f"tuning.top {tuning.top} for {shape.modality}", f"1 to {shape.depth} blocks", "choose fewer"
-        )
-    return 0 if tuning.method == "none" else tuning.top or shape.depth
-
 
 def store_bytes(rows: float, levels: int, width: int, dtype: str) -> int:
     """Disk of ``rows`` stored states ``[K, D]``; int8 adds an fp32 scale a row and level.
@@ -208,37 +121,55 @@ def store_bytes(rows: float, levels: int, width: int, dtype: str) -> int:
     return round(rows * levels * (width * _STORED_BYTES[dtype] + (4 if dtype == "int8" else 0)))
 
 
-def _kept_floats(shape: BackboneShape, tuning: TuningConfig) -> int:
-    """Numbers that a block keeps of a token for its backward pass.
+@dataclass
+class _Pass:
+    """What a pass through everything adds up to.
 
-    Trained: the inputs of the projections, query, key, value, attention's answer, both norms' inputs, the
-    feed-forward's input, and what stands before and behind its activation. Frozen linears keep no input.
+    Attributes:
+        products: operations in products with weights.
+        attention: operations in attention's own products.
+        elements: numbers that element-wise operators write.
+        operators: how many are started.
     """
-    width, wide = shape.width, shape.feed_forward
-    gates = 2 * wide if shape.gated else 0
-    match tuning.method:
-        case "full":
-            return 8 * width + 2 * wide + gates
-        case "lora":
-            return 7 * width + wide + gates + 2 * tuning.rank
-        case "adapter":
-            return 8 * width + wide + gates + 4 * tuning.bottleneck
-        case _:
-            return 6 * width + wide + gates
+
+    products: float = 0.0
+    attention: float = 0.0
+    elements: float = 0.0
+    operators: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        return self.products + self.attention
+
+    def seconds(self, hardware: Hardware) -> float:
+        return (
+            self.products / hardware.flops
+            + self.attention / hardware.attention
+            + self.elements / hardware.elements
+            + self.operators * hardware.overhead
+        )
 
 
 @dataclass
 class _Cost:
-    """What one forward and backward pass adds up to; numbers that are moved count once for writing and reading."""
+    """What one batch costs: both passes, and bytes that are kept, held at the widest moment, gathered and read."""
 
-    forward: float = 0.0
-    backward: float = 0.0
-    moved_forward: float = 0.0
-    moved_backward: float = 0.0
+    forward: _Pass = field(default_factory=_Pass)
+    backward: _Pass = field(default_factory=_Pass)
     kept: float = 0.0
     working: float = 0.0
     states: float = 0.0
     read: float = 0.0
+
+
+def _run_blocks(
+    work: _Pass, shape: BackboneShape, tuning: TuningConfig, contents: float, blocks: int, patches: bool = False
+) -> None:
+    """Add the forward pass of some blocks, and of the patches below them."""
+    work.products += contents * (blocks * product_flops(shape) + (patch_flops(shape) if patches else 0))
+    work.attention += contents * blocks * attention_flops(shape)
+    work.elements += contents * shape.tokens * blocks * forward_elements(shape, tuning)
+    work.operators += -(-contents // _PIECE) * blocks * FORWARD_OPERATORS
 
 
 def _backbone_cost(
@@ -246,31 +177,30 @@ def _backbone_cost(
 ) -> None:
     """Add a live backbone of which ``blocks`` run, on ``contents`` of one batch, with ``size`` bytes a number."""
     tuning, tokens = config.tuning, contents * shape.tokens
-    below = config.source == "live"
-    cost.forward += contents * (
-        forward_flops(shape, blocks) + (forward_flops(shape) - forward_flops(shape, shape.depth)) * below
-    )
-    all_floats = 8 * shape.width + 2 * shape.feed_forward
-    cost.moved_forward += tokens * blocks * all_floats
-    pixels = 3 * shape.image_size**2 if below else 0
-    cost.working = max(cost.working, min(contents, _PIECE) * (shape.tokens * all_floats * size + 4 * pixels))
-    tuned = _tuned_blocks(shape, tuning)
+    live, tuned = config.source == "live", tuned_blocks(shape, config.tuning)
+    _run_blocks(cost.forward, shape, _FROZEN, contents, blocks - tuned, patches=live)
+    _run_blocks(cost.forward, shape, tuning, contents, tuned)
+    pixels = 3 * shape.image_size**2 if live else 0
+    piece = shape.tokens * working_bytes(shape, size) + 4 * pixels
+    cost.working = max(cost.working, min(contents, _PIECE) * piece)
     if not tuned:
         return
-    products, attention = _block_flops(shape)
+    if tuning.checkpointing:
+        _run_blocks(cost.backward, shape, tuning, contents, tuned)
     passes = 2 if tuning.method == "full" else 1
-    cost.backward += contents * tuned * (passes * products + 2 * attention)
+    cost.backward.products += contents * tuned * passes * product_flops(shape)
+    cost.backward.attention += contents * tuned * ATTENTION_BACKWARD * attention_flops(shape)
+    cost.backward.elements += tokens * tuned * backward_elements(shape, tuning)
+    cost.backward.operators += -(-contents // _PIECE) * tuned * BACKWARD_OPERATORS
     if tuning.method in ("lora", "adapter"):
         small = 2 * tokens * tuned_parameters(shape, tuning)
-        cost.forward += small
-        cost.backward += 2 * small
-    cost.moved_backward += 2 * tokens * tuned * all_floats
-    kept = _kept_floats(shape, tuning)
-    if tuning.checkpointing:
-        cost.backward += contents * forward_flops(shape, tuned)
-        cost.kept += tokens * size * (tuned * shape.width + kept)
-    else:
-        cost.kept += tokens * size * tuned * kept
+        cost.forward.products += small
+        cost.backward.products += 2 * small
+    kept = tokens * kept_bytes(shape, tuning, size)
+    cost.kept += tokens * 4 * tuned * shape.width + kept if tuning.checkpointing else tuned * kept
+    if size < 4:
+        # The weights in the precision of the products, which the backward pass needs again.
+        cost.kept += size * tuned * shape.matrices
 
 
 def _weights(module: nn.Module) -> int:
@@ -288,7 +218,9 @@ def _weights(module: nn.Module) -> int:
     return total
 
 
-def _small_cost(cost: _Cost, items: nn.Module, sequence: nn.Module, config: Config, data: DataShape) -> None:
+def _small_cost(
+    cost: _Cost, items: nn.Module, sequence: nn.Module, config: Config, source: Any, data: DataShape
+) -> None:
     """Add item encoder, sequence encoder and loss, all trained."""
     batch, width, length = min(config.training.batch, data.windows), config.items.width, config.sequence.length
     forward = 2 * _weights(items) * data.distinct + 2 * _weights(sequence) * batch * length
@@ -301,11 +233,39 @@ def _small_cost(cost: _Cost, items: nn.Module, sequence: nn.Module, config: Conf
     sizes: list[Any] = [(block.up, block.down) for block in blocks]
     kept = data.distinct * sum(3 * up.bias.numel() + 2 * down.bias.numel() for up, down in sizes)
     kept += 16 * width * batch * length * config.sequence.blocks + 3 * logits
-    cost.forward += forward
-    cost.backward += 2 * forward
-    cost.moved_forward += kept
-    cost.moved_backward += 2 * kept
+    for work, passes, started in zip(
+        (cost.forward, cost.backward), (1, 2), _operators(sequence, config, source, data), strict=True
+    ):
+        work.products += passes * forward
+        work.elements += passes * kept
+        work.operators += started
     cost.kept += 4 * kept
+
+
+def _operators(sequence: nn.Module, config: Config, source: Any, data: DataShape) -> tuple[int, int]:
+    """Operators that the small network and the loss start in both passes, which run here without storage.
+
+    As if no item lacked a modality: which ones do cannot be known without values.
+    """
+    count, batch, length = max(2, round(data.distinct)), config.training.batch, config.sequence.length
+    predicted = max(1, round(batch * data.positions))
+    with torch.device("meta"):
+        items = item_encoder(config.items, data.items, source)
+    with torch.device("meta"), Operators() as forward:
+        rows = torch.zeros(count, dtype=torch.long)
+        states = {
+            name: (torch.zeros(count, len(source.levels[name]), width), rows)
+            for name, width in source.widths.items()
+        }
+        embeddings = items(rows, states)
+        slots = torch.zeros(batch, length, dtype=torch.long)
+        queries = encode_histories(sequence, embeddings, slots).flatten(0, 1)[:predicted]
+        targets, logs = slots.flatten()[:predicted], torch.zeros(count)
+        excluded = torch.zeros(len(targets), count, dtype=torch.bool)
+        loss = candidate_cross_entropy(queries, targets, embeddings, logs, logs, excluded)
+    with Operators() as backward:
+        loss.backward()
+    return forward.count, backward.count
 
 
 def estimate(
@@ -318,8 +278,8 @@ def estimate(
     """Predict what training with a configuration costs.
 
     Parameters are exact: those of the backbones by formula, all others from a network without storage. Operations
-    count products and sums. Every number kept is moved once each way forward, twice backward. Adam's update moves
-    28 bytes a trained parameter. Live states take one forward pass of every distinct item a batch.
+    count products and sums. The small network writes the numbers that it keeps, twice as many backward. Adam's
+    update moves 28 bytes a trained parameter. Live states take one forward pass of every distinct item a batch.
 
     Args:
         config: complete; ``modalities`` None means all of ``backbones``.
@@ -336,20 +296,21 @@ def estimate(
     levels = _checked_levels(config, backbones, hardware)
     shapes = {modality: backbones[modality] for modality in levels}
     missing = any(data.present.get(modality, 1.0) < 1 for modality in shapes)
-    source: Any = SimpleNamespace(widths={name: shape.width for name, shape in shapes.items()}, levels=levels)
+    widths = {name: shape.width for name, shape in shapes.items()}
+    source: Any = SimpleNamespace(widths=widths, levels=levels, missing=missing)
     # Sizes without storage: the very modules that training builds, so that no count can differ.
     with torch.device("meta"):
-        items = item_encoder(config.items, data.items, source, missing)
+        items = item_encoder(config.items, data.items, source)
         sequence = sequence_encoder(config.sequence, config.items.width)
     trained = total = sum(value.numel() for part in (items, sequence) for value in part.parameters())
     cost, size = _Cost(), _COMPUTED_BYTES[hardware.precision]
-    disk, caching = 0, 0.0
+    disk, frozen, caching = 0, 0, _Pass()
     for modality, shape in shapes.items():
         share = data.present.get(modality, 1.0)
         kept, contents = levels[modality], share * data.distinct
         partial = config.source == "partial"
         whole = max((shape.depth if isinstance(level, str) else level) for level in kept)
-        blocks = _tuned_blocks(shape, config.tuning) if partial else whole
+        blocks = tuned_blocks(shape, config.tuning) if partial else whole
         cost.states += 4 * contents * len(kept) * shape.width * (2 if config.items.level_norm == "layer" else 1)
         if config.source != "live":
             rows = (shape.tokens if partial else 1.0, 1 if partial else len(kept))
@@ -357,24 +318,34 @@ def estimate(
             cost.read += store_bytes(contents * rows[0], rows[1], shape.width, dtype)
             cost.read += 4 * contents * rows[0] * rows[1] * shape.width
             below = shape.depth - blocks if partial else whole
-            once = forward_flops(shape) - forward_flops(shape, shape.depth - below)
-            moved = 2 * size * shape.tokens * below * (8 * shape.width + 2 * shape.feed_forward)
-            caching += share * data.items * (once / hardware.flops + moved / hardware.bandwidth)
+            _run_blocks(caching, shape, _FROZEN, share * data.items, below, patches=True)
         if config.source != "cached":
             _backbone_cost(cost, shape, config, contents, blocks, size)
-            trained += tuned_parameters(shape, config.tuning)
-            added = tuned_parameters(shape, config.tuning) if config.tuning.method in ("lora", "adapter") else 0
-            total += shape.parameters + added - (shape.depth - blocks if partial else 0) * shape.block
-    _small_cost(cost, items, sequence, config, data)
+            tuned = tuned_parameters(shape, config.tuning)
+            added = tuned if config.tuning.method in ("lora", "adapter") else 0
+            weights = shape.parameters + added - (shape.depth - blocks if partial else 0) * shape.block
+            trained, total, frozen = trained + tuned, total + weights, frozen + weights - tuned
+    _small_cost(cost, items, sequence, config, source, data)
     again = config.training.accumulate
     batches = -(-data.windows // config.training.batch)
     seconds = {
-        "forward": cost.forward / hardware.flops
-        + (2 * size * cost.moved_forward + cost.read) / hardware.bandwidth,
-        "backward": cost.backward / hardware.flops + 2 * size * cost.moved_backward / hardware.bandwidth,
+        "forward": cost.forward.seconds(hardware) + cost.read / hardware.bandwidth,
+        "backward": cost.backward.seconds(hardware),
     }
+    largest = max(data.largest / data.distinct, 1.0)
+    mapped = 4.0 * frozen if hardware.device == "cpu" else 0.0
+    memory = {
+        "weights": 4.0 * total - mapped,
+        "gradients": 4.0 * trained,
+        "moments": 8.0 * trained,
+        "activations": largest * cost.kept,
+        "states": largest * cost.states,
+        "working": cost.working,
+    }
+    # Gradients are there during the next forward pass only where several batches make an update.
+    never_together = min(memory["gradients"], memory["activations"]) if again == 1 else 0.0
     return Estimate(
-        flops={"forward": again * cost.forward, "backward": again * cost.backward},
+        flops={"forward": again * cost.forward.flops, "backward": again * cost.backward.flops},
         stages={
             **{stage: again * value for stage, value in seconds.items()},
             "update": _UPDATE_BYTES * trained / hardware.bandwidth,
@@ -382,16 +353,11 @@ def estimate(
         steps_per_epoch=-(-batches // again),
         trainable_parameters=trained,
         total_parameters=total,
-        memory={
-            "weights": 4.0 * total,
-            "gradients": 4.0 * trained,
-            "moments": 8.0 * trained,
-            "activations": cost.kept,
-            "states": cost.states,
-            "working": cost.working,
-        },
+        memory=memory,
+        peak_memory_bytes=sum(memory.values()) - never_together,
+        mapped_bytes=mapped,
         disk_bytes=disk,
-        caching_seconds=caching,
+        caching_seconds=caching.seconds(hardware),
         hardware=hardware,
     )
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -23,6 +24,9 @@ from iisan.errors import RunError
 from iisan.machine import peak_resident_bytes
 from iisan.recipes import load_config
 from iisan.train.loop import Clock
+
+if TYPE_CHECKING:
+    import torch
 
 STAGES = ("data", "forward", "backward", "update")
 _ENERGY = "/sys/class/powercap"
@@ -41,13 +45,13 @@ class Efficiency:
         seconds_per_epoch: of training, without validation: ``seconds_per_step × steps_per_epoch``.
         trainable_parameters: weights that are trained.
         total_parameters: weights in memory.
-        peak_memory_bytes: on a GPU the allocator's peak; on a CPU the largest memory of the process's own, seen
-            every few milliseconds. Pages of mapped files do not count where the system tells them apart: they
-            belong to its cache, are given back when something else needs room, and some kernels map two
-            megabytes for one row that is read.
+        peak_memory_bytes: the largest while loading and training; on a GPU the allocator's peak, on a CPU that of
+            the process's own memory, seen every few milliseconds. Pages of mapped files do not count where the
+            system tells them apart: they belong to its cache, are given back when something else needs room, and
+            some kernels map two megabytes for one row that is read.
         baseline_memory_bytes: the same with all imports and nothing loaded; 0 on a GPU.
         peak_resident_bytes: on a CPU the peak resident memory of the process and its children, with mapped files.
-        joules_per_step: mean, where the machine reports energy.
+        joules_per_step: mean, of the GPU's energy or of the processors', where that can be read (see ``joules``).
         device: where it was measured.
         threads: of computation on a CPU.
     """
@@ -131,24 +135,24 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
 
     memory = PeakMemory()
     baseline = memory.now()
-    setup = build(resolve(config))
-    cuda = setup.device.type == "cuda"
-    training = setup.config.training
-    batches = Batches(
-        setup.split, config.sequence.length, training.batch, config.loss, training.windows, training.seed
-    )
-    clock = StageClock(torch.cuda.synchronize if cuda else lambda: None)
     with tempfile.TemporaryDirectory() as folder, memory:
+        setup = build(resolve(config))
+        cuda = setup.device.type == "cuda"
+        training = setup.config.training
+        batches = Batches(
+            setup.split, config.sequence.length, training.batch, config.loss, training.windows, training.seed
+        )
+        clock = StageClock(torch.cuda.synchronize if cuda else lambda: None)
         trainer = Trainer(
             setup.network, batches, setup.config, lambda _: {}, Path(folder), setup.autocast, clock=clock
         )
         setup.network.train()
         epochs = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count(1))
         trainer.run(itertools.islice(epochs, warm_up * training.accumulate))
-        before = joules()
+        before = joules(setup.device)
         clock.restart()
         trainer.run(itertools.islice(epochs, steps * training.accumulate))
-        after = joules()
+        after = joules(setup.device)
     seconds = statistics.median(sum(step.values()) for step in clock.steps)
     per_epoch = -(-len(batches) // training.accumulate)
     return Efficiency(
@@ -200,8 +204,37 @@ class PeakMemory:
         self.peak = max(self.peak, self.now())
 
 
-def joules() -> float | None:
-    """Energy that the processors have used since some moment, where the system lets it be read."""
+def joules(device: "torch.device") -> float | None:
+    """Energy that a device has used since some moment, everything that runs on it included.
+
+    Args:
+        device: for the CPU all processors by RAPL, where the system lets it be read; for an NVIDIA GPU its own
+            counter by NVML, where the extra ``energy`` is installed. The GPU writes its counter several times
+            a second, so energy per step wants at least seconds of steps.
+
+    Returns:
+        None where it cannot be read.
+    """
+    return _gpu_joules(device) if device.type == "cuda" else _processor_joules()
+
+
+def _gpu_joules(device: "torch.device") -> float | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        # By its identity: NVML counts all GPUs of the machine, torch those that the environment shows it.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+    except pynvml.NVMLError:
+        return None
+
+
+def _processor_joules() -> float | None:
     counters = sorted(Path(_ENERGY).glob("intel-rapl:[0-9]/energy_uj"))
     try:
         return sum(int(path.read_text()) for path in counters) / 1e6 if counters else None

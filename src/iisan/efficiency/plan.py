@@ -15,7 +15,7 @@ def plan(
     overrides: Iterable[str] = (),
     tokens: int | None = None,
 ) -> dict[str, Estimate]:
-    """Estimate recipes on this machine, whose speed is measured for about a second.
+    """Estimate recipes on this machine, whose speed is measured for a second or two.
 
     Args:
         dataset: what would be trained on.

@@ -51,6 +51,11 @@ class BackboneShape:
         biased: linear layers have biases; otherwise they have none, nor have the norms.
         scales: further vectors of width D in a block (DINOv2's layer scale).
         fused: one layer for query, key and value, which LoRA and adapters cannot take apart.
+        dropout: trained blocks drop hidden states and attention, so that attention is not fused (BERT).
+        biased_attention: query, key and value have biases though other layers may have none (Qwen2).
+        relative: rows of relative positions that attention multiplies besides a content's tokens (DeBERTa). Their
+            own projection, once a piece and block, does not count.
+        position_linears: layers in a block, D to D, that project them.
     """
 
     modality: str
@@ -71,6 +76,10 @@ class BackboneShape:
     biased: bool = True
     scales: int = 0
     fused: bool = False
+    dropout: bool = False
+    biased_attention: bool = False
+    relative: int = 0
+    position_linears: int = 0
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "feed_forward", "tokens"):
@@ -87,14 +96,15 @@ class BackboneShape:
     @property
     def biases(self) -> int:
         """Biases of a block, those of the two norms included."""
-        return (
-            7 * self.width + self.feed_forward + 2 * (self.key_width - self.width if self.key_width else 0)
-        ) * (self.biased)
+        attention = self.width + 2 * (self.key_width or self.width)
+        others = (4 + self.position_linears) * self.width + self.feed_forward
+        return attention * (self.biased or self.biased_attention) + others * self.biased
 
     @property
     def block(self) -> int:
         """Parameters of a block."""
-        return self.matrices + self.biases + (2 + self.scales) * self.width
+        linears = self.matrices + self.position_linears * self.width**2
+        return linears + self.biases + (2 + self.scales) * self.width
 
     @property
     def parameters(self) -> int:
@@ -181,13 +191,46 @@ def _uncounted(got: str, expected: str) -> BackboneError:
 def _bert(config: Mapping[str, Any]) -> dict[str, Any]:
     width = config["hidden_size"]
     rows = config["vocab_size"] + config["max_position_embeddings"] + config["type_vocab_size"] + 2
-    return _sizes(config, embeddings=rows * width, embedding_biases=width)
+    return _sizes(config, embeddings=rows * width, embedding_biases=width, dropout=_drops(config))
+
+
+def _drops(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("hidden_dropout_prob") or config.get("attention_probs_dropout_prob"))
+
+
+def _mpnet(config: Mapping[str, Any]) -> dict[str, Any]:
+    # One table of relative positions, a number a head, serves all blocks.
+    table = config["relative_attention_num_buckets"] * config["num_attention_heads"]
+    sizes = _bert({**config, "type_vocab_size": 0})
+    return sizes | {"embeddings": sizes["embeddings"] + table}
+
+
+def _deberta(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = config["hidden_size"]
+    if config.get("conv_kernel_size") or config.get("embedding_size", width) != width:
+        raise _uncounted("a convolution or narrower embeddings", "DeBERTa-v2 or v3 without them")
+    rows = config["vocab_size"] + config["type_vocab_size"] + 2
+    rows += config["max_position_embeddings"] if config.get("position_biased_input", True) else 0
+    own: dict[str, Any] = {"dropout": _drops(config), "embedding_biases": width}
+    if config.get("relative_attention"):
+        longest = config.get("max_relative_positions", -1)
+        longest = longest if longest >= 1 else config["max_position_embeddings"]
+        span = config["position_buckets"] if config.get("position_buckets", -1) > 0 else longest
+        # A list, or as in old files "p2c|c2p".
+        kinds = sum(kind in (config.get("pos_att_type") or ()) for kind in ("c2p", "p2c"))
+        normed = "layer_norm" in config.get("norm_rel_ebd", "none")
+        # All blocks share the table of relative positions and its norm.
+        rows += 2 * span + 2 * normed
+        own["embedding_biases"] += width * normed
+        own |= {"relative": span * kinds, "position_linears": 0 if config.get("share_att_key") else kinds}
+    return _sizes(config, embeddings=rows * width) | own
 
 
 def _distilbert(config: Mapping[str, Any]) -> dict[str, Any]:
     width = config["dim"]
     rows = config["vocab_size"] + config["max_position_embeddings"] + 2
     own = {"heads": config["n_heads"], "feed_forward": config["hidden_dim"]}
+    own["dropout"] = bool(config.get("dropout") or config.get("attention_dropout"))
     return _sizes(config, "dim", "n_layers", embeddings=rows * width, embedding_biases=width) | own
 
 
@@ -195,6 +238,7 @@ def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
     width = config["n_embd"]
     rows = config["vocab_size"] + config["n_positions"]
     own = {"heads": config["n_head"], "feed_forward": config.get("n_inner") or 4 * width, "fused": True}
+    own["dropout"] = bool(config.get("resid_pdrop") or config.get("attn_pdrop"))
     return _sizes(config, "n_embd", "n_layer", embeddings=rows * width, final=2 * width, final_biases=width) | own
 
 
@@ -241,7 +285,10 @@ _FAMILIES: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] 
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), (TEXT, _bert)),
     "distilbert": (TEXT, _distilbert),
     "gpt2": (TEXT, _gpt2),
-    **dict.fromkeys(("llama", "mistral"), (TEXT, _llama)),
+    "mpnet": (TEXT, _mpnet),
+    "deberta-v2": (TEXT, _deberta),
+    **dict.fromkeys(("llama", "mistral", "gemma"), (TEXT, _llama)),
+    "qwen2": (TEXT, lambda config: _llama(config) | {"biased_attention": True}),
     **dict.fromkeys(("clip-text", "siglip-text"), (TEXT, _two_tower_text)),
     "vit": (IMAGE, lambda config: _vision(config, 1)),
     "deit": (IMAGE, lambda config: _vision(config, 2)),
@@ -278,6 +325,7 @@ class DataShape:
         distinct: U, items that a batch encodes, mean.
         positions: predicted positions of a window, mean.
         present: share of the items that have a modality; 1 for modalities that are not named.
+        largest: the most items that one of the batches looked at encodes; 0 is not known, then U.
     """
 
     windows: int
@@ -285,6 +333,7 @@ class DataShape:
     distinct: float
     positions: float
     present: Mapping[str, float] = field(default_factory=dict)
+    largest: int = 0
 
     @classmethod
     def of_counts(
@@ -318,4 +367,5 @@ class DataShape:
             float(np.mean(sizes)),
             float(np.mean(windows.ends - windows.starts - 1)),
             {name: float(Contents.of(dataset, name).present.mean()) for name in (TEXT, IMAGE)},
+            max(sizes),
         )

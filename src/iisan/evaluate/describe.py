@@ -1,5 +1,6 @@
 """What is in a dataset, and what of it makes an evaluation lie."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -87,7 +88,7 @@ def describe(dataset: "Dataset", split: Split) -> Description:
         _size(dataset)
         | _repeats(split)
         | _cold_start(split)
-        | _content(dataset.items)
+        | _content(dataset.items, [name for name in dataset.kinds if name not in (TEXT, IMAGE)])
         | _times(dataset.sequences)
         | _popularity(split)
     )
@@ -146,7 +147,7 @@ def _cold_start(split: Split) -> dict[str, Fact]:
     }
 
 
-def _content(items: pl.DataFrame) -> dict[str, Fact]:
+def _content(items: pl.DataFrame, others: Iterable[str]) -> dict[str, Fact]:
     total = len(items)
     text = items[TEXT].str.strip_chars()
     no_text = text.is_null() | (text == "").fill_null(True)
@@ -166,9 +167,16 @@ def _content(items: pl.DataFrame) -> dict[str, Fact]:
         ),
         "missing_text": Fact("items without text", int(no_text.sum()), of=total),
         "missing_image": Fact("items without an image", int(no_image.sum()), of=total),
-        "missing_both": Fact(
-            "items without text and image",
-            int((no_text & no_image).sum()),
+        **{
+            f"missing_{name}": Fact(f"items without {name}", items[name].null_count(), of=total) for name in others
+        },
+        "missing_all": Fact(
+            "items without any content",
+            int(
+                pl.select(pl.all_horizontal(no_text, no_image, *(items[name].is_null() for name in others)))
+                .to_series()
+                .sum()
+            ),
             of=total,
             why="they are all the same to a content model, and tie with each other",
         ),

@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from iisan.errors import ConfigError, MissingExtraError
@@ -100,17 +100,41 @@ def has_gates(row: Row) -> bool:
     return any(values for run in row.runs for values in run.gates.values())
 
 
-def quality_against_cost(records: Sequence[Record], order: Sequence[str] = ()) -> "Figure":
+def has_size(row: Row) -> bool:
+    """Whether ``quality_against_size`` can draw the row."""
+    return row.hr is not None and bool(row.backbone_parameters)
+
+
+def growing(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The modalities whose backbones grow from the smallest row to the largest one.
+
+    Returns:
+        Empty where rows are equal in size, or smaller in one modality and larger in another.
+    """
+    sizes = [row.backbone_parameters for row in sorted(filter(has_size, rows), key=_all_parameters)]
+    steps = list(itertools.pairwise(sizes))
+    if not steps or any(
+        one.keys() != other.keys() or dict(one) == dict(other) or any(one[name] > other[name] for name in one)
+        for one, other in steps
+    ):
+        return ()
+    return tuple(name for name in sizes[0] if sizes[0][name] < sizes[-1][name])
+
+
+def _all_parameters(row: Row) -> float:
+    return sum(row.backbone_parameters.values())
+
+
+def quality_against_cost(records: Sequence[Record]) -> "Figure":
     """Test NDCG@10 over seconds an epoch (logarithmic), as bubbles whose area is the peak memory.
 
     Args:
         records: of one experiment at one scale; the mean over the seeds of each row is drawn.
-        order: names of rows that come first.
 
     Raises:
         ConfigError: no row has NDCG@10, seconds and memory; or as ``records.table``.
     """
-    rows = _drawable(table(records, order=order), has_costs, "NDCG@10, seconds per epoch and peak memory")
+    rows = _drawable(table(records), has_costs, "NDCG@10, seconds per epoch and peak memory")
     seconds = [row.seconds_per_epoch or 0.0 for row in rows]
     quality = [100 * row.ndcg.mean for row in rows if row.ndcg]
     memory = [row.peak_memory_bytes or 0.0 for row in rows]
@@ -137,17 +161,56 @@ def quality_against_cost(records: Sequence[Record], order: Sequence[str] = ()) -
     return figure
 
 
-def learning_curves(records: Sequence[Record], order: Sequence[str] = ()) -> "Figure":
+def quality_against_size(records: Sequence[Record]) -> "Figure":
+    """Test HR@10 over the parameters of the backbones that grow (logarithmic), with deviations as whiskers.
+
+    Args:
+        records: of one experiment at one scale; the mean over the seeds of each row is drawn.
+
+    Raises:
+        ConfigError: no row has HR@10 and sizes, or no backbone grows (see ``growing``); or as ``records.table``.
+    """
+    rows = _drawable(table(records), has_size, "test HR@10 and the backbones' parameters")
+    grown = growing(rows)
+    if not grown:
+        raise ConfigError("rows without an order of size", "backbones that grow from row to row", "draw bars")
+    rows.sort(key=_all_parameters)
+    sizes = [sum(row.backbone_parameters[name] for name in grown) for row in rows]
+    quality = [100 * row.hr.mean for row in rows if row.hr]
+    # A whisker of NaN is not drawn: one seed says nothing about deviation.
+    whiskers = [100 * (row.hr.deviation or math.nan) for row in rows if row.hr]
+    with _style():
+        figure = _figure()
+        axes = figure.subplots()
+        axes.errorbar(sizes, quality, whiskers, fmt="o-", color="#222222", linewidth=1.5, markersize=8, capsize=5)
+        _log_axis(axes, sizes, _count)
+        low, high = min(quality), max(quality)
+        pad = 0.3 * (high - low) or 0.1 * high or 1.0
+        axes.set_ylim(max(0, low - pad), high + pad)
+        axes.set_xlabel(f"parameters, {' and '.join(grown)} (logarithmic)")
+        axes.set_ylabel("test HR@10 (%)")
+        axes.grid(alpha=0.25)
+        spots: list[Spot] = [(sizes[i], quality[i], 5.0, row.name, ()) for i, row in enumerate(rows)]
+        steps = [step / 40 for step in range(41)]
+        line = [
+            (x * (other_x / x) ** step, y + (other_y - y) * step)
+            for (x, y), (other_x, other_y) in itertools.pairwise(zip(sizes, quality, strict=True))
+            for step in steps
+        ]
+        label(axes, spots, line=line)
+    return figure
+
+
+def learning_curves(records: Sequence[Record]) -> "Figure":
     """Validation HR@10 by epoch, one line a row: the mean over its seeds, up to the last epoch of all.
 
     Args:
         records: of one experiment at one scale; failed runs are left out.
-        order: names of rows that come first.
 
     Raises:
         ConfigError: no row has two validated epochs; or as ``records.table``.
     """
-    rows = _drawable(table(records, order=order), has_history, "validation HR@10 of two epochs")
+    rows = _drawable(table(records), has_history, "validation HR@10 of two epochs")
     columns = 2 if max(len(row.name) for row in rows) < 22 else 1
     with _style():
         figure = _figure(3.7 + 0.31 * math.ceil(len(rows) / columns))
@@ -176,7 +239,7 @@ def learning_curves(records: Sequence[Record], order: Sequence[str] = ()) -> "Fi
     return figure
 
 
-def gate_values(records: Sequence[Record], order: Sequence[str] = ()) -> "Figure":
+def gate_values(records: Sequence[Record]) -> "Figure":
     """Learnt gates as numbers in cells: one panel a tower, one line a row, one column a level.
 
     For a modality the weight of the previous state (P1 eq. 1), for ``inter`` that of the first modality
@@ -184,12 +247,11 @@ def gate_values(records: Sequence[Record], order: Sequence[str] = ()) -> "Figure
 
     Args:
         records: of one experiment at one scale; failed runs are left out.
-        order: names of rows that come first.
 
     Raises:
         ConfigError: no row has gates; or as ``records.table``.
     """
-    rows = _drawable(table(records, order=order), has_gates, "gates")
+    rows = _drawable(table(records), has_gates, "gates")
     seen = dict.fromkeys(tower for row in rows for run in row.runs for tower in run.gates)
     # The tower over the modalities stands below them, as in the papers' drawing.
     towers = sorted(seen, key=lambda tower: tower == "inter")
@@ -278,17 +340,16 @@ def tpme_regions(points: Sequence[tuple[Weights, str]], presets: Mapping[str, We
     return figure
 
 
-def bars(records: Sequence[Record], order: Sequence[str] = ()) -> "Figure":
+def bars(records: Sequence[Record]) -> "Figure":
     """Mean test HR@10 by row, with the standard deviation over seeds as whiskers.
 
     Args:
         records: of one experiment at one scale; a row of which every run failed says so.
-        order: names of rows that come first.
 
     Raises:
         ConfigError: no row has HR@10; or as ``records.table``.
     """
-    rows = table(records, order=order)
+    rows = table(records)
     _drawable(rows, lambda row: row.hr is not None, "test HR@10")
     means = [100 * row.hr.mean if row.hr else 0.0 for row in rows]
     deviations = [100 * (row.hr.deviation or 0.0) if row.hr else 0.0 for row in rows]
@@ -309,6 +370,32 @@ def bars(records: Sequence[Record], order: Sequence[str] = ()) -> "Figure":
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("test HR@10 (%)")
+    return figure
+
+
+def decline_lines(
+    lines: Mapping[str, Sequence[float]], rates: Sequence[float], harmed: str, metric: str
+) -> "Figure":
+    """What is left of runs' quality over the share of items that are harmed.
+
+    Args:
+        lines: run -> the metric at every rate, as a share of 1.
+        rates: shares of 1.
+        harmed: what is done to the items, for the axis.
+        metric: its name.
+    """
+    with _style():
+        figure = _figure()
+        axes = figure.subplots()
+        looks = zip(itertools.cycle(COLOURS), itertools.cycle(DASHES), itertools.cycle(MARKERS), strict=False)
+        for (name, values), (colour, dash, marker) in zip(lines.items(), looks, strict=False):
+            shown = [100 * value for value in values]
+            axes.plot([100 * rate for rate in rates], shown, color=colour, ls=dash, marker=marker, label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(f"items with {harmed} (%)")
+        axes.set_ylabel(f"test {metric} (%)")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
     return figure
 
 
@@ -362,19 +449,19 @@ def _heat_map(axes: "Axes", lines: Sequence[tuple[str, Sequence[float]]]) -> Non
     axes.invert_yaxis()
 
 
-def _log_axis(axes: "Axes", values: Sequence[float]) -> None:
-    """A logarithmic x axis around the values, with plain numbers at 1, 2 and 5 or at the decades."""
+def _log_axis(axes: "Axes", values: Sequence[float], written: Callable[[float], str] = "{:g}".format) -> None:
+    """A logarithmic x axis around the values, with plain numbers at as many round places as are easily read."""
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = max(0.22 * (high - low), 0.15)
     axes.set_xscale("log")
     axes.set_xlim(10 ** (low - pad), 10 ** (high + pad))
     decades = range(math.floor(low - pad), math.ceil(high + pad) + 1)
-    for steps in ((1, 2, 5), (1, 3), (1,)):
+    for steps in (range(1, 10), (1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10.0**decade for decade in decades for step in steps]
         ticks = [tick for tick in ticks if low - pad <= math.log10(tick) <= high + pad]
         if len(ticks) <= 6:
             break
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(ticks, [written(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
 
 
@@ -389,6 +476,14 @@ def _ternary(weights: Weights) -> tuple[float, float]:
     time, parameters, memory = weights
     total = time + parameters + memory
     return (memory + time / 2) / total, time / total * math.sqrt(3) / 2
+
+
+def _count(value: float) -> str:
+    """``20 k``, ``110 M``, ``7 B``."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:g}"
 
 
 def _memory(size: float) -> str:

@@ -17,11 +17,12 @@ Place = tuple[float, float, bool, float]
 Spot = tuple[float, float, float, str, Sequence[tuple[float, float]]]
 
 
-def label(axes: "Axes", spots: Sequence[Spot], bold: int = 0) -> None:
+def label(axes: "Axes", spots: Sequence[Spot], bold: int = 0, line: Sequence[tuple[float, float]] = ()) -> None:
     """Write each label beside its spot or inside its area, clear of the other labels, spots and areas.
 
     The first ``bold`` labels are in bold type; a line leads to a spot that is far off. Each label takes the
-    cheapest of fixed places, given those that stand already, so the result depends on nothing but the spots.
+    cheapest of fixed places, given those that stand already, so the result depends on nothing but the spots and
+    the ``line`` that labels keep off, given as close points in data.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
@@ -41,6 +42,7 @@ def label(axes: "Axes", spots: Sequence[Spot], bold: int = 0) -> None:
     centres = in_points([(x, y) for x, y, *_ in spots])
     # A hundred or two of an area's points are as good as all of them.
     rooms = [in_points(room[:: len(room) // 150 + 1]) for *_, room in spots]
+    drawn = in_points(line)
     solid = [(*centre, spot[2]) for centre, spot in zip(centres, spots, strict=True) if not spot[4]]
     taken: list[Box] = []
     for place, ((x, y), (data_x, data_y, radius, text, _)) in enumerate(zip(centres, spots, strict=True)):
@@ -58,7 +60,9 @@ def label(axes: "Axes", spots: Sequence[Spot], bold: int = 0) -> None:
         )
         extent = Text.get_window_extent(written, renderer)
         wide, high = extent.width * scale / 2 + 2, extent.height * scale / 2 + 1
-        foreign = [point for other, room in enumerate(rooms) if rooms[place] and other != place for point in room]
+        foreign = drawn + [
+            point for other, room in enumerate(rooms) if rooms[place] and other != place for point in room
+        ]
         choices = []
         for dx, dy, far, price in inside(rooms[place], (x, y)) or beside(radius, wide, high):
             box = (x + dx - wide, y + dy - high, x + dx + wide, y + dy + high)

@@ -7,7 +7,7 @@ over them.
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,7 +47,9 @@ class Record(BaseModel):
         versions: versions of the libraries.
         machine: ``processor``, ``cores`` and what else is known.
         data: fingerprint of the dataset.
-        states: precision of the states by modality.
+        states: fingerprints of the state stores by modality.
+        backbone_parameters: of the backbones that the states come from, by modality, where that is known.
+        store_bytes: what the read state stores take on the disk, by modality; empty for live states.
         protocol: how it was evaluated, in words.
         best_epoch: the epoch that was tested, counted from 1.
         epochs: epochs trained.
@@ -75,6 +77,8 @@ class Record(BaseModel):
     machine: dict[str, Any] = Field(default_factory=dict)
     data: str | None = None
     states: dict[str, Any] = Field(default_factory=dict)
+    backbone_parameters: Numbers = Field(default_factory=dict)
+    store_bytes: Numbers = Field(default_factory=dict)
     protocol: str | None = None
     best_epoch: int | None = None
     epochs: int | None = None
@@ -117,6 +121,8 @@ class Row:
         seconds_per_epoch: mean seconds of training an epoch.
         trainable_parameters: mean number of trained weights.
         peak_memory_bytes: mean peak memory.
+        backbone_parameters: of the backbones, by modality; empty where it is not known.
+        store_bytes: of all state stores together.
     """
 
     name: str
@@ -128,6 +134,8 @@ class Row:
     seconds_per_epoch: float | None
     trainable_parameters: float | None
     peak_memory_bytes: float | None
+    backbone_parameters: Mapping[str, float]
+    store_bytes: float | None
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
@@ -177,17 +185,15 @@ def _read(path: Path) -> Record | None:
         raise RunError(f"'{path}' has a damaged field '{field}' ({first['msg']})", "a record", cure) from None
 
 
-def table(records: Sequence[Record], experiment: str | None = None, order: Sequence[str] = ()) -> list[Row]:
+def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]:
     """Group the records of an experiment by row.
 
     Args:
         records: of any experiments.
         experiment: the one wanted; None if all records are of one.
-        order: names of rows that come first, in this order, where they have records; the others follow
-            by their positions, then in the order in which they are first seen.
 
     Returns:
-        The rows, also those of which every run failed.
+        The rows by their positions, then as first seen; also those of which every run failed.
 
     Raises:
         ConfigError: no such record, several experiments or scales, or a seed that finished twice in a row.
@@ -200,9 +206,7 @@ def table(records: Sequence[Record], experiment: str | None = None, order: Seque
     _require_one("experiments", {record.experiment for record in chosen})
     _require_one("scales", {record.scale for record in chosen})
     names = list(dict.fromkeys(record.row for record in sorted(chosen, key=lambda record: record.position)))
-    first = [name for name in dict.fromkeys(order) if name in names]
-    rest = [name for name in names if name not in first]
-    return [_row(name, [record for record in chosen if record.row == name]) for name in first + rest]
+    return [_row(name, [record for record in chosen if record.row == name]) for name in names]
 
 
 def _require_one(what: str, names: set[str]) -> None:
@@ -238,6 +242,9 @@ def _row(name: str, records: Sequence[Record]) -> Row:
         seconds_per_epoch=cost("seconds_per_epoch"),
         trainable_parameters=cost("trainable_parameters"),
         peak_memory_bytes=cost("peak_memory_bytes"),
+        # The runs of a row differ in their seed alone.
+        backbone_parameters=runs[0].backbone_parameters if runs else {},
+        store_bytes=(sum(runs[0].store_bytes.values()) or None) if runs else None,
     )
 
 
@@ -264,12 +271,17 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
     Returns:
         The heads and the rows of cells. Cold targets, costs and failures have a column only where there
-        are any.
+        are any; backbones and state stores only where the rows differ in their size.
     """
 
     def number(value: float | None, places: int = 0, unit: float = 1) -> str:
         return MISSING if value is None else f"{value / unit:,.{places}f}"
 
+    def differing(values: Sequence[float | None]) -> Sequence[float | None]:
+        return values if len({value for value in values if value}) > 1 else [None] * len(values)
+
+    backbones = differing([sum(row.backbone_parameters.values()) or None for row in rows])
+    stores = differing([row.store_bytes for row in rows])
     memory = [row.peak_memory_bytes for row in rows]
     digits = 0 if max((size or 0 for size in memory), default=0) >= 1e9 else 1
     columns = [
@@ -278,6 +290,8 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         ("NDCG@10 (%)", [percent(row.ndcg) for row in rows], True),
         ("cold HR@10 (%)", [percent(row.cold_hr) for row in rows], False),
         ("s / epoch", [number(row.seconds_per_epoch, 2) for row in rows], False),
+        ("backbones' parameters", [number(size) for size in backbones], False),
+        ("stores (MB)", [number(size, 1, 1e6) for size in stores], False),
         ("trained parameters", [number(row.trainable_parameters) for row in rows], False),
         ("peak memory (MB)", [number(size, digits, 1e6) for size in memory], False),
         ("failed runs", [str(len(row.failures) or MISSING) for row in rows], False),
@@ -295,18 +309,17 @@ def failures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     ]
 
 
-def markdown(records: Sequence[Record], experiment: str, order: Sequence[str] = ()) -> str:
+def markdown(records: Sequence[Record], experiment: str) -> str:
     """The table of an experiment in Markdown, followed by its failed runs and their errors.
 
     Args:
         records: of any experiments.
         experiment: the one wanted.
-        order: names of rows that come first.
 
     Raises:
         ConfigError: as ``table``.
     """
-    rows = table(records, experiment, order)
+    rows = table(records, experiment)
     heads, body = grid(rows)
     rule = ["---"] + ["---:"] * (len(heads) - 1)
     lines = [f"| {' | '.join(map(_cell, cells))} |" for cells in [heads, rule, *body]]

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = "report.html.j2"
+#: Of a fingerprint, as many as tell two apart.
+_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,12 @@ class Section:
     charts: list[Chart]
 
 
-def write_report(
-    paths: Iterable[str | Path], out: str | Path, orders: Mapping[str, Sequence[str]] | None = None
-) -> Path:
+def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
     """Write the page of all records below some paths.
 
     Args:
         paths: record files, or folders of them.
         out: the HTML file; it is replaced only when the new page is complete.
-        orders: by experiment, the rows that come first.
 
     Returns:
         ``out``.
@@ -79,19 +78,18 @@ def write_report(
         MissingExtraError: the extra ``report`` is not installed.
         RunError: a damaged record.
     """
-    page = render(read_records(paths), orders)
+    page = render(read_records(paths))
     out = Path(out)
     with aside(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
 
 
-def render(records: Sequence[Record], orders: Mapping[str, Sequence[str]] | None = None) -> str:
+def render(records: Sequence[Record]) -> str:
     """The page as HTML; the same records give the same text.
 
     Args:
         records: of any experiments and scales; each pair of them has a section, in first-seen order.
-        orders: by experiment, the rows that come first.
 
     Raises:
         ConfigError: as ``write_report``.
@@ -106,23 +104,23 @@ def render(records: Sequence[Record], orders: Mapping[str, Sequence[str]] | None
         groups.setdefault((record.experiment, record.scale), []).append(record)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("iisan.experiments").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    sections = [section(group, (orders or {}).get(name, ())) for (name, _), group in groups.items()]
+    sections = [section(group) for group in groups.values()]
     return environment.from_string(template).render(sections=sections)
 
 
-def section(records: Sequence[Record], order: Sequence[str] = ()) -> Section:
+def section(records: Sequence[Record]) -> Section:
     """What the page says about the records of one experiment at one scale.
 
     Raises:
         ConfigError: as ``records.table``.
     """
-    rows = table(records, order=order)
+    rows = table(records)
     heads, body = grid(rows)
     experiment, scale = records[0].experiment, records[0].scale
     facts = [
         ("Protocol", _distinct(record.protocol for record in records)),
-        ("Data", _distinct(record.data for record in records)),
-        ("States", _distinct(_pairs(record.states) for record in records)),
+        ("Data", _distinct(record.data and record.data[:_DIGITS] for record in records)),
+        ("States", _distinct(_pairs({m: f[:_DIGITS] for m, f in record.states.items()}) for record in records)),
         ("Machine", _distinct(_pairs(record.machine) for record in records)),
         ("Versions", _distinct(_pairs(record.versions) for record in records)),
     ]
@@ -144,7 +142,7 @@ def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[C
 
     def add(
         kind: str,
-        draw: Callable[[Sequence[Record], Sequence[str]], "Figure"],
+        draw: Callable[[Sequence[Record]], "Figure"],
         able: Callable[[Row], bool],
         alt: str,
         caption: str,
@@ -155,8 +153,7 @@ def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[C
         if left_out:
             caption += f" Not drawn, as there are no such figures: {left_out}."
         said = "; ".join(f"{row.name} {value(row)}".strip() for row in shown)
-        figure = draw(records, [row.name for row in rows])
-        drawn.append(chart(figure, f"{name}-{kind}", f"{alt}: {said}.", caption))
+        drawn.append(chart(draw(records), f"{name}-{kind}", f"{alt}: {said}.", caption))
 
     if any(map(charts.has_costs, rows)):
         add(
@@ -179,6 +176,17 @@ def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[C
             "Test HR@10, mean over seeds; whiskers are the sample standard deviation where there are "
             "several seeds.",
             lambda row: f"{100 * row.hr.mean:.2f} %" if row.hr else "has none",
+        )
+    if grown := charts.growing(rows):
+        add(
+            "quality-size",
+            charts.quality_against_size,
+            charts.has_size,
+            "Line chart of test HR@10 over the backbones' parameters",
+            f"Quality against size: test HR@10 over the parameters of the {' and '.join(grown)} backbone "
+            "(logarithmic), mean over seeds; whiskers are the sample standard deviation where there are several "
+            "seeds.",
+            lambda row: f"{100 * row.hr.mean:.2f} %" if row.hr else "",
         )
     if any(map(charts.has_history, rows)):
         add(

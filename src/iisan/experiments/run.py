@@ -18,7 +18,7 @@ from iisan.train.setup import resolve
 
 #: What a record takes over from a run's result.
 _COPIED = (
-    *("versions", "machine", "data", "states", "backbones", "protocol"),
+    *("versions", "machine", "data", "states", "backbones", "backbone_parameters", "store_bytes", "protocol"),
     *("best_epoch", "epochs", "validation", "test"),
 )
 
@@ -78,8 +78,8 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
         history = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         efficiency = {key: result[key] for key in ("trainable_parameters", "total_parameters")}
         if costs == "noted":
-            # The median leaves out what else the machine was busy with for an epoch.
-            efficiency["seconds_per_epoch"] = statistics.median(epoch["train_seconds"] for epoch in history)
+            seconds = [epoch["train_seconds"] for epoch in history]
+            efficiency["seconds_per_epoch"] = _typical(seconds, resolved.tuning.refresh)
         elif costs == "measured":
             found = measure(resolved)
             efficiency |= {
@@ -88,6 +88,7 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
                 "peak_memory_bytes": found.peak_memory_bytes,
                 "baseline_memory_bytes": found.baseline_memory_bytes,
                 "peak_resident_bytes": found.peak_resident_bytes,
+                "joules_per_step": found.joules_per_step,
                 **{f"{stage}_seconds": seconds for stage, seconds in found.stages.items()},
             }
     # Whatever stops one row must not stop the others, and must not be lost.
@@ -103,12 +104,20 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
     }
 
 
+def _typical(seconds: Sequence[float], cycle: int) -> float:
+    """Mean over the places in a cycle of epochs (see ``tuning.refresh``) of the median at that place.
+
+    The median leaves out what else the machine was busy with for an epoch.
+    """
+    return statistics.fmean(statistics.median(seconds[place::cycle]) for place in range(min(cycle, len(seconds))))
+
+
 def _portable(config: Config) -> dict[str, Any]:
     """The settings without the folders of this machine: fingerprints say which data and states they were."""
     settings = config.model_dump(mode="json", exclude={"dataset", "states"})
-    for modality in (TEXT, IMAGE):
-        name = settings[modality]["backbone"]
-        settings[modality]["backbone"] = name and (Path(name).name if Path(name).is_dir() else name)
+    for section in (*(settings[kind] for kind in (TEXT, IMAGE)), *settings["columns"].values()):
+        name = section["backbone"]
+        section["backbone"] = name and (Path(name).name if Path(name).is_dir() else name)
     return settings
 
 

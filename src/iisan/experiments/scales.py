@@ -1,22 +1,27 @@
 """The two scales of the experiments."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.demo.catalogue import generate
-from iisan.demo.run import BACKBONES, SETTINGS, demo_dataset
+from iisan.demo.run import BACKBONES, CAPTIONER, SETTINGS, demo_dataset
 from iisan.errors import ConfigError
 from iisan.experiments.tables import Scale, full_settings
 from iisan.names import IMAGE, TEXT
 from iisan.recipes import recipe
 from iisan.states.caching import cache
+from iisan.states.captioning import caption
+from iisan.states.store import StateStore
 
 #: What the demo scale changes in the demo's settings. Methods that train their backbones encode every item of a
-#: batch with them: without extra negatives and with few epochs all tables together take half an hour.
+#: batch with them: without extra negatives and with few epochs all tables of the first paper together take half an
+#: hour on two quick cores, and an hour or more on slow ones.
 QUICKER = ("loss.negatives=0", "training.epochs=4")
+
+#: The same of the settings that were published for MicroLens: up to 200 epochs of few, large batches.
+QUICKER_VERSA = ("training.epochs=40",)
 
 Say = Callable[[str], None]
 
@@ -26,11 +31,15 @@ def demo_scale(out: Path, say: Say = lambda line: None) -> Scale:
     say("the built-in catalogue (generated data) and its small backbones")
     folder = out / "demo-data"
     dataset = demo_dataset(generate(), folder)
-    names = {modality: (modality, f"{modality}-small") for modality in (IMAGE, TEXT)}
     backbones = {
-        modality: {_label(short): str(BACKBONES / short) for short in shorts} for modality, shorts in names.items()
+        modality: {
+            _label(modality, size): str(BACKBONES / f"{modality}{size}") for size in ("", "-small", "-tiny")
+        }
+        for modality in (IMAGE, TEXT)
     }
-    return _scale("demo", _demo_settings, dataset, folder / "states", backbones, say)
+    return _scale(
+        "demo", _demo_settings, dataset, folder / "states", backbones, say, _captioned(dataset, folder, say)
+    )
 
 
 def full_scale(
@@ -39,7 +48,7 @@ def full_scale(
     """Anyone's data and models, with the settings of the IISAN paper; states are cached where they are missing.
 
     Args:
-        dataset: what ``iisan prepare`` wrote.
+        dataset: what ``iisan prepare`` wrote, or ``iisan caption``.
         states: folder of state stores.
         text: text backbones, the first for all tables.
         image: the same for images.
@@ -55,17 +64,25 @@ def full_scale(
             "pass --text bert-base-uncased --image google/vit-base-patch16-224",
         )
     backbones = {IMAGE: {Path(name).name: name for name in image}, TEXT: {Path(name).name: name for name in text}}
-    return _scale("full", full_settings, Dataset.load(dataset), states, backbones, say)
+    loaded = Dataset.load(dataset)
+    return _scale("full", full_settings, loaded, states, backbones, say, loaded)
 
 
-def _label(short: str) -> str:
-    """``text-small`` -> ``small text model``."""
-    modality, _, size = short.partition("-")
-    return f"{size} {modality} model".strip()
+def _captioned(dataset: Dataset, folder: Path, say: Say) -> Dataset:
+    """The catalogue with captions of its pictures, or what an earlier call wrote."""
+    out = folder / "captioned"
+    if (out / "dataset.json").exists():
+        return Dataset.load(out)
+    return caption(dataset, out, str(BACKBONES / CAPTIONER), say=say)
+
+
+def _label(modality: str, size: str) -> str:
+    """``text``, ``-small`` -> ``small text model``."""
+    return f"{size.removeprefix('-')} {modality} model".strip()
 
 
 def _demo_settings(method: str) -> Config:
-    return recipe(method).override((*SETTINGS, *QUICKER))
+    return recipe(method).override(QUICKER_VERSA if method == "versa" else (*SETTINGS, *QUICKER))
 
 
 def _scale(
@@ -75,25 +92,33 @@ def _scale(
     states: Path,
     backbones: dict[str, dict[str, str]],
     say: Say,
+    captioned: Dataset,
 ) -> Scale:
-    wanted = method("default")
-    encode = functools.partial(
-        cache,
-        dataset,
-        states,
-        levels="all",
-        text_pooling=wanted.text.pooling or "mean",
-        image_pooling=wanted.image.pooling or "cls",
-        max_tokens=wanted.text.max_tokens,
-        say=say,
-    )
-    depths = []
+    def encode(
+        dataset: Dataset, settings: Config, models: Mapping[str, str], top_blocks: int | None = None
+    ) -> dict[str, StateStore]:
+        return cache(
+            dataset,
+            states,
+            models,
+            levels="all",
+            poolings={modality: settings.section_of(dataset.kinds[modality]).pooling for modality in models},
+            max_tokens=settings.text.max_tokens,
+            top_blocks=top_blocks,
+            say=say,
+        )
+
+    captions = tuple(captioned.captions)
+    depths: dict[str, dict[str, int]] = {modality: {} for modality in backbones}
     for modality, named in backbones.items():
-        for position, backbone in enumerate(named.values()):
-            # Partial training is an experiment with the first backbones alone.
+        for position, (short, backbone) in enumerate(named.items()):
+            # Partial training, and settings published with another pooling, are for the first backbones alone.
             top = None if position else method("partial").tuning.top
-            text, image = (backbone if modality == each else None for each in (TEXT, IMAGE))
-            stores = encode(text=text, image=image, top_blocks=top)
+            stores = encode(dataset, method("default"), {modality: backbone}, top)
+            depths[modality][short] = stores[modality].depth
             if not position:
-                depths.append(stores[modality].depth)
-    return Scale(name, method, dataset.folder, states, backbones, min(depths))  # type: ignore[arg-type]
+                encode(dataset, method("versa"), {modality: backbone})
+    if captions:
+        encode(captioned, method("default"), dict.fromkeys(captions, next(iter(backbones[TEXT].values()))))
+    assert dataset.folder is not None
+    return Scale(name, method, dataset.folder, states, backbones, depths, captioned.folder, captions)

@@ -4,11 +4,12 @@ A scale says on what and with which settings: ``demo`` is the built-in catalogue
 is anyone's data and models with the settings of the IISAN paper.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from iisan.backbones.levels import fitting_groups, named_levels
 from iisan.config import Config
 from iisan.errors import ConfigError
 from iisan.names import IMAGE, TEXT
@@ -29,7 +30,9 @@ class Scale:
         states: folder of the state stores of all backbones.
         backbones: modality -> short name -> hub id or folder; every table takes the first of each, but those that
             compare backbones.
-        depth: T of the first backbones, which the kept blocks of table 5 are chosen from.
+        depths: modality -> short name -> T.
+        captioned: dataset folder with columns of captions.
+        captions: those columns, whose states are of the first text backbone.
     """
 
     name: str
@@ -37,22 +40,37 @@ class Scale:
     dataset: Path
     states: Path
     backbones: Mapping[str, Mapping[str, str]]
-    depth: int
+    depths: Mapping[str, Mapping[str, int]]
+    captioned: Path | None = None
+    captions: tuple[str, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """T of the first backbones, of the shallower one: what the kept blocks of table 5 are chosen from."""
+        return min(self.depths[modality][short] for modality, short in self.chosen().items())
+
+    def chosen(self, **backbones: str) -> dict[str, str]:
+        """Modality -> short name: the named backbones, else the first ones."""
+        return {modality: next(iter(named)) for modality, named in self.backbones.items()} | backbones
 
     def row(self, method: str, *overrides: str, **backbones: str) -> Config:
         """A method on this scale's data, with the named backbones or the first ones."""
         config = self.method(method).model_copy(update={"dataset": self.dataset, "states": self.states})
-        chosen = {modality: next(iter(named)) for modality, named in self.backbones.items()} | backbones
-        names = [f"{modality}.backbone={self.backbones[modality][short]}" for modality, short in chosen.items()]
+        if config.modalities is None:  # not all that there happen to be states of
+            config = config.model_copy(update={"modalities": tuple(self.backbones)})
+        chosen = self.chosen(**backbones).items()
+        names = [f"{modality}.backbone={self.backbones[modality][short]}" for modality, short in chosen]
         return config.override((*names, *overrides))
 
 
 def full_settings(method: str) -> Config:
-    """A recipe with everything that is not its own taken from the ``paper`` recipe."""
+    """A recipe with everything that is not its own taken from the ``paper`` recipe; ``versa`` is all its own."""
     own, base = recipe(method), paper()
+    if method == "versa":
+        return own
     shared = {name: getattr(base, name) for name in ("loss", "sequence", "optimizer", "training", "evaluation")}
     states = {
-        modality: base.states_of(modality).model_copy(update={"levels": own.states_of(modality).levels})
+        modality: base.section_of(modality).model_copy(update={"levels": own.section_of(modality).levels})
         for modality in (TEXT, IMAGE)
     }
     items = base.items
@@ -156,14 +174,114 @@ def balance(scale: Scale) -> Rows:
 
 
 def partial(scale: Scale) -> Rows:
-    """Open question: long training from the cache, or the last two blocks trained on top of it?"""
+    """Open question: long training from the cache, or the last two blocks trained on top of it, now and then?"""
     epochs = scale.row("default").training.epochs
+    longer = f"training.epochs={2 * epochs}"
     return {
         "from the cache": scale.row("default"),
-        "from the cache, twice as long": scale.row("default", f"training.epochs={2 * epochs}"),
+        "from the cache, twice as long": scale.row("default", longer),
         "last two blocks": scale.row("partial"),
+        # As many epochs that train the blocks as the row above.
+        "last two blocks in every second epoch, twice as long": scale.row("partial", longer, "tuning.refresh=2"),
         "last two blocks, LoRA": scale.row("partial", "tuning.method=lora"),
         "last two blocks, biases": scale.row("partial", "tuning.method=bias"),
+    }
+
+
+def versa_scenarios(scale: Scale) -> Rows:
+    """Scenarios of IISAN-Versa: titles, captions that a model wrote of the images or videos, or both."""
+    if not scale.captions:
+        raise ConfigError(
+            "the dataset has no captions",
+            "a column that `iisan caption` wrote",
+            "run iisan caption DATASET --model MODEL --out CAPTIONED, and pass --dataset CAPTIONED",
+        )
+
+    def row(*modalities: str) -> Config:
+        kinds = [f"columns.{name}.kind={TEXT}" for name in modalities if name in scale.captions]
+        config = scale.row("default", f"modalities={list(modalities)}", *kinds)
+        return config.model_copy(update={"dataset": scale.captioned})
+
+    rows = {"title and image": row(IMAGE, TEXT)}
+    for name in scale.captions:
+        rows[f"{name} and image"] = row(IMAGE, name)
+        rows[f"title and {name}"] = row(TEXT, name)
+        rows[f"title, {name} and image"] = row(IMAGE, TEXT, name)
+    return rows
+
+
+def kept_blocks(levels: str, depth: int) -> int:
+    """How many blocks named levels keep, of ``depth``."""
+    return len(named_levels(levels, depth) or ()) - 1
+
+
+def even_levels(depth: int, count: int) -> str:
+    """LayerDrop where it keeps at most ``count`` blocks, else group layer-dropping of about as many."""
+    if kept_blocks("layerdrop", depth) <= count:
+        return "layerdrop"
+    return f"group-{fitting_groups(depth, count)[0]}"
+
+
+def _sizes(scale: Scale, pairs: Iterable[Mapping[str, str]]) -> Rows:
+    """A row for each choice of backbones; deeper ones than the first keep about as many blocks as these."""
+    count = kept_blocks("layerdrop", scale.depth)
+    rows = {}
+    for pair in pairs:
+        chosen = scale.chosen(**pair)
+        levels = [
+            f"{name}.levels={even_levels(scale.depths[name][short], count)}" for name, short in chosen.items()
+        ]
+        rows[" + ".join(pair.values())] = scale.row("default", *levels, **pair)
+    return rows
+
+
+def versa_scaling_text(scale: Scale) -> Rows:
+    """Larger text backbones, the image backbone the same (P2)."""
+    return _sizes(scale, [{TEXT: text} for text in scale.backbones[TEXT]])
+
+
+def versa_scaling_image(scale: Scale) -> Rows:
+    """Larger image backbones, the text backbone the same (P2)."""
+    return _sizes(scale, [{IMAGE: image} for image in scale.backbones[IMAGE]])
+
+
+def versa_scaling_joint(scale: Scale) -> Rows:
+    """Larger backbones on both sides, one after the other as they are named (P2)."""
+    pairs = zip(scale.backbones[IMAGE], scale.backbones[TEXT], strict=False)
+    return _sizes(scale, [{IMAGE: image, TEXT: text} for image, text in pairs])
+
+
+def versa_ablation(scale: Scale) -> Rows:
+    """Parts of IISAN-Versa, on unlike backbones: the first one for text, the second one for images."""
+    pair = {TEXT: next(iter(scale.backbones[TEXT])), IMAGE: [*scale.backbones[IMAGE]][:2][-1]}
+    depths = {name: scale.depths[name][short] for name, short in pair.items()}
+    deeper = max(depths, key=lambda name: depths[name])
+    depth = depths[deeper]
+    even = even_levels(depth, kept_blocks("layerdrop", min(depths.values())))
+    count = kept_blocks(even, depth)
+    top, bottom = [0, *range(depth - count + 1, depth + 1)], [*range(count + 1)]
+
+    def row(*overrides: str) -> Config:
+        return scale.row("default", f"{deeper}.levels={even}", *overrides, **pair)
+
+    return {
+        f"evenly spaced {deeper} blocks": row(),
+        f"top {deeper} blocks": row(f"{deeper}.levels={top}"),
+        f"bottom {deeper} blocks": row(f"{deeper}.levels={bottom}"),
+        "without dimension transform (pooled)": row("items.transform=pool"),
+        "without intra-modal towers": row("items.intra=false"),
+        "without inter-modal tower": row("items.inter=false"),
+        "not cached": row("source=live"),
+    }
+
+
+def versa_microlens(scale: Scale) -> Rows:
+    """The settings that were published for MicroLens (P2), and ids trained with them."""
+    return {
+        "IISAN-Versa": scale.row("versa"),
+        "IISAN-Versa, text alone": scale.row("versa", "modalities=[text]"),
+        "IISAN-Versa, images alone": scale.row("versa", "modalities=[image]"),
+        "Ids (SASRec)": scale.row("versa", "modalities=[]", "items.kind=table"),
     }
 
 
@@ -177,10 +295,16 @@ EXPERIMENTS: dict[str, Callable[[Scale], Rows]] = {
     "layerdrop": layer_drop,
     "balance": balance,
     "partial": partial,
+    "versa-scenarios": versa_scenarios,
+    "versa-scaling-text": versa_scaling_text,
+    "versa-scaling-image": versa_scaling_image,
+    "versa-scaling-joint": versa_scaling_joint,
+    "versa-ablation": versa_ablation,
+    "versa-microlens": versa_microlens,
 }
 
 #: Experiments whose costs are measured too, each method in a process of its own.
-WITH_COSTS = ("table-3",)
+WITH_COSTS = ("table-3", "versa-scaling-text", "versa-scaling-image", "versa-scaling-joint", "versa-ablation")
 
 
 def experiment(name: str) -> Callable[[Scale], Rows]:

@@ -5,18 +5,19 @@ All have the same door: ``forward(rows [U], states)``, rows being the items' ind
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from iisan.names import INTER
 from iisan.nn.blocks import SANBlock, linear
 from iisan.nn.towers import InterTower, IntraTower
 
-INTER = "inter"
-
-#: Modality -> (states [U_m, K, D] of the items that have it, their positions [U_m] among the U items).
+#: Modality -> (states [U_m, K, D] of the items that have it, their ascending positions [U_m] among the U items).
 States = Mapping[str, tuple[Tensor, Tensor]]
+#: Tower or modality -> (its answers [U_p, E], their positions [U_p] among the U items).
+Parts = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class Fusion(nn.Module):
@@ -28,28 +29,78 @@ class Fusion(nn.Module):
     Args:
         parts: names, in the order of concatenation.
         width: E.
-        missing: whether items may lack a part.
+        missing: whether items may lack a part in training. Where they do so in evaluation alone, zeros stand in,
+            which is where the learned vectors start.
         scale: factor on the initial weights.
     """
 
     def __init__(self, parts: tuple[str, ...], width: int, missing: bool, scale: float) -> None:
         super().__init__()
         self.parts = parts
-        self.absent = nn.Parameter(torch.zeros(len(parts), width)) if missing else None
+        absent = torch.zeros(len(parts), width)
+        if missing:
+            self.absent = nn.Parameter(absent)
+        else:
+            self.register_buffer("absent", absent, persistent=False)
         self.linear = linear(len(parts) * width, width)
         with torch.no_grad():
             self.linear.weight.mul_(scale)
 
-    def forward(self, parts: Mapping[str, tuple[Tensor, Tensor]], count: int) -> Tensor:
+    def forward(self, parts: Parts, count: int) -> Tensor:
         """Part -> ``([U_p, E], positions [U_p])``, and U; returns ``[U, E]``."""
         columns = []
-        for index, name in enumerate(self.parts):
+        for name, absent in zip(self.parts, self.absent, strict=True):
             values, positions = parts[name]
-            if self.absent is not None:
-                empty = self.absent[index].to(values.dtype).expand(count, -1)
-                values = empty.index_copy(0, positions, values)
+            if len(positions) < count:
+                values = absent.to(values.dtype).expand(count, -1).index_copy(0, positions, values)
             columns.append(values)
         return self.linear(torch.cat(columns, dim=1))
+
+
+class ExpertFusion(nn.Module):
+    """A mixture of experts over E-wide parts: each part has a linear E→E and a say in its own weight.
+
+    ``e = Σ_p w_p · (W_p e_p + b_p)``, w a softmax of ``v_p · e_p + a_p`` over the parts that an item has, so what
+    it lacks takes no part; an item with nothing at all is a learned cold vector.
+
+    Args:
+        parts: names.
+        width: E.
+        missing: whether items may have nothing at all in training; see ``Fusion``.
+        scale: factor on the experts' initial weights.
+    """
+
+    def __init__(self, parts: tuple[str, ...], width: int, missing: bool, scale: float) -> None:
+        super().__init__()
+        self.parts = parts
+        self.experts = nn.ModuleDict({name: linear(width, width) for name in parts})
+        # Zeros: all parts start with the same weight.
+        self.votes = nn.ParameterDict({name: torch.zeros(width + 1) for name in parts})
+        with torch.no_grad():
+            for expert in self.experts.values():
+                expert.weight.mul_(scale)  # type: ignore[operator]
+        if missing:
+            self.cold = nn.Parameter(torch.zeros(width))
+        else:
+            self.register_buffer("cold", torch.zeros(width), persistent=False)
+
+    def forward(self, parts: Parts, count: int) -> Tensor:
+        """Part -> ``([U_p, E], positions [U_p])``, and U; returns ``[U, E]``."""
+        logits, answers = [], []
+        for name in self.parts:
+            values, positions = parts[name]
+            vote, answer = self.votes[name], self.experts[name](values)
+            logit = (values @ vote[:-1].to(values.dtype) + vote[-1]).float()
+            logits.append(logit.new_full((count,), -torch.inf).index_copy(0, positions, logit))
+            answers.append(answer.new_zeros(count, answer.shape[1]).index_copy(0, positions, answer))
+        stacked = torch.stack(logits, dim=1)
+        nothing = stacked.isneginf().all(1, keepdim=True)
+        weights = stacked.masked_fill(nothing, 0.0).softmax(1)
+        mixed = (weights.to(answers[0].dtype)[..., None] * torch.stack(answers, dim=1)).sum(1)
+        return torch.where(nothing, self.cold.to(mixed.dtype), mixed)
+
+
+FUSIONS: dict[str, type[Fusion] | type[ExpertFusion]] = {"linear": Fusion, "experts": ExpertFusion}
 
 
 class SideNetwork(nn.Module):
@@ -63,10 +114,14 @@ class SideNetwork(nn.Module):
         inter: a tower across modalities (where there are at least two).
         block: kind of the SAN blocks, with ``bottleneck`` (H), ``phm`` (n), ``rank`` and ``activation``: see
             ``SANBlock``.
+        bottlenecks: H of single towers.
+        transform: see ``InterTower``.
         gated: learned gates, or plain addition.
         gate_on: see ``IntraTower``.
         first_block: see ``IntraTower``.
-        head: linears between a tower and the fusion: ``one`` D→E, or ``two`` D→D, D→E.
+        head: linears between a tower and the fusion: ``one`` D→E; ``two`` D→D, D→E; or ``narrow``, which is D→E,
+            E→E for intra towers and ``two`` for the inter tower.
+        fusion: ``linear`` (see ``Fusion``) or ``experts`` (see ``ExpertFusion``).
         concatenation: the inter tower's place: after the first modality, or last.
         fusion_scale: factor on the fusion's initial weights.
         level_norm: ``layer`` normalises every state over its D entries before the gates, without parameters.
@@ -82,13 +137,16 @@ class SideNetwork(nn.Module):
         inter: bool = True,
         block: Literal["adapter", "phm", "low-rank"] = "adapter",
         bottleneck: int = 64,
+        bottlenecks: Mapping[str, int] | None = None,
+        transform: Literal["linear", "pool"] = "linear",
         phm: int = 8,
         rank: int = 1,
         activation: str = "relu",
         gated: bool = True,
         gate_on: Literal["previous", "hidden"] = "previous",
         first_block: Literal["alone", "gated"] = "alone",
-        head: Literal["one", "two"] = "one",
+        head: Literal["one", "two", "narrow"] = "one",
+        fusion: Literal["linear", "experts"] = "linear",
         concatenation: Literal["inter-between", "inter-last"] = "inter-between",
         fusion_scale: float = 1.0,
         level_norm: Literal["none", "layer"] = "none",
@@ -96,8 +154,7 @@ class SideNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.level_norm = level_norm
-        self.missing = missing
-        make = partial(SANBlock, bottleneck=bottleneck, activation=activation, kind=block, phm=phm, rank=rank)
+        block_of = partial(SANBlock, activation=activation, kind=block, phm=phm, rank=rank)
         order = list(levels) if intra else []
         if inter and len(levels) > 1:
             order.insert(min(1, len(order)) if concatenation == "inter-between" else len(order), INTER)
@@ -106,14 +163,16 @@ class SideNetwork(nn.Module):
         self.heads = nn.ModuleDict()
         for name in order:
             tower: InterTower | IntraTower
+            make = partial(block_of, bottleneck=(bottlenecks or {}).get(name, bottleneck))
             if name == INTER:
-                tower = InterTower(levels, widths, make, gated)
+                tower = InterTower(levels, widths, make, gated, transform)
             else:
                 tower = IntraTower(levels[name], widths[name], make, gated, gate_on, first_block)
             self.towers[name] = tower
-            self.dense[name] = linear(tower.width, tower.width) if head == "two" else nn.Identity()
-            self.heads[name] = linear(tower.width, width)
-        self.fusion = Fusion(tuple(order), width, missing, fusion_scale)
+            between = width if head == "narrow" and name != INTER else tower.width
+            self.dense[name] = nn.Identity() if head == "one" else linear(tower.width, between)
+            self.heads[name] = linear(between, width)
+        self.fusion = FUSIONS[fusion](tuple(order), width, missing, fusion_scale)
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """See the module's head."""
@@ -129,8 +188,18 @@ class SideNetwork(nn.Module):
             else:
                 values, positions = states[name]
                 output = tower(values)
-            parts[name] = (self.heads[name](self.dense[name](output)), positions)
+            parts[name] = (self._head(name, output), positions)
         return self.fusion(parts, len(rows))
+
+    def _head(self, name: str, output: Tensor) -> Tensor:
+        """``[U, D] -> [U, E]``; two linears in a row are multiplied first, which is cheaper from E items on."""
+        head: Any = self.heads[name]
+        dense: Any = self.dense[name]
+        if isinstance(dense, nn.Identity):
+            answer: Tensor = head(output)
+            return answer
+        weight, bias = head.weight @ dense.weight, head.weight @ dense.bias + head.bias
+        return nn.functional.linear(output, weight, bias)
 
     def gate_values(self) -> dict[str, list[float] | list[list[float]]]:
         """Gates of each tower that has some: see the towers' ``gate_values``."""
@@ -139,7 +208,7 @@ class SideNetwork(nn.Module):
 
     def _inter(self, states: States, count: int) -> tuple[Tensor, Tensor]:
         first = next(iter(states.values()))[1]
-        if not self.missing:
+        if all(len(positions) == count for _, positions in states.values()):
             return self.towers[INTER]({name: (values, None) for name, (values, _) in states.items()}), first
         dense, owners = {}, first.new_zeros(count, dtype=torch.bool)
         for name, (values, positions) in states.items():
@@ -158,14 +227,20 @@ class Projection(nn.Module):
         width: E.
         missing: whether items may lack a modality.
         fusion_scale: factor on the fusion's initial weights.
+        fusion: see ``SideNetwork``.
     """
 
     def __init__(
-        self, widths: Mapping[str, int], width: int = 64, missing: bool = False, fusion_scale: float = 1.0
+        self,
+        widths: Mapping[str, int],
+        width: int = 64,
+        missing: bool = False,
+        fusion_scale: float = 1.0,
+        fusion: Literal["linear", "experts"] = "linear",
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict({name: linear(value, width) for name, value in widths.items()})
-        self.fusion = Fusion(tuple(widths), width, missing, fusion_scale)
+        self.fusion = FUSIONS[fusion](tuple(widths), width, missing, fusion_scale)
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """See the module's head; of the states the last level counts."""

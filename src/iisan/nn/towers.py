@@ -64,19 +64,29 @@ class IntraTower(nn.Module):
         return state
 
 
+def inter_width(levels: Mapping[str, int], widths: Mapping[str, int]) -> int:
+    """The inter-modal tower's width: the narrowest of the modalities with hidden states.
+
+    A lone vector (K = 1) does not narrow the others; it is mapped to them.
+    """
+    hidden = [widths[name] for name, count in levels.items() if count > 1]
+    return min(hidden or widths.values())
+
+
 class InterTower(nn.Module):
     """SAN blocks over the states of all modalities, level by level (P1 eq. 2).
 
     ``c_i = SANB_i(β_i · h_i^image + (1 − β_i) · h_i^text + c_{i-1})``, c starts at zero. For any number of
     modalities the weights are a softmax over one parameter per modality, the last one's fixed at zero, which for
     two is the sigmoid gate; they are renormalised over the modalities that an item has. Levels are counted from
-    the last; states wider than the narrowest modality pass a linear per level first (P2, dimension transform).
+    the last; where widths differ, states are brought to the tower's own width first (P2, dimension transform).
 
     Args:
         levels: K of each modality, in order; β multiplies the first.
         widths: D of each modality.
         block: makes a SAN block of a width.
         gated: otherwise the states are added.
+        transform: of wider states: a ``linear`` map per level, or ``pool``, the means of neighbouring channels.
     """
 
     def __init__(
@@ -85,16 +95,18 @@ class InterTower(nn.Module):
         widths: Mapping[str, int],
         block: Callable[[int], nn.Module],
         gated: bool,
+        transform: Literal["linear", "pool"] = "linear",
     ) -> None:
         super().__init__()
-        self.width = min(widths.values())
+        self.width = inter_width(levels, widths)
         # A level exists where at least two modalities have one.
         self.steps = sorted(levels.values())[-2]
         self.blocks = nn.ModuleList(block(self.width) for _ in range(self.steps))
         self.gates = nn.Parameter(torch.zeros(self.steps, len(levels) - 1)) if gated else None
+        narrow = nn.Linear if transform == "linear" else lambda _, width: nn.AdaptiveAvgPool1d(width)
         self.transforms = nn.ModuleDict(
             {
-                name: nn.ModuleList(nn.Linear(widths[name], self.width) for _ in range(min(count, self.steps)))
+                name: nn.ModuleList(narrow(widths[name], self.width) for _ in range(min(count, self.steps)))
                 for name, count in levels.items()
                 if widths[name] != self.width
             }
@@ -119,7 +131,7 @@ class InterTower(nn.Module):
                 anything finite; ``present`` None means that every item has it.
 
         Returns:
-            ``[U, D]``, D the narrowest width; meaningless for items without any modality.
+            ``[U, D]``, D the tower's width; meaningless for items without any modality.
         """
         levels = {name: values.unbind(1)[-self.steps :] for name, (values, _) in states.items()}
         present = {name: mask for name, (_, mask) in states.items()}

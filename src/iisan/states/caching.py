@@ -1,41 +1,42 @@
 """From a dataset and the names of models to state stores: what ``iisan cache`` does."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.image import load_image
 from iisan.backbones.levels import Level
-from iisan.backbones.text import load_text
+from iisan.backbones.load import load_backbone
+from iisan.backbones.loading import PLAIN, Loading
 from iisan.backbones.tuning import first_trained_block
 from iisan.errors import ConfigError
-from iisan.names import IMAGE, TEXT
-from iisan.states.contents import Catalogue, Contents
+from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
+from iisan.states.contents import Catalogue, Contents, kind_of
 from iisan.states.extract import extract
 from iisan.states.store import StateStore
+
+#: Contents per forward pass: a picture has many times the tokens of a text.
+_BATCH_SIZE = {TEXT: 64, IMAGE: 32, AUDIO: 16, VIDEO: 8}
 
 
 def cache(
     dataset: Catalogue,
     out: Path | str,
-    text: str | None = None,
-    image: str | None = None,
+    models: Mapping[str, str],
     *,
     levels: str | Sequence[Level] = "layerdrop",
-    text_pooling: str = "mean",
-    image_pooling: str = "cls",
+    poolings: Mapping[str, str | None] | None = None,
     max_tokens: int | None = None,
+    max_seconds: float | None = None,
+    frames: int | None = None,
     dtype: str = "bf16",
     precision: str = "auto",
-    text_batch_size: int = 64,
-    image_batch_size: int = 32,
     shard_rows: int = 4096,
     top_blocks: int | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
+    loading: Loading = PLAIN,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, StateStore]:
     """Encode a dataset's contents once and store the hidden states.
@@ -46,61 +47,60 @@ def cache(
     Args:
         dataset: the items.
         out: folder of stores.
-        text: hub id or folder of the text backbone, ``None`` to leave text out.
-        image: the same for images.
+        models: modality (a column of the dataset that has a kind) -> hub id or folder of its backbone.
         levels: see :func:`iisan.backbones.levels.parse_levels`; resolved for each backbone.
-        text_pooling: ``"mean"`` or ``"cls"``.
-        image_pooling: ``"cls"`` or ``"mean"``.
-        max_tokens: longest token sequence, special tokens included (P1 uses 30).
+        poolings: modality -> pooling, see :func:`iisan.backbones.load.load_backbone`; what is not named takes what
+            suits its model.
+        max_tokens: longest token sequence of texts, special tokens included (P1 uses 30).
+        max_seconds: longest part of a sound that is heard.
+        frames: of a video that are looked at.
         dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
         precision: number format of the computation; ``"auto"`` takes bf16 where it is fast and fine enough.
-        text_batch_size: texts per forward pass.
-        image_batch_size: images per forward pass.
         shard_rows: contents per shard, the most that a kill can lose.
         top_blocks: also store every token's state below the last ``top_blocks`` blocks, for partial training
             (source ``partial``); that many tokens take far more room than the pooled states.
         device: where the backbones run; a GPU if there is one.
         trust_remote_code: run program code that comes with the models.
+        loading: how the weights of large models are held.
         say: told about what was decided on the user's behalf.
 
     Returns:
         The store of each modality.
 
     Raises:
+        ConfigError: no model, or a column without a kind.
         BackboneError: a model that cannot be used.
         StoreError: states that cannot be stored.
-        DataError: an image that cannot be read.
+        DataError: a file that cannot be read.
     """
-    loaders: dict[str, tuple[Callable[[str], Backbone], str, int]] = {}
-    if text is not None:
-        loaders[TEXT] = (
-            lambda pooling: load_text(text, pooling, max_tokens, trust_remote_code),
-            text_pooling,
-            text_batch_size,
-        )
-    if image is not None:
-        loaders[IMAGE] = (
-            lambda pooling: load_image(image, pooling, trust_remote_code),
-            image_pooling,
-            image_batch_size,
-        )
-    if not loaders:
+    if not models:
         raise ConfigError("no backbone", "one for text, for images or for both", "pass --text or --image")
+    kinds = {modality: kind_of(dataset, modality) for modality in models}
     stores = {}
-    for modality, (load, pooling, batch_size) in loaders.items():
+    for modality, kind in kinds.items():
+        load = functools.partial(
+            load_backbone,
+            kind,
+            models[modality],
+            max_tokens=max_tokens,
+            max_seconds=max_seconds,
+            frames=frames,
+            trust_remote_code=trust_remote_code,
+            loading=loading,
+        )
         encode = functools.partial(
             extract,
-            contents=Contents.of(dataset, modality),
+            contents=Contents.of(dataset, modality, kind),
             out=Path(out),
             dtype=dtype,
             precision=precision,
-            batch_size=batch_size,
+            batch_size=_BATCH_SIZE[kind],
             shard_rows=shard_rows,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             say=say,
         )
-        stores[modality] = encode(load(pooling), levels=levels)
+        stores[modality] = encode(load(pooling=(poolings or {}).get(modality)), levels=levels)
         if top_blocks is not None:
-            backbone = load("tokens")
+            backbone = load(pooling="tokens")
             encode(backbone, levels=[first_trained_block(backbone, top_blocks)])
     return stores

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,8 +13,8 @@ import polars as pl
 from torch import Tensor
 
 from iisan.backbones.backbone import Backbone
-from iisan.errors import DataError
-from iisan.names import IMAGE, ITEM_ID, TEXT
+from iisan.errors import ConfigError, DataError
+from iisan.names import IMPORTED, ITEM_ID, KINDS, TEXT
 
 
 class Catalogue(Protocol):
@@ -21,10 +22,14 @@ class Catalogue(Protocol):
 
     @property
     def items(self) -> pl.DataFrame:
-        """One row per item: ``item_id``, ``text`` and ``image``, null where missing."""
+        """One row per item: ``item_id`` and a column per modality, null where missing."""
 
-    def image_bytes(self, index: int) -> bytes:
-        """The bytes of one item's image file."""
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """The columns with contents, and of which kind each is."""
+
+    def content_bytes(self, column: str, index: int) -> bytes:
+        """The bytes of one item's file in a column of files."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +37,38 @@ class Contents:
     """The contents of N items in one modality.
 
     Attributes:
-        modality: ``"text"`` or ``"image"``.
+        modality: the column of the items.
+        kind: of what is in it.
         present: bool [N], which items have one.
         get: content of a present item: ``str`` or ``bytes``.
         label: how messages name an item.
     """
 
     modality: str
+    kind: str
     present: np.ndarray
     get: Callable[[int], Any]
     label: Callable[[int], str]
 
     @classmethod
-    def of(cls, catalogue: Catalogue, modality: str) -> "Contents":
-        """The contents of a dataset; a column that is absent counts as missing everywhere."""
+    def of(cls, catalogue: Catalogue, modality: str, kind: str | None = None) -> "Contents":
+        """The contents of a dataset's column.
+
+        Args:
+            catalogue: the items.
+            modality: the column; one that is absent counts as missing everywhere.
+            kind: of the column, its name if None. Imported states have no content: what stands for it is the id.
+        """
         items = catalogue.items
-        column = items[modality] if modality in items.columns else pl.repeat(None, items.height, eager=True)
+        kind = kind or modality
+        name = ITEM_ID if kind == IMPORTED else modality
+        column = items[name] if name in items.columns else pl.repeat(None, items.height, eager=True)
+        plain = kind in (TEXT, IMPORTED)
         return cls(
             modality=modality,
+            kind=kind,
             present=column.is_not_null().to_numpy(writable=True),
-            get=column.to_list().__getitem__ if modality == TEXT else catalogue.image_bytes,
+            get=column.to_list().__getitem__ if plain else partial(catalogue.content_bytes, modality),
             label=lambda index: f"item '{items[ITEM_ID][index]}'",
         )
 
@@ -59,7 +76,7 @@ class Contents:
     def of_texts(cls, texts: Sequence[str | None]) -> "Contents":
         """Contents from a plain list."""
         present = np.array([text is not None for text in texts], dtype=bool)
-        return cls(TEXT, present, texts.__getitem__, lambda index: f"text {index}")
+        return cls(TEXT, TEXT, present, texts.__getitem__, lambda index: f"text {index}")
 
     def keys(self) -> list[str | None]:
         """Content key of every item, ``None`` where missing.
@@ -69,7 +86,7 @@ class Contents:
         """
         indices = np.flatnonzero(self.present).tolist()
         keys: list[str | None] = [None] * len(self.present)
-        if self.modality == TEXT:
+        if self.kind in (TEXT, IMPORTED):
             digests = [content_key(self.get(index)) for index in indices]
         else:
             with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -83,10 +100,26 @@ class Contents:
             return content_key(self.get(index))
         except OSError as error:
             raise DataError(
-                f"the {IMAGE} of {self.label(index)} cannot be read ({error})",
+                f"the {self.modality} of {self.label(index)} cannot be read ({error})",
                 "a readable file",
-                "bring it back, or prepare the dataset again with image checks",
+                "bring it back, or prepare the dataset again",
             ) from None
+
+
+def kind_of(catalogue: Catalogue, column: str) -> str:
+    """The kind of a column, which its dataset says.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    kinds = catalogue.kinds
+    if column not in kinds:
+        raise ConfigError(
+            f"the dataset has no contents in a column '{column}'",
+            f"one of {', '.join(kinds)}",
+            f"prepare it with --column {column}=KIND, KIND being one of {', '.join(KINDS)}",
+        )
+    return kinds[column]
 
 
 def prepare_items(backbone: Backbone, contents: Contents, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -106,7 +139,7 @@ def prepare_items(backbone: Backbone, contents: Contents, indices: Sequence[int]
                 raise DataError(
                     f"the {contents.modality} of {contents.label(index)}: {error.got}",
                     error.expected,
-                    "prepare the dataset again with image checks",
+                    "prepare the dataset again, which checks every file",
                 ) from None
         raise
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,16 +21,7 @@ from iisan.backbones.precision import Precision, autocast, choose_precision
 from iisan.errors import ConfigError, StoreError
 from iisan.names import TEXT
 from iisan.progress import track
-from iisan.states.codec import (
-    SCALES,
-    STATES,
-    check_dtype,
-    check_finite,
-    decode,
-    encode,
-    level_means,
-    relative_errors,
-)
+from iisan.states.codec import check_dtype, level_means, storage_errors
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
 from iisan.states.store import StateStore, store_name
@@ -58,6 +49,11 @@ class _Job:
     batch_size: int
     device: torch.device
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the states' values, and whose they are."""
+        return {"modality": self.contents.modality, **self.backbone.settings}
+
     def batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
         return _chunks(indices, self.batch_size)
 
@@ -67,7 +63,7 @@ class _Job:
         """States [rows, K, D] of every batch and the rows of each content; the next are prepared meanwhile."""
         # A tokenizer must not be used by two threads at once; decoding images gains from many.
         prepare = functools.partial(prepare_items, self.backbone, self.contents)
-        workers = 1 if self.contents.modality == TEXT else os.cpu_count() or 1
+        workers = 1 if self.contents.kind == TEXT else os.cpu_count() or 1
         for inputs in _ahead(prepare, batches, workers):
             with torch.inference_mode(), autocast(self.device, precision):
                 on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
@@ -171,7 +167,7 @@ def _order(backbone: Backbone, contents: Contents, keys: list[str | None]) -> li
         if key is not None:
             first.setdefault(key, index)
     indices = [first[key] for key in sorted(first)]
-    if contents.modality == TEXT:
+    if contents.kind == TEXT:
         lengths = dict(zip(indices, backbone.lengths([contents.get(i) for i in indices]), strict=True))
         indices.sort(key=lengths.__getitem__)
     return indices
@@ -213,19 +209,19 @@ def _measure(
     job: _Job, sample: list[int], owners: list[int], reference: Tensor, mean: Tensor, precision: Precision
 ) -> list[float | None]:
     states = reference if precision == "fp32" else job.states(sample, precision)[0]
-    encoded = encode(states, mean, job.dtype)
-    check_finite(encoded, job.levels, functools.partial(_label, job.contents, owners), job.dtype)
-    return relative_errors(decode(encoded[STATES], encoded.get(SCALES), mean), reference)
+    label = functools.partial(_label, job.contents, owners)
+    return storage_errors(states, reference, mean, job.dtype, job.levels, label)
 
 
 def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Manifest:
     return Manifest(
-        settings=job.backbone.settings,
+        settings=job.settings,
         levels=job.levels,
         dtype=job.dtype,
         precision=precision,
         width=job.backbone.width,
         depth=job.backbone.depth,
+        parameters=job.backbone.parameter_count,
         error=errors,
         shards=[],
         made_with=library_versions(),
@@ -233,7 +229,7 @@ def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Ma
 
 
 def _folder(job: _Job, out: Path, precision: Precision) -> Path:
-    fingerprint = fingerprint_of(job.backbone.settings, job.levels, job.dtype, precision)
+    fingerprint = fingerprint_of(job.settings, job.levels, job.dtype, precision)
     name = store_name(job.contents.modality, job.backbone.pooling == "tokens")
     return out / f"{name}-{fingerprint[:16]}"
 

@@ -50,6 +50,7 @@ class Manifest(BaseModel):
         precision: number format of the computation.
         width: D.
         depth: T.
+        parameters: of the backbone; None for states made elsewhere, and in stores that do not say it yet.
         error: per level the storage error next to the spread between items, ``None`` for constant levels.
         mean: the file of per-level means [K, D].
         shards: finished shards, in row order.
@@ -64,6 +65,7 @@ class Manifest(BaseModel):
     precision: Precision
     width: int
     depth: int
+    parameters: int | None = None
     error: list[float | None]
     mean: File | None = None
     shards: list[Shard]

@@ -3,7 +3,7 @@
 Legend: N items, U distinct items of a batch, U_m those with modality m, K levels, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from iisan.backbones.backbone import Backbone
-from iisan.backbones.levels import Level
+from iisan.backbones.levels import Level, parse_levels
 from iisan.names import LAST
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.store import StateStore
@@ -38,15 +38,35 @@ class StateSource(nn.Module):
     Attributes:
         widths: D per modality.
         levels: the K levels per modality.
+        present: bool [N] per modality, which items have it.
     """
 
     widths: dict[str, int]
     levels: dict[str, tuple[Level, ...]]
+    present: dict[str, Tensor]
+
+    @property
+    def missing(self) -> bool:
+        """Whether some item lacks one of the modalities."""
+        return not all(bool(mask.all()) for mask in self.present.values())
+
+    @property
+    def empty(self) -> Tensor:
+        """Items that have nothing at all, int64."""
+        return (~torch.stack(list(self.present.values())).any(0)).nonzero().squeeze(1)
 
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the weights that live backbones had when they were loaded, per modality."""
         return {}
+
+    @property
+    def backbone_parameters(self) -> dict[str, int]:
+        """Parameters of the whole backbone that the states come from, per modality, where that is known."""
+        return {}
+
+    def hold(self, held: bool) -> None:
+        """Promise that live weights stay as they are, until it is taken back; states may be kept meanwhile."""
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """States of the items ``rows``, int64 [U]."""
@@ -58,7 +78,7 @@ class NoStates(StateSource):
 
     def __init__(self) -> None:
         super().__init__()
-        self.widths, self.levels = {}, {}
+        self.widths, self.levels, self.present = {}, {}, {}
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """No modality at all."""
@@ -80,8 +100,15 @@ class CachedStates(StateSource):
         self._rows = {modality: torch.as_tensor(rows) for modality, (_, rows, _) in stores.items()}
         self.levels = {modality: tuple(levels) for modality, (_, _, levels) in stores.items()}
         self.widths = {modality: store.width for modality, store in self._stores.items()}
+        self.present = {modality: rows >= 0 for modality, rows in self._rows.items()}
         for modality, store in self._stores.items():
             store.check_levels(self.levels[modality])
+
+    @property
+    def backbone_parameters(self) -> dict[str, int]:
+        """As the stores say."""
+        found = {modality: store.manifest.parameters for modality, store in self._stores.items()}
+        return {modality: count for modality, count in found.items() if count is not None}
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """States read from the stores, on the device of ``rows``."""
@@ -98,13 +125,18 @@ class ComputedStates(StateSource):
     """States that backbones compute when they are asked for, in pieces of ``batch_size`` contents.
 
     Gradients reach whatever of the backbones ``iisan.backbones.tuning.tune`` has set to be trained; with frozen
-    backbones the numbers are those of a store.
+    backbones the numbers are those of a store. While the weights are held, the states of the whole catalogue are
+    computed once, in evaluation mode and fp32, and served from main memory (4·K·D bytes an item): a training step
+    then costs what it costs with a store, and no gradient reaches the backbones.
 
     Args:
         backbones: per modality.
         levels: per modality the K wanted levels.
         present: per modality bool [N], which items have it.
         batch_size: contents per forward pass.
+
+    Raises:
+        BackboneError: a level beyond the backbone's depth.
     """
 
     def __init__(
@@ -115,30 +147,75 @@ class ComputedStates(StateSource):
         batch_size: int,
     ) -> None:
         super().__init__()
+        for modality, backbone in backbones.items():
+            parse_levels(levels[modality], backbone.depth)
         self.backbones = nn.ModuleDict(backbones)
         self.levels = dict(levels)
         self.widths = {modality: backbone.width for modality, backbone in backbones.items()}
-        self._present = {modality: torch.from_numpy(mask) for modality, mask in present.items()}
+        self.present = {modality: torch.from_numpy(mask) for modality, mask in present.items()}
         self._batch_size = batch_size
+        self._held = False
+        #: Modality -> states of the whole catalogue, [N, K, D]; a plain attribute, so in no checkpoint.
+        self._kept: dict[str, Tensor] = {}
 
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the weights that the backbones had when they were loaded, per modality."""
         return {modality: backbone.weight_digest for modality, backbone in self._named()}
 
+    @property
+    def backbone_parameters(self) -> dict[str, int]:
+        """Parameters that the backbones had when they were loaded, per modality."""
+        return {modality: backbone.parameter_count for modality, backbone in self._named()}
+
     def _named(self) -> list[tuple[str, Any]]:
         return list(self.backbones.items())
 
+    def hold(self, held: bool) -> None:
+        """Keep the states from the next call on, or forget those that are kept."""
+        self._held = held
+        if not held:
+            self._kept.clear()
+
     def forward(self, rows: Tensor) -> ItemBatch:
-        """States computed on the device of ``rows``."""
+        """States on the device of ``rows``, which they are computed on."""
+        states = self._serve if self._held else self._run
         modalities = {}
-        for modality, levels in self.levels.items():
-            positions = self._present[modality][rows.cpu()].nonzero().squeeze(1)
-            parts = [torch.empty(0, len(levels), self.widths[modality], device=rows.device)]
-            for items in rows.cpu()[positions].split(self._batch_size) if len(positions) else ():
-                parts.append(self._compute(modality, items, rows.device))
-            modalities[modality] = (torch.cat(parts), positions.to(rows.device))
+        for modality, present in self.present.items():
+            positions = present[rows.cpu()].nonzero().squeeze(1)
+            items = rows.cpu()[positions]
+            modalities[modality] = (states(modality, items, rows.device), positions.to(rows.device))
         return ItemBatch(rows, modalities)
+
+    def _run(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
+        """States [n, K, D] of n items that have the modality, computed in pieces."""
+        parts = [torch.empty(0, len(self.levels[modality]), self.widths[modality], device=device)]
+        parts += [self._compute(modality, piece, device) for piece in self._pieces(items)]
+        return torch.cat(parts)
+
+    def _pieces(self, items: Tensor) -> Sequence[Tensor]:
+        return items.split(self._batch_size) if len(items) else ()
+
+    def _serve(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
+        """The same from those that are kept, which the first call computes."""
+        if modality not in self._kept:
+            self._kept[modality] = self._keep(modality, device)
+        return self._kept[modality][items].to(device)
+
+    @torch.no_grad()
+    def _keep(self, modality: str, device: torch.device) -> Tensor:
+        """States of the whole catalogue, fp32 [N, K, D] on the CPU; zeros where an item lacks the modality."""
+        present = self.present[modality]
+        kept = torch.zeros(len(present), len(self.levels[modality]), self.widths[modality])
+        training = self.training
+        self.eval()
+        # Pieces, mode and precision are fixed, so that a resumed run, where a training step asks first, serves the
+        # same bits as one that went on, where validation did.
+        with torch.autocast(device.type, enabled=False):
+            for piece in self._pieces(present.nonzero().squeeze(1)):
+                kept[piece] = self._compute(modality, piece, device).cpu()
+        self.train(training)
+        return kept
 
     def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         """States [n, K, D] of n items that have the modality."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from iisan.backbones.levels import Level
 from iisan.errors import StoreError
 from iisan.files import sha256_file
+from iisan.names import IMPORTED, KINDS
 from iisan.states.codec import SCALES, STATES, decode
 from iisan.states.contents import Catalogue, Contents
 from iisan.states.manifest import MANIFEST, MEAN, RECACHE, File, Manifest
@@ -32,7 +33,9 @@ class StateStore:
         folder: where it lies.
         fingerprint: SHA-256 of all that decided what it holds.
         manifest: what it says about itself.
-        settings: what decided the states' values (see ``Backbone.settings``).
+        settings: what decided the states' values (see ``Backbone.settings``), and their modality.
+        modality: the column of the items.
+        kind: of its contents.
         levels: the stored levels.
         width: D.
         depth: T, the backbone's number of blocks.
@@ -44,6 +47,7 @@ class StateStore:
         self.manifest = manifest
         self.settings = manifest.settings
         self.modality: str = manifest.settings["modality"]
+        self.kind: str = manifest.settings.get("kind", self.modality)
         self.levels = manifest.levels
         self.width = manifest.width
         self.depth = manifest.depth
@@ -53,6 +57,11 @@ class StateStore:
     def __len__(self) -> int:
         """Number of stored rows: one per distinct content, or per token of one."""
         return self.manifest.rows
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, without the manifest."""
+        return sum(file.bytes for file in self.manifest.files())
 
     @classmethod
     def open(cls, folder: Path | str, expect: dict[str, Any] | None = None) -> "StateStore":
@@ -82,12 +91,22 @@ class StateStore:
         return cls(folder, manifest)
 
     @staticmethod
-    def folders(folder: Path | str, modality: str, tokens: bool = False) -> list[Path]:
+    def folders(folder: Path | str, modality: str = "*", tokens: bool = False) -> list[Path]:
         """The stores of a modality (of its tokens) in a folder of stores; the folder itself if it is a store."""
         folder = Path(folder)
         if (folder / MANIFEST).is_file():
             return [folder]
-        return sorted(path.parent for path in folder.glob(f"{store_name(modality, tokens)}-*/{MANIFEST}"))
+        found = [path.parent for path in folder.glob(f"{store_name(modality, tokens)}-*/{MANIFEST}")]
+        # No modality has a hyphen in its name, so one more than the fingerprint's is that of a store of tokens.
+        return sorted(path for path in found if path.name.count("-") == 1 + tokens)
+
+    @classmethod
+    def kinds(cls, folder: Path | str, tokens: bool = False) -> dict[str, str]:
+        """Modality -> kind of what a folder of stores holds; those named after their kind first."""
+        settings = [Manifest.read(path).settings for path in cls.folders(folder, tokens=tokens)]
+        found = {each["modality"]: each.get("kind", each["modality"]) for each in settings}
+        first = [name for name in KINDS if name in found]
+        return {name: found[name] for name in (*first, *sorted(found.keys() - set(first)))}
 
     @classmethod
     def find(
@@ -122,6 +141,10 @@ class StateStore:
             )
         return cls.open(candidates[0], expect)
 
+    def facts(self) -> dict[str, Any]:
+        """What the store holds, as JSON: its manifest, its folder and its number of rows."""
+        return {"folder": str(self.folder), "rows": len(self), **self.manifest.model_dump(mode="json")}
+
     def verify(self) -> None:
         """Compare every file with its checksum.
 
@@ -149,7 +172,7 @@ class StateStore:
         return wanted.join(self._index, on=KEY, how="left", maintain_order="left")
 
     def rows_for(self, dataset: Catalogue) -> np.ndarray:
-        """Rows of a dataset's items: int64 [N], -1 where an item has no content of this modality.
+        """Rows of a dataset's items: int64 [N], -1 where an item has no content, or no imported states.
 
         Raises:
             StoreError: items whose content is not stored.
@@ -164,11 +187,11 @@ class StateStore:
         Raises:
             StoreError: items whose content is not stored.
         """
-        contents = Contents.of(dataset, self.modality)
+        contents = Contents.of(dataset, self.modality, self.kind)
         found = self._look_up(contents.keys())
         rows = found[ROW].fill_null(-1).to_numpy(writable=True)
         absent = np.flatnonzero((rows < 0) & contents.present)
-        if len(absent):
+        if len(absent) and self.kind != IMPORTED:
             raise StoreError(
                 f"{len(absent)} items are not in the store '{self.folder}', such as "
                 f"{contents.label(int(absent[0]))}",

@@ -55,9 +55,9 @@ def parameter_groups(
             case ["items", "towers", _, "blocks", *_]:
                 rate = config.blocks
             case ["items", "towers", tower, "gates"]:
-                rate = config.gates.get(tower, config.rate)  # type: ignore[call-overload]
+                rate = config.gates.get(tower, config.rate)
             case ["items", "dense", tower, *_]:
-                rate = config.dense.get(tower, config.rate)  # type: ignore[call-overload]
+                rate = config.dense.get(tower, config.rate)
             case _:
                 rate = config.rate
         groups.setdefault(rate, []).append(parameter)
@@ -131,6 +131,7 @@ class Trainer:
             save_checkpoint(checkpoint, self.network, self.optimizer, self.best, self.progress)
             self._write_metrics()
             self.log(record)
+        self.network.source.hold(False)
         load_trainable(self.network, self.best)
         return self.progress
 
@@ -143,6 +144,8 @@ class Trainer:
         # Dropout depends on the seed and the epoch alone, so a resumed run needs no stored generator.
         torch.manual_seed(int(np.random.SeedSequence([self.config.training.seed, epoch]).generate_state(1)[0]))
         started = time.perf_counter()
+        refresh, source = self.config.tuning.refresh, self.network.source
+        source.hold((epoch - 1) % refresh > 0)
         self.network.train()
         total = self.run(track(self.batches.epoch(epoch), f"epoch {epoch}", len(self.batches)))
         loss = total.item() / len(self.batches)
@@ -153,6 +156,8 @@ class Trainer:
                 "lower the learning rates (optimizer.rate, optimizer.blocks) or set training.clip",
             )
         trained = time.perf_counter()
+        # What validation computes of the backbones serves the next epochs, where they stay as they are.
+        source.hold(refresh > 1)
         metrics = self.validate(self.network)
         return {
             "epoch": epoch,

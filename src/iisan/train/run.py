@@ -131,6 +131,9 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
             f"{100 * record[select]:.2f}%  {seconds:.1f} s"
         )
 
+    empty = len(setup.network.source.empty) if config.modalities else 0
+    if empty:
+        say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
     trainer = Trainer(setup.network, batches, config, validate, out, setup.autocast, log)
     progress = trainer.fit()
     scorer = network_scorer(setup.network)
@@ -145,6 +148,9 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
         "data": setup.dataset.manifest.get("content_hash"),
         "states": {modality: store.fingerprint for modality, store in setup.stores.items()},
         "backbones": network.source.digests,
+        "items_without_content": empty,
+        "backbone_parameters": network.source.backbone_parameters,
+        "store_bytes": {modality: store.size for modality, store in setup.stores.items()},
         "protocol": test.protocol,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,

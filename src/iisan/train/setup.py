@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from iisan.backbones.precision import choose_precision
-from iisan.config import Config, parse
+from iisan.config import ColumnConfig, Config, parse
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Split, split
 from iisan.errors import ConfigError
 from iisan.model import SequentialRecommender
-from iisan.names import IMAGE, TEXT
+from iisan.names import KINDS
 from iisan.states.store import StateStore
-from iisan.train.sources import STATES_CURE, missing_states, open_stores, state_source
+from iisan.train.sources import STATES_CURE, open_stores, state_source
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,25 @@ def resolve(config: Config) -> Config:
         ConfigError: no modality is named and none can be found.
     """
     paths = {name: path.resolve() for name in ("dataset", "states") if (path := getattr(config, name)) is not None}
+    columns = dict(config.columns)
+    stored: dict[str, str] = {}
+    if config.source != "live" and config.states is not None:
+        stored = StateStore.kinds(config.states, tokens=config.source == "partial")
     modalities: tuple[str, ...] | None = config.modalities
-    if modalities is None and config.source == "live":
-        modalities = tuple(name for name in (IMAGE, TEXT) if config.states_of(name).backbone is not None) or None
-    elif modalities is None and config.states is not None:
-        tokens = config.source == "partial"
-        modalities = tuple(name for name in (IMAGE, TEXT) if StateStore.folders(config.states, name, tokens))
+    if modalities is None:
+        live = (*KINDS, *columns) if config.source == "live" else ()
+        modalities = (*stored, *(name for name in live if config.states_of(name).backbone is not None)) or None
     if modalities is None:
         raise ConfigError(
             "no modality is named",
             "'modalities' (such as [image, text]), or a folder of state stores",
             STATES_CURE,
         )
-    return parse({**config.model_dump(), **paths, "modalities": modalities})
+    for name in modalities:
+        if config.kind_of(name) is None and name in stored:
+            columns[name] = columns.get(name, ColumnConfig()).model_copy(update={"kind": stored[name]})
+    resolved = config.model_copy(update={"modalities": modalities, "columns": columns, **paths})
+    return parse(resolved.model_dump())
 
 
 def build(config: Config, dataset: Dataset | None = None) -> Setup:
@@ -107,8 +113,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
     device = choose_device(config.training.device)
     stores = open_stores(config)
     source = state_source(config, dataset, stores)
-    missing = missing_states(dataset, config.modalities or ())
-    network = SequentialRecommender.build(config, dataset.num_items, source, missing).to(device)
+    network = SequentialRecommender.build(config, dataset.num_items, source).to(device)
     return Setup(
         config,
         dataset,

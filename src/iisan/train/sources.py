@@ -1,31 +1,46 @@
 """From a configuration to the states of items: stores opened and checked, backbones loaded and tuned."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from iisan.backbones.backbone import Backbone
-from iisan.backbones.image import load_image
-from iisan.backbones.levels import layer_drop
-from iisan.backbones.text import load_text
+from iisan.backbones.levels import named_levels
+from iisan.backbones.load import load_backbone
 from iisan.backbones.tuning import first_trained_block, tune
 from iisan.config import Config, Level, Levels
 from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError, StoreError
-from iisan.names import TEXT
+from iisan.names import IMPORTED
 from iisan.states.contents import Contents
 from iisan.states.sources import CachedStates, LiveStates, NoStates, PartialStates, StateSource
 from iisan.states.store import StateStore
+
+#: How much of a content a backbone takes in.
+_LIMITS = ("max_tokens", "max_seconds", "frames")
 
 #: How to name the folder of stores.
 STATES_CURE = "pass --states or set the key 'states'"
 
 
 def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:
-    """The levels that the model reads: LayerDrop's, all hidden states, or those listed."""
-    if levels == "layerdrop":
-        return layer_drop(depth)
-    return tuple(range(depth + 1)) if levels == "all" else levels
+    """The levels that the model reads: those that a name stands for, or those listed.
+
+    Raises:
+        BackboneError: group layer-dropping that does not fit the depth.
+    """
+    if not isinstance(levels, str):
+        return levels
+    named = named_levels(levels, depth)
+    assert named is not None, "the configuration knows the names"
+    return named
+
+
+def _read_levels(config: Config, store: StateStore) -> tuple[Level, ...]:
+    levels = config.levels_of(store.modality)
+    # What was made elsewhere has the levels it came with.
+    return store.levels if store.kind == IMPORTED and levels == "all" else kept_levels(levels, store.depth)
 
 
 def open_stores(config: Config) -> dict[str, StateStore]:
@@ -45,7 +60,7 @@ def open_stores(config: Config) -> dict[str, StateStore]:
         wanted = config.states_of(modality)
         expect = {
             key: value
-            for key, value in wanted.model_dump(include={"backbone", "pooling", "max_tokens"}).items()
+            for key, value in wanted.model_dump(include={"backbone", "pooling", *_LIMITS}).items()
             if value is not None and not (tokens and key == "pooling")
         }
         stores[modality] = StateStore.find(config.states, modality, expect, tokens)
@@ -63,11 +78,7 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
     if config.source == "cached":
         return CachedStates(
             {
-                modality: (
-                    store,
-                    store.rows_for(dataset),
-                    kept_levels(config.levels_of(modality), store.depth),
-                )
+                modality: (store, store.rows_for(dataset), _read_levels(config, store))
                 for modality, store in stores.items()
             }
         )
@@ -81,7 +92,7 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
             {
                 modality: (
                     backbone,
-                    Contents.of(dataset, modality),
+                    Contents.of(dataset, modality, config.kind_of(modality)),
                     kept_levels(config.levels_of(modality), backbone.depth),
                 )
                 for modality, backbone in backbones.items()
@@ -108,17 +119,14 @@ def _load_backbone(config: Config, modality: str, store: StateStore | None) -> B
         raise ConfigError(
             f"source '{config.source}' has no backbone for {modality}",
             "a hub id or a folder",
-            f"set {modality}.backbone",
+            f"set {modality}.backbone, or columns.{modality}.backbone",
         )
-    if modality == TEXT:
-        max_tokens = wanted.max_tokens or stored.get("max_tokens")
-        backbone: Backbone = load_text(name, wanted.pooling or "mean", max_tokens)
-    else:
-        backbone = load_image(name, wanted.pooling or "cls")
+    limits: dict[str, Any] = {limit: getattr(wanted, limit) or stored.get(limit) for limit in _LIMITS}
+    backbone = load_backbone(str(wanted.kind), name, pooling=wanted.pooling, **limits)
     if store is not None:
         _check_tokens(store, backbone, tuning.top)
     if tuning.method != "none":
-        settings = tuning.model_dump(exclude={"method", "rate"})
+        settings = tuning.model_dump(exclude={"method", "rate", "refresh"})
         tune(backbone, tuning.method, **settings)
     return backbone
 
@@ -137,8 +145,3 @@ def _check_tokens(store: StateStore, backbone: Backbone, top: int | None) -> Non
             "the same backbone",
             "run `iisan cache --top-blocks` again",
         )
-
-
-def missing_states(dataset: Dataset, modalities: tuple[str, ...]) -> bool:
-    """Whether some item lacks one of the modalities."""
-    return any(not Contents.of(dataset, modality).present.all() for modality in modalities)

@@ -17,12 +17,15 @@ from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import read_manifest
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.recipes import load_config
+from iisan.train.checkpoint import load_trainable
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
 MODEL = "model.safetensors"
 ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
+#: In the file of the weights, beside them.
+_EMBEDDINGS = "item_embeddings"
 SCHEMA = 1
 
 
@@ -33,6 +36,18 @@ def _scorer(sequence: nn.Module, items: Tensor, length: int) -> EmbeddingScorer:
 def network_scorer(network: SequentialRecommender) -> EmbeddingScorer:
     """The scorer of a network as it is now."""
     return _scorer(network.sequence, network.item_embeddings(), network.length)
+
+
+def restore(run: "TrainedRun", network: SequentialRecommender) -> SequentialRecommender:
+    """Put a run's best weights into a network that was built from the run's configuration.
+
+    Raises:
+        RunError: they do not fit.
+    """
+    weights = load_file(run.folder / MODEL)
+    del weights[_EMBEDDINGS]
+    load_trainable(network, weights)
+    return network
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class TrainedRun:
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS)
-            embeddings = weights["item_embeddings"]
+            embeddings = weights[_EMBEDDINGS]
             sequence = sequence_encoder(config.sequence, config.items.width)
             prefix = "sequence."
             sequence.load_state_dict(

@@ -1,0 +1,201 @@
+"""Audio encoders of Hugging Face as backbones.
+
+Legend: n sounds in the batch, L samples or spectrogram frames, S tokens, K wanted levels, D width.
+"""
+
+import io
+import wave
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from iisan.backbones.backbone import Backbone
+from iisan.backbones.blocks import Pool, has_class_token, pooled_states
+from iisan.backbones.levels import Level
+from iisan.backbones.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
+from iisan.data.sounds import MIN_SECONDS, open_sound
+from iisan.errors import BackboneError
+from iisan.files import sha256_json
+from iisan.names import AUDIO
+
+#: The longest part that is heard by models without a window of their own.
+DEFAULT_MAX_SECONDS = 10.0
+
+#: How bytes become samples before the feature extractor; part of the fingerprint.
+_DECODING = {"decoder": "soundfile", "part": "middle", "resampler": "scipy.signal.resample_poly"}
+_LENGTH = "length"
+
+#: In training mode these skip whole blocks, whose states are wanted, and mask parts of the input.
+_NOISE = {"layerdrop": 0.0, "apply_spec_augment": False}
+
+
+class AudioBackbone(Backbone):
+    """An audio tower and its feature extractor; contents are the bytes of sound files.
+
+    Of each sound the middle ``max_seconds`` are heard, and every sound as if it were alone:
+
+    - Towers that read samples (Wav2Vec2, HuBERT, WavLM) get each sound at its own length. Some of them normalise
+      over all samples of a clip and were trained without an attention mask, so padding would change their states;
+      sounds of equal length run together, others by themselves.
+    - Whisper's encoder hears a window of 30 s that is filled up with silence; the mean is over the frames of the
+      sound itself.
+    - AST hears a window of 10 s, filled up likewise; its tokens are patches of the spectrogram, and the mean is
+      over all of them.
+
+    Attributes:
+        max_seconds: longest part of a sound that is heard.
+    """
+
+    kind: ClassVar[str] = AUDIO
+    poolings: ClassVar[tuple[str, ...]] = ("cls", "mean", "tokens")
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        source: Source,
+        pooling: str,
+        extractor: Any,
+        max_seconds: float | None,
+        loading: Loading = PLAIN,
+    ) -> None:
+        super().__init__(tower, source, pooling, loading)
+        self.extractor = extractor
+        self._input: str = extractor.model_input_names[0]
+        # Samples in the window of Whisper and of AST, which counts in hops of 160.
+        self._whisper: int | None = getattr(extractor, "n_samples", None)
+        self._window = self._whisper or 160 * getattr(extractor, "max_length", 0)
+        self.max_seconds = self._resolve_max_seconds(max_seconds)
+        if pooling == "cls" and not has_class_token(tower):
+            raise BackboneError(
+                f"pooling 'cls' for '{source.name}', which has no class token",
+                "pooling 'mean' for audio models other than AST",
+                "use mean pooling",
+            )
+        if pooling == "tokens" and (self._whisper or not self._window):
+            raise BackboneError(
+                f"the token states of '{source.name}'",
+                "an audio model with equally many tokens for all sounds (AST)",
+                "leave audio out of partial training, or use such a model",
+            )
+        for owner in (tower, tower.config):
+            for name, off in _NOISE.items():
+                if hasattr(owner, name):
+                    setattr(owner, name, off)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the states' values, as JSON."""
+        return {**super().settings, "max_seconds": self.max_seconds}
+
+    @property
+    def processor_digest(self) -> str:
+        """SHA-256 over the feature extractor's configuration and the way sounds are decoded."""
+        # AST computes with torchaudio where that is installed, which gives slightly other values.
+        kaldi = bool(self._window) and not hasattr(self.extractor, "mel_filters")
+        return sha256_json({**self.extractor.to_dict(), **_DECODING, "torchaudio": kaldi})
+
+    def prepare(self, contents: Sequence[bytes]) -> dict[str, Tensor]:
+        """Decode n sounds and extract their features: padded [n, L] or [n, L, …], and lengths [n].
+
+        Raises:
+            DataError: bytes that are not a sound.
+        """
+        rate = self.extractor.sampling_rate
+        sounds = [open_sound(content, rate, self.max_seconds) for content in contents]
+        # One by one, so that nothing of a neighbour gets into a sound.
+        features = [
+            self.extractor(sound, sampling_rate=rate, return_tensors="pt")[self._input][0] for sound in sounds
+        ]
+        lengths = [len(part) for part in (sounds if self._window else features)]
+        return {self._input: pad_sequence(features, batch_first=True), _LENGTH: torch.tensor(lengths)}
+
+    def sample(self) -> bytes:
+        """A second of silence."""
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(bytes(2 * 16_000))
+        return buffer.getvalue()
+
+    def forward(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
+        """Compute the pooled states [n, K, D] of some levels; blocks above the highest are not run."""
+        lengths = inputs[_LENGTH]
+        if self._window:
+            return self._run(inputs, levels)
+        order, parts = [], []
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().squeeze(1)
+            order.append(rows)
+            alike = {self._input: inputs[self._input][rows, :length], _LENGTH: lengths[rows]}
+            parts.append(self._run(alike, levels))
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _run(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
+        read = {self._input: inputs[self._input]}
+        return pooled_states(self.tower, self.blocks, read, levels, self.pool(inputs), self.width)
+
+    def pool(self, inputs: dict[str, Tensor]) -> Pool:
+        """Mean over the sound's tokens, class token, or every token."""
+        if self.pooling == "tokens":
+            return lambda hidden: hidden.float().flatten(0, 1)
+        if self.pooling == "cls":
+            return lambda hidden: hidden[:, 0].float()
+        if self._whisper is None:
+            return lambda hidden: hidden.float().mean(1)
+        samples, window = inputs[_LENGTH], self._whisper
+
+        def mean_of_sound(hidden: Tensor) -> Tensor:
+            frames = (samples * hidden.shape[1] + window - 1) // window
+            real = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]
+            return (hidden.float() * (real / frames[:, None]).unsqueeze(-1)).sum(1)
+
+        return mean_of_sound
+
+    def _resolve_max_seconds(self, requested: float | None) -> float:
+        window = self._window / self.extractor.sampling_rate
+        if requested is None:
+            return window or DEFAULT_MAX_SECONDS
+        if not MIN_SECONDS <= requested <= (window or float("inf")):
+            raise BackboneError(
+                f"max_seconds {requested} for '{self.source.name}'",
+                f"{MIN_SECONDS} to {window:g}" if window else f"at least {MIN_SECONDS}",
+                "choose a length in this range",
+            )
+        return requested
+
+
+def load_audio(
+    name_or_folder: str,
+    pooling: str | None = None,
+    max_seconds: float | None = None,
+    trust_remote_code: bool = False,
+    loading: Loading = PLAIN,
+) -> AudioBackbone:
+    """Load an audio backbone.
+
+    Args:
+        name_or_folder: hub id or local folder of AST, Wav2Vec2, HuBERT, WavLM, Whisper (its encoder is taken) or
+            another audio transformer of constant width.
+        pooling: ``"mean"`` over the sound's tokens, which is what ``None`` stands for, or ``"cls"``, the
+            class token (AST only).
+        max_seconds: longest part of a sound that is heard, taken from its middle; ``None`` is the model's own
+            window (AST 10.24, Whisper 30), 10 where it has none.
+        trust_remote_code: run program code that comes with the model.
+        loading: how the weights of a large model are held.
+
+    Raises:
+        BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+        MissingExtraError: ``loading`` needs a library that is not installed.
+    """
+    from transformers import AutoFeatureExtractor
+
+    source = locate(name_or_folder)
+    check_folder(source, trust_remote_code)
+    extractor = load_processor(AutoFeatureExtractor, source, "audio feature extractor", trust_remote_code)
+    tower = load_tower(source, AUDIO, trust_remote_code, loading)
+    return AudioBackbone(tower, source, pooling or "mean", extractor, max_seconds, loading)

@@ -1,0 +1,161 @@
+"""Captions of pictures and videos, by image-to-text models of Hugging Face."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from iisan.backbones.backbone import weight_digest
+from iisan.backbones.loading import (
+    check_folder,
+    check_weights,
+    load_image_processor,
+    load_model,
+    load_processor,
+    locate,
+    quiet,
+)
+from iisan.backbones.precision import autocast, choose_precision
+from iisan.data.images import open_image
+from iisan.data.videos import sample_frames
+from iisan.errors import BackboneError, ConfigError
+from iisan.files import sha256_json
+from iisan.names import IMAGE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Longest caption, in tokens.
+MAX_TOKENS = 30
+#: What models are asked that answer questions; those that only write captions are asked nothing.
+PROMPT = "Describe this picture in one sentence."
+
+
+class Captioner:
+    """An image-to-text model that writes one caption a picture, by greedy search, so always the same one.
+
+    Args:
+        name_or_folder: hub id or local folder of a model that writes captions (BLIP, GIT, ViT-GPT2), or of one
+            that has a chat template (LLaVA and its like).
+        prompt: what a model with a chat template is asked.
+        max_tokens: longest caption.
+        precision: see :func:`iisan.backbones.precision.choose_precision`.
+        device: where the model runs; ``None`` is a GPU if there is one.
+        trust_remote_code: run program code that comes with the model.
+
+    Raises:
+        BackboneError: not found, incomplete, of another kind, or not content with a picture alone.
+        ConfigError: unusable settings.
+    """
+
+    def __init__(
+        self,
+        name_or_folder: str,
+        *,
+        prompt: str = PROMPT,
+        max_tokens: int = MAX_TOKENS,
+        precision: str = "auto",
+        device: torch.device | str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        import transformers as hf
+        from PIL import Image
+
+        if max_tokens < 1:
+            raise ConfigError(f"captions of at most {max_tokens} tokens", "at least 1", "raise max_tokens")
+        self._source = source = locate(name_or_folder)
+        check_folder(source, trust_remote_code)
+        config = hf.AutoConfig.from_pretrained(
+            source.folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        if type(config) not in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
+            raise BackboneError(
+                f"'{source.name}' ({config.model_type}) writes no text about pictures",
+                "an image-to-text model such as BLIP, GIT or ViT-GPT2",
+                "choose another model",
+            )
+        positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if positions is not None and max_tokens >= positions:
+            raise ConfigError(
+                f"captions of at most {max_tokens} tokens",
+                f"fewer than the {positions} positions of '{source.name}'",
+                "lower max_tokens",
+            )
+        whole = load_processor(hf.AutoProcessor, source, "processor", trust_remote_code, backend="pil")
+        has_chat = hasattr(whole, "image_processor") and getattr(whole, "chat_template", None)
+        self._chat: Any = whole if has_chat else None
+        if self._chat is None:
+            # Some models that only write captions have no processor for both.
+            self._pixels = load_image_processor(source, trust_remote_code)
+            self._tokenizer = load_processor(hf.AutoTokenizer, source, "tokenizer", trust_remote_code)
+        else:
+            self._tokenizer = self._chat.tokenizer
+            self._tokenizer.padding_side = "left"  # answers follow questions
+        model, missing = load_model(hf.AutoModelForImageTextToText, source, trust_remote_code)
+        check_weights(source, "the model", missing)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._precision = choose_precision(self._device, precision)
+        self._model = model.eval().to(self._device)
+        self._prompt, self._max_tokens = prompt, max_tokens
+        try:
+            self([Image.new("RGB", (32, 32), "grey")])
+        except (ValueError, TypeError, IndexError, KeyError, RuntimeError) as error:
+            raise BackboneError(
+                f"'{source.name}' writes no caption of a picture alone ({' '.join(str(error).split())[:120]})",
+                "a model that needs no more than the picture, or one with a chat template",
+                "choose another model",
+            ) from None
+
+    def __call__(self, pictures: list["Image"]) -> list[str]:
+        """One caption for each picture of a batch; it may be empty."""
+        if self._chat is None:
+            inputs = {"pixel_values": self._pixels(pictures, return_tensors="pt")["pixel_values"]}
+        else:
+            inputs = self._questions(pictures)
+        asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        with quiet(), torch.inference_mode(), autocast(self._device, self._precision):
+            tokens = self._model.generate(
+                **{name: values.to(self._device) for name, values in inputs.items()},
+                max_new_tokens=self._max_tokens,
+                do_sample=False,
+                num_beams=1,
+            )
+        captions = self._tokenizer.batch_decode(tokens[:, asked:].cpu(), skip_special_tokens=True)
+        return [" ".join(caption.split()) for caption in captions]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the captions, as JSON."""
+        pixels = self._pixels if self._chat is None else self._chat.image_processor
+        return {
+            "model": self._source.name,
+            "revision": self._source.revision,
+            "weight_digest": weight_digest(self._model),
+            "processor_digest": sha256_json(pixels.to_dict()),
+            "prompt": None if self._chat is None else self._prompt,
+            "max_tokens": self._max_tokens,
+            "precision": self._precision,
+        }
+
+    def _questions(self, pictures: list["Image"]) -> dict[str, torch.Tensor]:
+        chats = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": picture}, {"type": "text", "text": self._prompt}],
+                }
+            ]
+            for picture in pictures
+        ]
+        tensors = {"padding": True, "return_tensors": "pt"}
+        return self._chat.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=tensors
+        )
+
+
+def open_picture(content: bytes, kind: str) -> "Image":
+    """What a caption is written of: an image, or the middle frame of a video.
+
+    Raises:
+        DataError: bytes that are not of that kind.
+    """
+    return open_image(content) if kind == IMAGE else sample_frames(content, 1)[0]

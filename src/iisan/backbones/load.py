@@ -1,0 +1,50 @@
+"""The one door to a backbone of any kind of content."""
+
+from iisan.backbones.audio import load_audio
+from iisan.backbones.backbone import Backbone
+from iisan.backbones.image import load_image
+from iisan.backbones.loading import PLAIN, Loading
+from iisan.backbones.text import load_text
+from iisan.backbones.video import load_video
+from iisan.errors import ConfigError
+from iisan.names import KINDS
+
+
+def load_backbone(
+    kind: str,
+    name_or_folder: str,
+    *,
+    pooling: str | None = None,
+    max_tokens: int | None = None,
+    max_seconds: float | None = None,
+    frames: int | None = None,
+    trust_remote_code: bool = False,
+    loading: Loading = PLAIN,
+) -> Backbone:
+    """Load a backbone for a kind of content.
+
+    Args:
+        kind: ``"text"``, ``"image"``, ``"audio"`` or ``"video"``.
+        name_or_folder: hub id or local folder.
+        pooling: see the kind's loader; None takes what suits the model.
+        max_tokens: longest text, special tokens included.
+        max_seconds: longest part of a sound that is heard.
+        frames: of a video that are looked at.
+        trust_remote_code: run program code that comes with the model.
+        loading: how the weights of a large model are held.
+
+    Raises:
+        ConfigError: no backbone reads this kind.
+        BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+    """
+    rest = trust_remote_code, loading
+    match kind:
+        case "text":
+            return load_text(name_or_folder, pooling, max_tokens, *rest)
+        case "image":
+            return load_image(name_or_folder, pooling, *rest)
+        case "audio":
+            return load_audio(name_or_folder, pooling, max_seconds, *rest)
+        case "video":
+            return load_video(name_or_folder, pooling, frames, *rest)
+    raise ConfigError(f"a backbone for '{kind}'", f"one for {', '.join(KINDS)}", "choose one of these kinds")

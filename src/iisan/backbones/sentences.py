@@ -1,0 +1,62 @@
+"""What a Sentence-Transformers folder says about its use: the pooling and the length of texts.
+
+Such a folder is a Hugging Face model with ``modules.json`` beside it. Its later modules (a dense layer, a
+normalisation) work on the pooled last state and have no part in hidden states.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from iisan.backbones.loading import Source
+from iisan.errors import BackboneError
+
+#: Their names of what is done here: as a switch ``pooling_mode_<name>``, or as the value of ``pooling_mode``.
+_POOLINGS = {
+    "cls_token": "cls",
+    "cls": "cls",
+    "mean_tokens": "mean",
+    "mean": "mean",
+    "lasttoken": "last",
+}
+
+
+def own_pooling(source: Source) -> str | None:
+    """The pooling that the folder asks for, ``None`` where it is no Sentence-Transformers folder.
+
+    Raises:
+        BackboneError: a pooling that is not known here.
+    """
+    modules = _read(source.folder / "modules.json") or []
+    paths = [module["path"] for module in modules if module["type"].rpartition(".")[2] == "Pooling"]
+    if not paths:
+        return None
+    config = _read(source.folder / paths[0] / "config.json") or {}
+    prefix = "pooling_mode_"
+    modes = [name.removeprefix(prefix) for name, on in config.items() if name.startswith(prefix) and on is True]
+    if "pooling_mode" in config:
+        named = config["pooling_mode"]
+        modes = named if isinstance(named, list) else [named]
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise BackboneError(
+            f"'{source.name}' pools its tokens by {' and '.join(map(str, modes)) or 'nothing that is known'}",
+            f"one of {', '.join(_POOLINGS)}",
+            "choose a pooling yourself, such as mean",
+        )
+    return _POOLINGS[modes[0]]
+
+
+def own_length(source: Source) -> int | None:
+    """The number of tokens at which the folder cuts texts, special tokens included; ``None`` if it says none."""
+    config = _read(source.folder / "sentence_bert_config.json") or {}
+    length = config.get("max_seq_length")
+    return length if isinstance(length, int) else None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BackboneError(f"'{path}' cannot be read ({error})", "JSON", "download it again") from None

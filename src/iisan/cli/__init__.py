@@ -1,0 +1,31 @@
+"""The command line: parse, call, print; no logic, and no heavy import before a command needs it."""
+
+import sys
+
+from iisan.cli import data, runs, studies
+from iisan.cli.common import app
+from iisan.errors import IisanError
+
+__all__ = ["app", "data", "main", "runs", "studies"]
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2."""
+    try:
+        app()
+    except IisanError as error:
+        _stop(str(error))
+    except OSError as error:
+        # A full disk, a folder without rights: what was finished stays, what was begun is not there.
+        where = f" ('{error.filename}')" if error.filename else ""
+        _stop(
+            f"the system refused: {error.strerror or error}{where}; finished work is kept: mend that and run again"
+        )
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,5 @@
+"""``python -m iisan.cli``."""
+
+from iisan.cli import main
+
+main()

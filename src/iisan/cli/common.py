@@ -1,0 +1,46 @@
+"""What the commands share: the application, their options, and how they speak."""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from iisan.errors import ConfigError
+
+app = typer.Typer(
+    name="iisan",
+    help="Content-aware next-item recommendation from frozen text and image models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
+]
+DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="What `iisan prepare` wrote.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="What `iisan train` wrote.")]
+PolicyOption = Annotated[
+    Literal["exclude-all", "keep-target", "none"] | None,
+    typer.Option(help="What happens to items that the user has already seen; the run's own by default."),
+]
+
+
+def say_to(as_json: bool) -> Callable[[str], None]:
+    """Lines for a person: on standard output, or on standard error when that is for a machine."""
+    return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def pairs_of(given: Iterable[str] | None, form: str) -> dict[str, str]:
+    """``["a=b"]`` -> ``{"a": "b"}``, for repeatable options of the form COLUMN=SOMETHING."""
+    pairs = {}
+    for each in given or ():
+        name, separator, value = each.partition("=")
+        if not (name and separator and value):
+            raise ConfigError(f"'{each}' is not {form}", form, "write both, with a '=' between them")
+        pairs[name] = value
+    return pairs

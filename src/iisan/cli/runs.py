@@ -1,0 +1,126 @@
+"""Training, and what a trained run is asked for."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from iisan.cli.common import Json, Out, PolicyOption, RunFolder, Set, app, say_to
+from iisan.errors import ConfigError
+from iisan.printing import print_evaluations, print_json, print_recommendations
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe such as default, ids or lora."),
+    ],
+    out: Out,
+    dataset: Annotated[Path | None, typer.Option(help="Dataset folder.")] = None,
+    states: Annotated[Path | None, typer.Option(help="Folder of state stores.")] = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train, and evaluate the best epoch; an interrupted run goes on."""
+    from iisan.recipes import load_config
+    from iisan.train.run import train as train_run
+
+    folders = [
+        f"{name}={json.dumps(str(path))}" for name, path in (("dataset", dataset), ("states", states)) if path
+    ]
+    result = train_run(load_config(config, [*folders, *(settings or [])]), out, say=say_to(as_json))
+    if as_json:
+        print_json(result)
+        return
+    test = result["test"]
+    print(
+        f"best epoch {result['best_epoch']} of {result['epochs']}: test "
+        + "  ".join(
+            f"{name.upper()} {100 * test[name]:.2f}%"
+            for name in test
+            if name.endswith("@10") and "cold" not in name
+        )
+    )
+    print(f"protocol: {result['protocol']}")
+    print(f"next: iisan evaluate {out}   |   iisan recommend {out} --user ID")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    part: Annotated[Literal["validation", "test"], typer.Option("--split", help="Which targets.")] = "test",
+    protocol: Annotated[
+        Literal["leave-one-out", "temporal"] | None, typer.Option(help="The run's own by default.")
+    ] = None,
+    policy: PolicyOption = None,
+    baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,
+    dataset: Annotated[Path | None, typer.Option(help="Where the dataset is now, if it moved.")] = None,
+    states: Annotated[Path | None, typer.Option(help="Where the state stores are now, if they moved.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Parquet file for the run's rank of every target.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the whole catalogue for every user, next to the baselines."""
+    from iisan.files import aside
+    from iisan.train.assess import assess
+    from iisan.train.trained import TrainedRun
+
+    trained = TrainedRun.load(run)
+    changes = {
+        "evaluation.split": protocol,
+        "evaluation.policy": policy,
+        "dataset": dataset and json.dumps(str(dataset)),
+        "states": states and json.dumps(str(states)),
+    }
+    config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
+    evaluations = assess(trained, config, part, baselines)
+    if out:
+        with aside(out) as temporary:
+            evaluations[trained.config.recipe].per_user.write_parquet(temporary)
+    if as_json:
+        print_json({name: {"protocol": e.protocol, **e.metrics} for name, e in evaluations.items()})
+        return
+    print_evaluations(evaluations, config.evaluation.cutoffs)
+
+
+@app.command()
+def recommend(
+    run: RunFolder,
+    user: Annotated[str | None, typer.Option(help="A user of the dataset.")] = None,
+    history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")] = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Every user, into --out.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Parquet file to write.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list.")] = 10,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend seen items again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The next items for a known user, for any history, or for all users."""
+    from iisan.api import Recommender
+    from iisan.files import aside
+
+    if (user is not None) + (history is not None) + all_users != 1:
+        raise ConfigError(
+            "the question is not clear",
+            "exactly one of --user, --history and --all-users",
+            "give one of them",
+        )
+    if all_users and out is None:
+        raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
+    recommender = Recommender.load(run)
+    if all_users:
+        lists = recommender.recommend_all(k, include_seen)
+    else:
+        items = None if history is None else [item.strip() for item in history.split(",") if item.strip()]
+        lists = recommender.recommend(user=user, history=items, k=k, include_seen=include_seen)
+    if out is not None:
+        with aside(out) as temporary:
+            lists.write_parquet(temporary)
+        print(f"{lists.height:,} rows written to {out}", file=sys.stderr)
+        return
+    if as_json:
+        print_json(lists.to_dicts())
+        return
+    title = f"next for user {user}" if user is not None else f"next after {history}"
+    print_recommendations(title, lists.to_dicts())

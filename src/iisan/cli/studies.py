@@ -1,0 +1,148 @@
+"""Costs, comparisons, experiments."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from iisan.cli.common import DatasetFolder, Json, Out, Set, app, say_to
+from iisan.errors import ConfigError
+from iisan.printing import print_comparison, print_declines, print_estimates, print_json, print_measurements
+
+
+@app.command()
+def estimate(
+    dataset: DatasetFolder,
+    text: Annotated[str | None, typer.Option(help="Hub id or folder of the text model.")] = None,
+    image: Annotated[str | None, typer.Option(help="Hub id or folder of the image model.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe; repeatable. All methods by default.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a text on average.")] = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Time, memory and disk of every method, predicted before paying for them."""
+    from dataclasses import asdict
+
+    from iisan.data.dataset import Dataset
+    from iisan.efficiency.plan import plan
+    from iisan.recipes import METHODS
+
+    models = {name: model for name, model in (("image", image), ("text", text)) if model}
+    found = plan(Dataset.load(dataset), models, recipe or METHODS, settings or [], tokens)
+    if as_json:
+        print_json({name: asdict(each) for name, each in found.items()})
+        return
+    print_estimates(found)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN… | FILE.csv", help="Run folders, or one table of measurements.")
+    ],
+    weights: Annotated[str, typer.Option(help="paper, data-centre, small-gpu, edge or mobile.")] = "paper",
+    extremes: Annotated[
+        Path | None, typer.Option(help="CSV of other measurements that TPME is normalised by (CSV only).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Quality, cost, TPME and significance of runs; or TPME of a CSV: name, seconds, parameters, memory.
+
+    Runs that differ in their seed alone are one method; the first method is tested against every other.
+    """
+    from iisan.efficiency.tpme import preset, read_csv
+    from iisan.experiments.compare import compare_measurements, compare_runs
+
+    if len(runs) == 1 and runs[0].suffix == ".csv":
+        reference = read_csv(extremes) if extremes else None
+        measured = compare_measurements(read_csv(runs[0]), preset(weights), reference)
+        print_json(measured.as_json()) if as_json else print_measurements(measured)
+        return
+    report = compare_runs(runs, preset(weights))
+    print_json(report.as_json()) if as_json else print_comparison(report)
+
+
+@app.command()
+def robustness(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="What `iisan train` wrote.")],
+    modality: Annotated[str, typer.Option(help="What is harmed.")],
+    how: Annotated[
+        Literal["remove", "noise", "swap"],
+        typer.Option(help="Remove it, add noise to its states, or swap contents among items."),
+    ] = "remove",
+    rates: Annotated[str, typer.Option(metavar="R,R,…", help="Shares of the items.")] = "0,0.1,0.3,0.5,1",
+    items: Annotated[
+        Path | None, typer.Option(help="File of item ids, one a line, that may be harmed; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of items.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="SVG file of the decline.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How quality declines when a modality is missing or wrong for more and more items."""
+    from iisan.experiments.charts import decline_lines, svg
+    from iisan.experiments.robustness import HARMED, decline
+    from iisan.files import aside
+
+    try:
+        shares = [float(rate) for rate in rates.split(",")]
+    except ValueError:
+        raise ConfigError(f"the rates '{rates}'", "numbers with commas", "write e.g. 0,0.3,1") from None
+    ids = items.read_text(encoding="utf-8").split() if items else None
+    found = [decline(run, modality, shares, how, ids, seed) for run in runs]
+    if out is not None:
+        with aside(out) as temporary:
+            lines = {each.name: each.values("hr@10") for each in found}
+            chart = decline_lines(lines, shares, f"{HARMED[how]} {modality}", "HR@10")
+            temporary.write_text(svg(chart), encoding="utf-8")
+    if as_json:
+        print_json([each.as_json() for each in found])
+        return
+    print_declines(found, f"{HARMED[how]} {modality}")
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="table-3 to table-7, figure-4, layerdrop, …")],
+    scale: Annotated[
+        Literal["demo", "full"],
+        typer.Option(help="demo: built-in data, minutes; full: your data, the paper's settings."),
+    ] = "demo",
+    out: Out = Path("iisan-experiments"),
+    seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds of every row.")] = "0",
+    dataset: Annotated[Path | None, typer.Option(help="Dataset folder (full).")] = None,
+    states: Annotated[Path | None, typer.Option(help="Folder of state stores (full).")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text model (full); repeatable.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="Image model (full); repeatable.")] = None,
+) -> None:
+    """Run a table of the paper, or a sweep; finished runs are not run again."""
+    from iisan.experiments.records import markdown, read_records
+    from iisan.experiments.run import run_experiment
+    from iisan.experiments.scales import demo_scale, full_scale
+    from iisan.experiments.tables import experiment as named
+
+    title = (named(name).__doc__ or name).splitlines()[0]
+    numbers = [seed.strip() for seed in seeds.split(",")]
+    if not all(number.isdigit() for number in numbers):
+        raise ConfigError(f"the seeds '{seeds}'", "whole numbers, such as 0,1,2", "write them with commas")
+    say = say_to(False)
+    if scale == "demo":
+        chosen = demo_scale(out, say)
+    elif dataset is None or states is None:
+        raise ConfigError("the scale 'full' lacks data", "--dataset and --states", "pass both")
+    else:
+        chosen = full_scale(dataset, states, text or [], image or [], say)
+    folder = run_experiment(name, chosen, out, [int(number) for number in numbers], say)
+    print(f"\n{name} ({scale}): {title}\n")
+    print(markdown(read_records([folder]), name))
+    print(f"next: iisan report {out} --out report.html")
+
+
+@app.command()
+def report(
+    records: Annotated[list[Path], typer.Argument(metavar="RECORDS…", help="Record files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
+) -> None:
+    """Tables and charts of experiments as one self-contained page."""
+    from iisan.experiments.report import write_report
+
+    print(write_report(records, out))

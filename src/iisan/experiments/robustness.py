@@ -1,0 +1,90 @@
+"""How much of a run's quality is left when a modality is missing or wrong for some items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iisan.errors import ConfigError
+from iisan.evaluate.evaluation import Evaluation
+from iisan.states.corruption import CorruptedStates, Harm
+from iisan.train.assess import measure
+from iisan.train.setup import build
+from iisan.train.trained import TrainedRun, network_scorer, restore
+
+#: What is done to an item, in words that fit before the modality's name.
+HARMED: dict[Harm, str] = {"remove": "no", "noise": "noisy", "swap": "wrong"}
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A run's quality against the share of items that are harmed.
+
+    Attributes:
+        name: of the run.
+        rates: shares of 1, of the items that may be harmed.
+        evaluations: one a rate.
+    """
+
+    name: str
+    rates: tuple[float, ...]
+    evaluations: tuple[Evaluation, ...]
+
+    def values(self, metric: str) -> list[float]:
+        """The metric at every rate, as a share of 1."""
+        return [evaluation.metrics[metric] for evaluation in self.evaluations]
+
+    def kept(self, metric: str) -> list[float]:
+        """The metric at every rate, as a share of its value at the first."""
+        first, *_ = values = self.values(metric)
+        return [value / first if first else 0.0 for value in values]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        points = zip(self.rates, self.evaluations, strict=True)
+        return {"run": self.name, "points": [{"rate": rate, **found.metrics} for rate, found in points]}
+
+
+def decline(
+    folder: Path,
+    modality: str,
+    rates: Sequence[float],
+    harm: Harm,
+    ids: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Decline:
+    """Evaluate a run's test queries with one modality removed from, or corrupted for, more and more items.
+
+    The items harmed at a rate are harmed at every higher rate too.
+
+    Args:
+        folder: a finished run; its dataset and states must still be there.
+        modality: which one.
+        rates: shares of 1.
+        harm: see ``CorruptedStates``.
+        ids: the items that may be harmed; None is all of them.
+        seed: of the choice among them.
+
+    Raises:
+        ConfigError: a rate that is no share, or a modality that the run has not.
+        DataError: an unknown item.
+        RunError: no finished run.
+    """
+    if not rates or not all(0 <= rate <= 1 for rate in rates):
+        raise ConfigError(f"the rates {list(rates)}", "shares from 0 to 1", "write e.g. 0,0.3,1")
+    run = TrainedRun.load(folder)
+    setup = build(run.config)
+    network = restore(run, setup.network)
+    whole, dataset = network.source, setup.dataset
+    candidates = np.arange(dataset.num_items) if ids is None else dataset.item_index(ids)
+    order = np.random.default_rng(seed).permutation(candidates)
+    found: list[Evaluation] = []
+    for rate in rates:
+        harmed = np.zeros(dataset.num_items, dtype=bool)
+        harmed[order[: round(rate * len(order))]] = True
+        network.source = CorruptedStates(whole, modality, harmed, harm, seed)
+        scorers = {folder.name: network_scorer(network)}
+        found += measure(scorers, run.config.evaluation, dataset, setup.split).values()
+    return Decline(folder.name, tuple(rates), tuple(found))

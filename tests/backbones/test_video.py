@@ -1,0 +1,140 @@
+"""Video states against transformers' own hidden states, and image states averaged over frames."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+
+from iisan.backbones.backbone import Backbone
+from iisan.backbones.image import load_image
+from iisan.backbones.levels import Level, parse_levels
+from iisan.backbones.video import load_video
+from iisan.data.videos import sample_frames
+from iisan.errors import BackboneError, DataError
+
+ALL = parse_levels("all", 4)
+NAMES = ["videomae", "vivit", "timesformer"]
+
+
+def video(frames: int, seed: int) -> bytes:
+    """A GIF of noise."""
+    noise = np.random.default_rng(seed).integers(0, 256, (frames, 18, 20, 3), dtype=np.uint8)
+    first, *others = [Image.fromarray(frame) for frame in noise]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=100)
+    return buffer.getvalue()
+
+
+VIDEOS = [video(frames, seed) for seed, frames in enumerate((4, 11, 1))]
+
+
+@torch.inference_mode()
+def states(backbone: Backbone, contents: list[bytes], levels: tuple[Level, ...] = ALL) -> torch.Tensor:
+    return backbone(backbone.prepare(contents), levels)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", NAMES)
+def test_states_of_video_models_equal_hidden_states(video_folders: dict[str, Path], name: str) -> None:
+    backbone = load_video(str(video_folders[name]))
+    assert backbone.settings["frames"] == 4
+    got = states(backbone, VIDEOS)
+    assert got.shape == (3, 6, 16)
+    model: Any = hf.AutoModel.from_pretrained(video_folders[name]).eval()
+    processor = hf.VideoMAEImageProcessorPil.from_pretrained(video_folders[name])
+    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4)
+    raw: list[torch.Tensor] = []
+    blocks[0].register_forward_pre_hook(lambda _, args: raw.append(args[0]))
+    for block in blocks:
+        block.register_forward_hook(lambda _, __, output: raw.append(output))
+    for number, content in enumerate(VIDEOS):
+        raw.clear()
+        pixels = processor(sample_frames(content, 4), return_tensors="pt")["pixel_values"]
+        answer = model(pixels.reshape(1, 4, 3, 16, 16)).last_hidden_state
+        for level, hidden in enumerate([*raw, answer]):
+            tokens = hidden[0] if isinstance(hidden, tuple) else hidden
+            torch.testing.assert_close(got[number, level], tokens[0].mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "clip", "siglip"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_states_of_image_models_are_means_over_frames(
+    model_folders: dict[str, Path], name: str, pooling: str
+) -> None:
+    folder = str(model_folders[name])
+    if (name, pooling) == ("siglip", "cls"):
+        with pytest.raises(BackboneError, match="no class token"):
+            load_video(folder, pooling)
+        return
+    backbone, of_image = load_video(folder, pooling, frames=3), load_image(folder, pooling)
+    got = states(backbone, VIDEOS)
+    for number, content in enumerate(VIDEOS):
+        frames = [png(image) for image in sample_frames(content, 3)]
+        torch.testing.assert_close(got[number], states(of_image, frames).mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["videomae", "vit"])
+def test_neighbours_and_order_do_not_matter(
+    video_folders: dict[str, Path], model_folders: dict[str, Path], name: str
+) -> None:
+    backbone = load_video(str((video_folders | model_folders)[name]))
+    together = states(backbone, VIDEOS)
+    alone = torch.cat([states(backbone, [content]) for content in VIDEOS])
+    turned = states(backbone, VIDEOS[::-1]).flip(0)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, turned, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["videomae", "vit"])
+def test_tokens_resume(video_folders: dict[str, Path], model_folders: dict[str, Path], name: str) -> None:
+    folder = str((video_folders | model_folders)[name])
+    whole = states(load_video(folder), VIDEOS)
+    tokens = load_video(folder, "tokens")
+    inputs = tokens.prepare(VIDEOS)
+    with torch.inference_mode():
+        hidden = tokens(inputs, (2,))
+    # VideoMAE joins two frames; ViT has a class token in each of eight.
+    count = 2 * 4 if name == "videomae" else 8 * (4 + 1)
+    assert tokens.row_counts(inputs, len(hidden)) == [count] * 3
+    upper = load_video(folder)
+    upper.drop_below(2)
+    with torch.inference_mode():
+        resumed = upper.resume(2, hidden.view(3, count, 16), torch.ones(3, count, dtype=torch.long))
+    torch.testing.assert_close(resumed[:, 0], whole[:, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_number_of_frames_belongs_to_the_settings(
+    video_folders: dict[str, Path], model_folders: dict[str, Path]
+) -> None:
+    folder = str(model_folders["vit"])
+    assert load_video(folder).settings["frames"] == 8
+    assert load_video(folder, frames=2).settings["frames"] == 2
+    assert load_video(folder).settings["kind"] == "video"
+    assert load_video(folder).settings["processor_digest"] != load_image(folder).settings["processor_digest"]
+    for name, frames, said in (("videomae", 8, "4, as it was trained"), ("vit", 0, "at least 1")):
+        with pytest.raises(BackboneError, match=f"{frames} frames for .* expected {said}"):
+            load_video(str((video_folders | model_folders)[name]), frames=frames)
+
+
+def test_other_models_and_other_files_are_refused(
+    video_folders: dict[str, Path], model_folders: dict[str, Path]
+) -> None:
+    with pytest.raises(BackboneError, match="image processor"):
+        load_video(str(model_folders["bert"]))
+    with pytest.raises(BackboneError, match="reads videos; expected a model for image"):
+        load_image(str(video_folders["videomae"]), "mean")
+    with pytest.raises(BackboneError, match="no class token"):
+        load_video(str(video_folders["videomae"]), "cls")
+    with pytest.raises(DataError, match="not a video"):
+        load_video(str(video_folders["videomae"])).prepare([b"no video"])

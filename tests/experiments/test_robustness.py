@@ -1,0 +1,70 @@
+"""What is left of a run when a modality is missing or wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from iisan.cli import main
+from iisan.errors import ConfigError, DataError
+from iisan.experiments.robustness import decline
+from iisan.recipes import recipe
+from iisan.states.corruption import CorruptedStates
+from iisan.train.run import train
+from iisan.train.setup import build
+from iisan.train.trained import TrainedRun, restore
+
+
+@pytest.fixture(scope="module")
+def runs(prepared, tmp_path_factory):
+    """A run without and one with modality dropout."""
+    out = tmp_path_factory.mktemp("robustness")
+    folders = {"dataset": prepared.dataset, "states": prepared.states}
+    for name, rate in (("plain", 0.0), ("dropout", 0.4)):
+        changes = ["training.epochs=3", "training.precision=fp32", "loss.negatives=0"]
+        config = recipe("default").model_copy(update=folders)
+        train(config.override([*changes, f"training.modality_dropout={rate}"]), out / name)
+    return out
+
+
+def test_nothing_harmed_is_the_run_as_it_was_evaluated(runs):
+    test = json.loads((runs / "plain" / "result.json").read_text())["test"]
+    found = decline(runs / "plain", "text", [0.0, 1.0], "remove")
+    assert found.evaluations[0].metrics == pytest.approx(test)
+    assert found.kept("hr@10")[0] == 1.0
+    assert found.values("hr@10") == [each.metrics["hr@10"] for each in found.evaluations]
+
+
+def test_without_any_text_a_run_is_one_of_images_alone(runs):
+    run = TrainedRun.load(runs / "dropout")
+    network = restore(run, build(run.config).network)
+    before = network.item_embeddings()
+    network.source = CorruptedStates(network.source, "text", np.ones(30, dtype=bool), "remove")
+    after = network.item_embeddings()
+    assert torch.equal(before[3], after[3])  # it never had a text
+    assert torch.equal(after[4], after[5])  # without image and now without text: the cold item
+    assert torch.equal(before[5], after[5])
+    assert not torch.isclose(before[0], after[0]).all()
+
+
+def test_only_the_named_items_are_harmed(runs):
+    whole = decline(runs / "plain", "text", [0.0], "remove")
+    lacking = decline(runs / "plain", "text", [1.0], "remove", ids=["i3", "i5"])  # items without a text
+    assert lacking.evaluations[0].per_user.equals(whole.evaluations[0].per_user)
+    with pytest.raises(DataError, match="unknown item 'x'"):
+        decline(runs / "plain", "text", [1.0], "remove", ids=["x"])
+    with pytest.raises(ConfigError, match=r"the rates \[2.0\]"):
+        decline(runs / "plain", "text", [2.0], "remove")
+
+
+def test_the_command_prints_and_draws(runs, tmp_path, capsys, monkeypatch):
+    command = ["iisan", "robustness", runs / "plain", runs / "dropout", "--modality", "image", "--how", "swap"]
+    monkeypatch.setattr("sys.argv", [*map(str, command), "--rates", "0,0.5", "--out", str(tmp_path / "d.svg")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "wrong image" in printed
+    assert "(100%)" in printed
+    assert (tmp_path / "d.svg").read_text().startswith("<svg")

@@ -1,0 +1,125 @@
+"""States from elsewhere: the published per-item files, arrays with ids, columns of lists."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from iisan.errors import StoreError
+from iisan.states.importing import column_source, import_states, open_source
+from iisan.states.sources import CachedStates
+
+WIDTH = 6
+
+
+@pytest.fixture
+def arrays() -> np.ndarray:
+    """Items i0 … i29 of the catalogue's 38, and one that it does not have: 13 levels, as BERT's and ViT's."""
+    return np.random.default_rng(0).normal(size=(31, 13, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(arrays: np.ndarray, tmp_path: Path) -> Path:
+    found = tmp_path / "published"
+    found.mkdir()
+    for number, array in enumerate(arrays):
+        name = "stranger" if number == 30 else f"i{number}"
+        torch.save(torch.from_numpy(array), found / f"{name}.pt")
+    return found
+
+
+def test_published_files_become_a_modality(
+    catalogue: Any, folder: Path, arrays: np.ndarray, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    store = import_states(catalogue, open_source(folder), "bert", tmp_path, dtype="fp32", say=said.append)
+    assert store.levels == tuple(range(13))
+    assert (store.kind, store.width, store.depth) == ("imported", WIDTH, 12)
+    assert said[-1] == "30 of 38 items have bert"
+    rows = store.rows_for(catalogue)
+    assert (rows[30:] == -1).all()
+    got = store.read(torch.from_numpy(rows[:30]))
+    np.testing.assert_array_equal(got.numpy(), arrays[:30])
+    source = CachedStates({"bert": (store, rows, (0, 12))})
+    assert source.missing
+    batch = source(torch.tensor([35, 3]))
+    np.testing.assert_array_equal(batch.modalities["bert"][0].numpy(), arrays[3:4, [0, 12]])
+    assert batch.modalities["bert"][1].tolist() == [1]
+
+
+def test_importing_again_adds_what_is_new(catalogue: Any, folder: Path, tmp_path: Path) -> None:
+    source = open_source(folder)
+    first = import_states(catalogue, source, "bert", tmp_path, shard_rows=8)
+    again = import_states(catalogue, source, "bert", tmp_path, shard_rows=8)
+    assert again.folder == first.folder
+    assert len(again) == 30
+    torch.save(torch.zeros(13, WIDTH + 1), folder / "i30.pt")
+    with pytest.raises(StoreError, match=r"item 'i30' .*shape \[13, 7\]"):
+        import_states(catalogue, open_source(folder), "bert", tmp_path)
+
+
+def test_vectors_of_an_array_are_one_level(catalogue: Any, arrays: np.ndarray, tmp_path: Path) -> None:
+    vectors = arrays[:30, 0].astype(np.float64)
+    np.save(tmp_path / "v.npy", vectors)
+    (tmp_path / "ids.txt").write_text("\n".join(f"i{number}" for number in range(30)) + "\n")
+    source = open_source(tmp_path / "v.npy", tmp_path / "ids.txt")
+    store = import_states(catalogue, source, "vector", tmp_path, dtype="fp32")
+    assert (store.levels, store.depth) == (("last",), 0)
+    got = store.read(torch.from_numpy(store.rows_for(catalogue)[:30]))[:, 0]
+    np.testing.assert_allclose(got.numpy(), vectors, rtol=1e-6)
+    np.save(tmp_path / "w.npy", vectors + 1)
+    other = import_states(catalogue, open_source(tmp_path / "w.npy", tmp_path / "ids.txt"), "vector", tmp_path)
+    assert other.folder != store.folder
+
+
+def test_a_column_of_lists(catalogue: Any, arrays: np.ndarray, tmp_path: Path) -> None:
+    lists = [array.tolist() for array in arrays[:30, 0]]
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(30)], "v": [None, *lists[1:]]})
+    items.write_parquet(tmp_path / "items.parquet")
+    source = open_source(tmp_path / "items.parquet", column="v")
+    store = import_states(catalogue, source, "vector", tmp_path, dtype="fp32")
+    rows = store.rows_for(catalogue)
+    assert rows[0] == -1
+    np.testing.assert_allclose(store.read(torch.tensor(rows[5:6]))[0, 0].numpy(), arrays[5, 0], rtol=1e-6)
+    for column, sentence in (("w", "no column 'w'"), ("item_id", "lists of numbers")):
+        with pytest.raises(StoreError, match=sentence):
+            column_source(items, column, "items")
+
+
+def test_what_cannot_be_imported(catalogue: Any, arrays: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", arrays[:3])
+    ids = tmp_path / "ids.txt"
+    ids.write_text("a\nb\n")
+    with pytest.raises(StoreError, match="for 2 ids"):
+        open_source(tmp_path / "v.npy", ids)
+    ids.write_text("a\nb\nc\n")
+    with pytest.raises(StoreError, match=r"no item of the dataset.*'a'"):
+        import_states(catalogue, open_source(tmp_path / "v.npy", ids), "v", tmp_path)
+    ids.write_text("i1\ni1\ni2\n")
+    with pytest.raises(StoreError, match="1 items twice"):
+        import_states(catalogue, open_source(tmp_path / "v.npy", ids), "v", tmp_path)
+    with pytest.raises(StoreError, match="--ids FILE"):
+        open_source(tmp_path / "v.npy")
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_source(tmp_path / "absent.parquet", column="v")
+
+
+class Shout:
+    def __reduce__(self) -> Any:
+        return print, ("code ran",)
+
+
+def test_a_pickle_is_never_run(catalogue: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "i0.pt").write_bytes(pickle.dumps(Shout(), protocol=2))
+    with pytest.raises(StoreError, match=r"i0\.pt' cannot be read safely"):
+        import_states(catalogue, open_source(folder), "bad", tmp_path)
+    torch.save({"a": 1}, folder / "i0.pt")
+    with pytest.raises(StoreError, match="holds a dict"):
+        import_states(catalogue, open_source(folder), "bad", tmp_path)
+    assert capsys.readouterr().out == ""
