@@ -25,5 +25,18 @@ for seed in 0 1 2; do
         cp "$run/result.json" "$here/scientific/$recipe-seed$seed.json"
     done
 done
+python "$here/ngrams.py" "$work/data" "$work/ngrams"
+iisan cache "$work/data" --text "$model" --recipe default --out "$work/states-texts"
+iisan import-states "$work/data" "$work/ngrams.npy" --ids "$work/ngrams.txt" --name ngrams --out "$work/states-texts"
+texts() { # NAME SEED SETTING…: train on the titles and their n-grams
+    run=$work/$1-seed$2
+    iisan train default --dataset "$work/data" --states "$work/states-texts" --out "$run" \
+        --set evaluation.policy=exclude-all --set training.seed="$2" "${@:3}"
+    cp "$run/result.json" "$here/scientific/$1-seed$2.json"
+}
+for seed in 0 1 2; do texts both $seed --set "modalities=[text, ngrams]"; done
+texts ngrams 0 --set "modalities=[ngrams]"
+texts experts 0 --set "modalities=[text, ngrams]" --set items.fusion=experts
+texts nonorm 0 --set "modalities=[text]" --set items.level_norm=none
 iisan evaluate "$work/default-seed0" --json >"$here/scientific/baselines.json"
 python "$here/make.py"
