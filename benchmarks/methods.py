@@ -10,7 +10,6 @@ titles are real. fp32, the settings of the recipe ``paper`` but for the batch.
 
 import argparse
 import datetime
-import io
 import json
 import os
 import tempfile
@@ -18,28 +17,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
-import transformers
-from PIL import Image
+from synthetic import make_backbones, make_dataset, make_store
 
-from iisan.backbones.backbone import Backbone
 from iisan.backbones.image import load_image
-from iisan.backbones.levels import layer_drop
 from iisan.backbones.text import load_text
-from iisan.data.dataset import Dataset
-from iisan.data.prepare import prepare
 from iisan.efficiency.estimate import BackboneShape, DataShape, Estimate, Hardware, estimate
 from iisan.efficiency.measure import Efficiency, measure
 from iisan.efficiency.tpme import Measurement, tpme
 from iisan.experiments.tables import full_settings
 from iisan.files import aside, write_json
 from iisan.machine import processor_name
-from iisan.names import IMAGE
-from iisan.states.contents import Contents
-from iisan.states.manifest import Manifest, fingerprint_of
-from iisan.states.writer import StateWriter, library_versions
+from iisan.names import TEXT
 
 #: Of a text, special ones included (P1): most titles are as long or longer.
 TOKENS = 30
@@ -63,54 +52,6 @@ PAPER = {
 }
 
 
-def noise(item: int) -> bytes:
-    pixels = np.random.default_rng(item).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def make_dataset(data: Path, folder: Path) -> Dataset:
-    titles = prepare("reference", [data], folder / "titles")
-    items = titles.items.with_columns(pl.Series(IMAGE, [noise(item) for item in range(titles.num_items)]))
-    owners = np.repeat(np.arange(titles.num_users), titles.sequences.lengths)
-    interactions = pl.DataFrame(
-        {
-            "user_id": titles.user_ids.gather(owners),
-            "item_id": titles.items["item_id"].gather(np.asarray(titles.sequences.items)),
-        }
-    )
-    return Dataset.from_frames(items, interactions).save(folder / "data")
-
-
-def make_backbones(tokenizer: Path, folder: Path) -> dict[str, Path]:
-    folders = {"text": folder / "bert-base", "image": folder / "vit-base"}
-    torch.manual_seed(0)
-    transformers.BertModel(transformers.BertConfig()).save_pretrained(folders["text"])
-    transformers.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folders["text"])
-    transformers.ViTModel(transformers.ViTConfig()).save_pretrained(folders["image"])
-    transformers.ViTImageProcessorPil(size={"height": 224, "width": 224}).save_pretrained(folders["image"])
-    return folders
-
-
-def make_store(backbone: Backbone, dataset: Dataset, out: Path, rows: int = 4096) -> None:
-    """A store as ``iisan cache`` would write it, with random numbers for states."""
-    levels = layer_drop(backbone.depth)
-    manifest = Manifest(
-        settings=backbone.settings, levels=levels, dtype="bf16", precision="fp32", width=backbone.width,
-        depth=backbone.depth, error=[None] * len(levels), shards=[], made_with=library_versions(),
-    )  # fmt: skip
-    fingerprint = fingerprint_of(manifest.settings, levels, "bf16", "fp32")
-    found = Contents.of(dataset, backbone.modality).keys()
-    keys = [key for key in dict.fromkeys(found) if key is not None]
-    folder = out / f"{backbone.modality}-{fingerprint[:16]}"
-    with StateWriter(folder, (manifest, torch.zeros(len(levels), backbone.width)), print) as writer:
-        for first in range(0, len(keys), rows):
-            part = keys[first : first + rows]
-            states = torch.randn(len(part), len(levels), backbone.width)
-            writer.append(part, states, [1] * len(part), str)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -129,7 +70,8 @@ def main() -> None:
         make_store(load_image(str(models["image"]), "cls"), dataset, folder / "states")
         hardware = Hardware.measure("cpu", "fp32")
         shapes = {
-            modality: BackboneShape.of_folder(str(path), modality, TOKENS) for modality, path in models.items()
+            modality: BackboneShape.of_folder(str(path), modality, TOKENS if modality == TEXT else None)
+            for modality, path in models.items()
         }
         found: dict[str, Efficiency] = {}
         predicted: dict[str, Estimate] = {}

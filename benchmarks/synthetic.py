@@ -1,0 +1,73 @@
+"""Data of real size for benchmarks: real sequences and titles, pictures of noise, backbones with random weights.
+
+Costs do not depend on the values, so cached states are random numbers in a store of full size.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+import transformers
+from PIL import Image
+
+from iisan.backbones.backbone import Backbone
+from iisan.backbones.levels import layer_drop
+from iisan.data.dataset import Dataset
+from iisan.data.prepare import prepare
+from iisan.names import IMAGE
+from iisan.states.contents import Contents
+from iisan.states.manifest import Manifest, fingerprint_of
+from iisan.states.store import StateStore
+from iisan.states.writer import StateWriter, library_versions
+
+
+def noise(item: int) -> bytes:
+    pixels = np.random.default_rng(item).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make_dataset(data: Path, folder: Path) -> Dataset:
+    titles = prepare("reference", [data], folder / "titles")
+    items = titles.items.with_columns(pl.Series(IMAGE, [noise(item) for item in range(titles.num_items)]))
+    owners = np.repeat(np.arange(titles.num_users), titles.sequences.lengths)
+    interactions = pl.DataFrame(
+        {
+            "user_id": titles.user_ids.gather(owners),
+            "item_id": titles.items["item_id"].gather(np.asarray(titles.sequences.items)),
+        }
+    )
+    return Dataset.from_frames(items, interactions).save(folder / "data")
+
+
+def make_backbones(tokenizer: Path, folder: Path) -> dict[str, Path]:
+    folders = {"text": folder / "bert-base", "image": folder / "vit-base"}
+    torch.manual_seed(0)
+    transformers.BertModel(transformers.BertConfig()).save_pretrained(folders["text"])
+    transformers.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folders["text"])
+    transformers.ViTModel(transformers.ViTConfig()).save_pretrained(folders["image"])
+    transformers.ViTImageProcessorPil(size={"height": 224, "width": 224}).save_pretrained(folders["image"])
+    return folders
+
+
+def make_store(backbone: Backbone, dataset: Dataset, out: Path, rows: int = 4096) -> StateStore:
+    """A store as ``iisan cache`` would write it, with random numbers for states."""
+    levels = layer_drop(backbone.depth)
+    settings = {"modality": backbone.kind, **backbone.settings}
+    manifest = Manifest(
+        settings=settings, levels=levels, dtype="bf16", precision="fp32", width=backbone.width,
+        depth=backbone.depth, error=[None] * len(levels), shards=[], made_with=library_versions(),
+    )  # fmt: skip
+    fingerprint = fingerprint_of(manifest.settings, levels, "bf16", "fp32")
+    found = Contents.of(dataset, backbone.kind).keys()
+    keys = [key for key in dict.fromkeys(found) if key is not None]
+    folder = out / f"{backbone.kind}-{fingerprint[:16]}"
+    with StateWriter(folder, (manifest, torch.zeros(len(levels), backbone.width)), print) as writer:
+        for first in range(0, len(keys), rows):
+            part = keys[first : first + rows]
+            states = torch.randn(len(part), len(levels), backbone.width)
+            writer.append(part, states, [1] * len(part), str)
+    return StateStore.open(folder)
