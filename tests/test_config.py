@@ -23,6 +23,7 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
         ("modalities=[text,text]", "names one twice"),
         ("modalities=[]", "'table' learns from ids alone"),
         ("sequence.heads=3", "no multiple of sequence.heads"),
+        ("text.levels=[]", r"'text.levels' has the value \[\]"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_cure(override, sentence):

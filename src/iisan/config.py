@@ -26,7 +26,11 @@ Kind = Literal["text", "image", "audio", "video", "imported"]
 Modality = Annotated[str, Field(pattern=r"^\w+$")]
 #: A hidden-state index ``0..T``, or ``"last"`` for the backbone's own answer.
 Level = NonNegativeInt | Literal["last"]
-Levels = Literal["layerdrop", "all"] | Annotated[str, Field(pattern=r"^group-[1-9][0-9]*$")] | tuple[Level, ...]
+Levels = (
+    Literal["layerdrop", "all"]
+    | Annotated[str, Field(pattern=r"^group-[1-9][0-9]*$")]
+    | Annotated[tuple[Level, ...], Field(min_length=1)]
+)
 Policy = Literal["exclude-all", "keep-target", "none"]
 
 
@@ -228,7 +232,8 @@ class TrainingConfig(Section):
         patience: stop after this many validations in a row without improvement; 0 never stops early.
         windows: train on each user's ``last`` S + 1 training items, or on ``all`` of them in pieces.
         seed: of initial weights, order, dropout and negatives.
-        precision: ``auto`` is bf16 autocast where the device is fast at it, else fp32.
+        precision: ``auto`` is bf16 autocast on GPUs that multiply it, else fp32; large backbones that are trained
+            on a processor with AMX may gain from ``bf16``.
         device: ``auto`` is CUDA where it is there, else the CPU.
         clip: upper limit of the gradient's norm; 0 is none.
         modality_dropout: probability that a training step hides a modality of an item, never all of them; teaches
@@ -379,7 +384,11 @@ class Config(Section):
 
     def levels_of(self, modality: str) -> Levels:
         """The levels that this configuration reads of a modality: a projection reads the last state only."""
-        return (LAST,) if self.items.kind == "projection" else self.states_of(modality).levels or "layerdrop"
+        if self.items.kind == "projection":
+            return (LAST,)
+        levels = self.states_of(modality).levels
+        assert levels is not None, "every kind's section has levels"
+        return levels
 
     def override(self, assignments: Iterable[str]) -> "Config":
         """Apply ``key.key=value`` assignments; values are YAML.

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from iisan.config import Config, ItemEncoderConfig, SequenceConfig
+from iisan.config import Config, SequenceConfig
 from iisan.errors import ConfigError
 from iisan.names import PAD
 from iisan.nn.items import ItemTable, Projection, SideNetwork
@@ -27,16 +27,13 @@ def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
             return NextItNet(width, config.blocks, config.dropout)
 
 
-def item_encoder(
-    config: ItemEncoderConfig, num_items: int, source: StateSource, modality_dropout: float = 0.0
-) -> nn.Module:
+def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Module:
     """The item encoder that the configuration names.
 
     Args:
-        config: the settings.
+        config: complete.
         num_items: N.
         source: gives the states, and says how many, how wide, and whether every item has them.
-        modality_dropout: whether items lack modalities in training even so.
 
     Raises:
         ConfigError: a modality whose name torch has taken.
@@ -46,15 +43,17 @@ def item_encoder(
             raise ConfigError(
                 f"a modality named '{name}'", "a name that torch's ModuleDict does not use", "rename that column"
             )
-    missing = source.missing or modality_dropout > 0
-    match config.kind:
+    items = config.items
+    # Modality dropout takes away what every item has.
+    missing = source.missing or config.training.modality_dropout > 0
+    match items.kind:
         case "table":
-            return ItemTable(num_items, config.width)
+            return ItemTable(num_items, items.width)
         case "projection":
-            return Projection(source.widths, config.width, missing, config.fusion_scale, config.fusion)
+            return Projection(source.widths, items.width, missing, items.fusion_scale, items.fusion)
         case "side":
             levels = {name: len(kept) for name, kept in source.levels.items()}
-            settings = config.model_dump(exclude={"kind"})
+            settings = items.model_dump(exclude={"kind"})
             return SideNetwork(levels, source.widths, **settings, missing=missing)
 
 
@@ -91,10 +90,9 @@ class SequentialRecommender(nn.Module):
     def build(cls, config: Config, num_items: int, source: StateSource) -> "SequentialRecommender":
         """Build what the configuration says, with weights drawn from ``config.training.seed``."""
         torch.manual_seed(config.training.seed)
-        dropout = config.training.modality_dropout
-        items = item_encoder(config.items, num_items, source, dropout)
+        items = item_encoder(config, num_items, source)
         sequence = sequence_encoder(config.sequence, config.items.width)
-        return cls(source, items, sequence, num_items, config.sequence.length, dropout)
+        return cls(source, items, sequence, num_items, config.sequence.length, config.training.modality_dropout)
 
     def encode_items(self, rows: Tensor) -> Tensor:
         """Embeddings of distinct items, ``[U] -> [U, E]``."""

@@ -1,6 +1,9 @@
 """The names of all columns and kinds of content, in one place."""
 
+import re
 from typing import Final
+
+from iisan.errors import DataError
 
 USER_ID = "user_id"
 ITEM_ID = "item_id"
@@ -24,3 +27,20 @@ LAST: Final = "last"
 
 #: Index that marks an empty position of a left-padded history.
 PAD = -1
+
+
+def check_modality(name: str, kind: str) -> None:
+    """Make sure that a column of a kind can be called that: folders and parameters are named after it.
+
+    Raises:
+        DataError: other characters than letters, digits and ``_``, or a name that means something else.
+    """
+    # States that were made elsewhere may stand for any kind.
+    others = [] if kind == IMPORTED else [other for other in (*KINDS, IMPORTED) if other != kind]
+    taken = (*others, INTER)
+    if not re.fullmatch(r"\w+", name) or name in taken:
+        raise DataError(
+            f"a column named '{name}'",
+            f"letters, digits and _, and none of {', '.join(taken)}",
+            "choose another name",
+        )

@@ -65,6 +65,18 @@ def test_captions_are_one_more_column_of_texts(tmp_path):
             made.with_captions(name, given, {"column": "image"})
 
 
+@pytest.mark.parametrize(("name", "kind"), [("../note", "text"), ("inter", "text"), ("image", "text")])
+def test_names_that_no_modality_can_have(name, kind, tmp_path):
+    items = ITEMS.with_columns(pl.lit("red").alias(name))
+    with pytest.raises(DataError, match=f"a column named '{name}'"):
+        Dataset.from_frames(items, INTERACTIONS, columns={name: kind})
+    made = make().save(tmp_path / "dataset")
+    manifest = tmp_path / "dataset" / "dataset.json"
+    manifest.write_text(json.dumps(made.manifest | {"kinds": {name: kind}}))
+    with pytest.raises(DataError, match=f"a column named '{name}'"):
+        Dataset.load(tmp_path / "dataset")
+
+
 def test_content_hash_sees_every_part():
     hashes = {make().manifest["content_hash"]}
     assert make().manifest["content_hash"] in hashes

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from iisan.errors import StoreError
+from iisan.errors import DataError, StoreError
 from iisan.states.importing import column_source, import_states, open_source
 from iisan.states.sources import CachedStates
 
@@ -102,6 +102,12 @@ def test_what_cannot_be_imported(catalogue: Any, arrays: np.ndarray, tmp_path: P
     ids.write_text("i1\ni1\ni2\n")
     with pytest.raises(StoreError, match="1 items twice"):
         import_states(catalogue, open_source(tmp_path / "v.npy", ids), "v", tmp_path)
+    ids.write_text("i1\ni2\ni3\n")
+    source = open_source(tmp_path / "v.npy", ids)
+    for name in ("../v", "inter", ""):
+        with pytest.raises(DataError, match=f"a column named '{name}'"):
+            import_states(catalogue, source, name, tmp_path / "states")
+    assert not (tmp_path / "states").exists()
     with pytest.raises(StoreError, match="--ids FILE"):
         open_source(tmp_path / "v.npy")
     with pytest.raises(StoreError, match="cannot be read"):

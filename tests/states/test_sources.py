@@ -241,3 +241,9 @@ def test_noise_is_as_strong_as_the_states_and_depends_on_no_batch(cached: Cached
     ratio = ((noisy - whole) / whole.std(-1, keepdim=True)).std()
     assert abs(float(ratio) - 1) < 0.1  # 36 × 3 × 16 draws
     assert torch.equal(harmed(torch.tensor([11])).modalities["text"][0][0], noisy[11])
+    without = (~cached.present["text"]).nonzero().flatten()
+    assert len(harmed(without).modalities["text"][0]) == 0
+    some = np.arange(38) % 2 == 0
+    half = CorruptedStates(cached, "text", some, "noise", seed=3)(rows).modalities["text"][0]
+    assert torch.equal(half[::2], noisy[::2])
+    assert torch.equal(half[1::2], whole[1::2])

@@ -10,7 +10,7 @@ import torch
 from iisan.cli import main
 from iisan.config import ColumnConfig
 from iisan.data.dataset import Dataset
-from iisan.errors import ConfigError, DataError
+from iisan.errors import ConfigError, DataError, StoreError
 from iisan.recipes import recipe
 from iisan.states.caching import cache
 from iisan.states.store import StateStore
@@ -64,6 +64,26 @@ def test_what_is_said_of_a_column_wins_over_its_kind(many):
     assert {name: len(levels) for name, levels in source.levels.items()}["note"] == 2
 
 
+def test_named_modalities_need_no_look_at_other_stores(many, tmp_path):
+    (tmp_path / "text-0").mkdir()
+    (tmp_path / "text-0" / "manifest.json").write_text("not JSON")
+    config = configured(many).model_copy(update={"states": tmp_path})
+    assert resolve(config.override(["modalities=[image]"])).modalities == ("image",)
+    with pytest.raises(StoreError):
+        resolve(config)
+
+
+def test_live_modalities_are_those_with_a_backbone(many):
+    _, models = many
+    given = {
+        "columns.image.backbone": models["image"],
+        "columns.note.kind": "text",
+        "text.backbone": models["text"],
+    }
+    live = [f"{key}='{value}'" for key, value in given.items()]
+    assert resolve(configured(many, "source=live", *live)).modalities == ("image", "text", "note")
+
+
 def test_four_modalities_train_cached_as_live(many, tmp_path):
     """The same losses step for step: the live twin runs all four backbones."""
     _, models = many
@@ -111,7 +131,7 @@ def test_a_column_that_torch_cannot_name(many):
     from iisan.model import item_encoder
 
     with pytest.raises(ConfigError, match="modality named 'values'"):
-        item_encoder(configured(many).items, 30, network.source)
+        item_encoder(configured(many), 30, network.source)
 
 
 def test_caching_needs_columns_with_contents(many):

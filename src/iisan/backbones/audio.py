@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from iisan.backbones.backbone import Backbone
-from iisan.backbones.blocks import Pool, has_class_token, pooled_states
+from iisan.backbones.blocks import Pool, has_class_token, masked_mean, pooled_states
 from iisan.backbones.levels import Level
 from iisan.backbones.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
 from iisan.data.sounds import MIN_SECONDS, open_sound
@@ -152,7 +152,7 @@ class AudioBackbone(Backbone):
         def mean_of_sound(hidden: Tensor) -> Tensor:
             frames = (samples * hidden.shape[1] + window - 1) // window
             real = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]
-            return (hidden.float() * (real / frames[:, None]).unsqueeze(-1)).sum(1)
+            return masked_mean(hidden, real)
 
         return mean_of_sound
 

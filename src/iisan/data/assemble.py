@@ -18,7 +18,7 @@ from iisan.data.problems import Problems
 from iisan.data.sequences import Sequences
 from iisan.data.tables import LINE, Role, Table
 from iisan.errors import DataError
-from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID
+from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
 
 _ITEM, _USER = "__item__", "__user__"
 
@@ -88,9 +88,12 @@ def assemble(
         image_root: what paths in the image column are relative to, unless ``options.images`` says it.
 
     Raises:
-        DataError: a bad row where the policy is ``stop``, or nothing is left.
+        DataError: a bad row where the policy is ``stop``, a further column whose name no modality can have, or
+            nothing is left.
     """
     kinds: dict[str, str] = {TEXT: TEXT, IMAGE: IMAGE, **options.columns}
+    for name, kind in kinds.items():
+        check_modality(name, kind)
     catalogue = _clean_items(items, kinds, problems)
     root = options.images or image_root
     root = Path(os.path.realpath(root)) if root is not None else None

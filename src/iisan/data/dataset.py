@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from iisan.data.sequences import Index, Sequences
 from iisan.data.tables import LINE, Role, Table, renamed, resolve
 from iisan.errors import DataError, MissingExtraError
 from iisan.files import aside, read_manifest, write_json
-from iisan.names import IMAGE, IMPORTED, INTER, ITEM_ID, KINDS, TEXT, TIMESTAMP, USER_ID
+from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
 
 KIND = "iisan-dataset"
 SCHEMA = 1
@@ -32,8 +31,6 @@ _CURE = "make it (again) with: iisan prepare FORMAT SOURCE… --out DATASET"
 #: Below this size close matches of an unknown id are looked for; difflib compares with every id.
 _SMALL = 50_000
 _SHOWN = 5
-#: What a column of texts must not be called, as it means something else.
-_RESERVED = (*(kind for kind in KINDS if kind != TEXT), IMPORTED, INTER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,19 +167,14 @@ class Dataset:
         return {name: origin["column"] for name, origin in self.manifest["provenance"].get("captions", {}).items()}
 
     def check_new_column(self, name: str) -> None:
-        """Make sure that a column of that name may be added.
+        """Make sure that a column of texts may be added under that name.
 
         Raises:
             DataError: there is one already, or no column can be called that.
         """
         if name in self.items.columns:
             raise DataError(f"the items have a column '{name}' already", "a new name", "choose another name")
-        if not re.fullmatch(r"\w+", name) or name in _RESERVED:
-            raise DataError(
-                f"a column named '{name}'",
-                f"letters, digits and _, and none of {', '.join(_RESERVED)}",
-                "choose another name",
-            )
+        check_modality(name, TEXT)
 
     def with_captions(self, name: str, texts: pl.Series, origin: Mapping[str, Any]) -> "Dataset":
         """Add a column of texts that describe another column.
@@ -270,7 +262,10 @@ class Dataset:
         if found != stated:
             raise DataError(f"'{folder}' holds {found} items, users, sequences, interactions", f"{stated}", _CURE)
         root = image_root if image_root is not None else manifest.get("image_root")
-        return cls(folder, items, sequences, user_ids, None if root is None else Path(root), manifest, skipped)
+        dataset = cls(folder, items, sequences, user_ids, None if root is None else Path(root), manifest, skipped)
+        for name, kind in dataset.kinds.items():
+            check_modality(name, kind)
+        return dataset
 
     def interactions(self) -> pl.DataFrame:
         """All interactions: ``user_id``, ``item_id``, ``timestamp`` (null where the source had none)."""

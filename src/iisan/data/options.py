@@ -1,9 +1,9 @@
 """How raw tables become a dataset: columns, filters, and what happens to bad rows."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from iisan.errors import DataError
 
@@ -44,7 +44,7 @@ class PrepareOptions(BaseModel):
     image: str | None = None
     user_id: str | None = None
     timestamp: str | None = None
-    columns: dict[Annotated[str, Field(pattern=r"^\w+$")], Literal["text", "image", "audio", "video"]] = {}
+    columns: dict[str, Literal["text", "image", "audio", "video"]] = {}
     images: Path | None = None
     check_images: bool = True
     on_bad: Literal["stop", "skip"] = "stop"

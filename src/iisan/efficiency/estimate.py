@@ -250,7 +250,7 @@ def _operators(sequence: nn.Module, config: Config, source: Any, data: DataShape
     count, batch, length = max(2, round(data.distinct)), config.training.batch, config.sequence.length
     predicted = max(1, round(batch * data.positions))
     with torch.device("meta"):
-        items = item_encoder(config.items, data.items, source)
+        items = item_encoder(config, data.items, source)
     with torch.device("meta"), Operators() as forward:
         rows = torch.zeros(count, dtype=torch.long)
         states = {
@@ -300,7 +300,7 @@ def estimate(
     source: Any = SimpleNamespace(widths=widths, levels=levels, missing=missing)
     # Sizes without storage: the very modules that training builds, so that no count can differ.
     with torch.device("meta"):
-        items = item_encoder(config.items, data.items, source)
+        items = item_encoder(config, data.items, source)
         sequence = sequence_encoder(config.sequence, config.items.width)
     trained = total = sum(value.numel() for part in (items, sequence) for value in part.parameters())
     cost, size = _Cost(), _COMPUTED_BYTES[hardware.precision]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iisan.backbones.precision import choose_precision
+from iisan.backbones.precision import choose_training_precision
 from iisan.machine import processor_name
 from iisan.train.setup import choose_device
 
@@ -61,7 +61,7 @@ class Hardware:
             ConfigError: a device or precision that cannot be used here.
         """
         where = choose_device(device)
-        kind = choose_precision(where, precision)
+        kind = choose_training_precision(where, precision)
         dtype = torch.bfloat16 if kind == "bf16" else torch.float32
         tokens, wide = _TOKENS.get(where.type, _MANY_TOKENS), 4 * _WIDTH
         # The residual stream and the norms stay fp32 in every precision.

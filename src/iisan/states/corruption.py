@@ -82,11 +82,11 @@ class CorruptedStates(StateSource):
             others = self.source(self._instead.to(rows.device)[rows])
             return ItemBatch(rows, {**batch.modalities, self._modality: others.modalities[self._modality]})
         states, positions = batch.modalities[self._modality]
-        spread = states.std(-1, keepdim=True) * chosen[positions][:, None, None]
-        noise = torch.stack([self._noise(int(row), states.shape[1:]) for row in rows[positions].cpu()])
-        return ItemBatch(
-            rows, {**batch.modalities, self._modality: (states + spread * noise.to(states), positions)}
-        )
+        states = states.clone()
+        for place in chosen[positions].nonzero().flatten().tolist():
+            noise = self._noise(int(rows[positions[place]]), states.shape[1:])
+            states[place] += states[place].std(-1, keepdim=True) * noise.to(states)
+        return ItemBatch(rows, {**batch.modalities, self._modality: (states, positions)})
 
     def _noise(self, row: int, shape: torch.Size) -> Tensor:
         generator = torch.Generator().manual_seed(self._seed * len(self._chosen) + row)

@@ -24,7 +24,7 @@ from iisan.progress import track
 from iisan.states.codec import check_dtype, level_means, storage_errors
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
-from iisan.states.store import StateStore, store_name
+from iisan.states.store import StateStore, store_folder
 from iisan.states.writer import StateWriter, library_versions
 
 #: Contents from which the means are taken and on which the storage error is measured.
@@ -137,6 +137,12 @@ def extract(
     return StateStore.open(folder)
 
 
+def sampled(positions: Sequence[int]) -> list[int]:
+    """At most ``SAMPLE`` of them, evenly spaced."""
+    size = min(SAMPLE, len(positions))
+    return [positions[number * len(positions) // size] for number in range(size)]
+
+
 def _append_all(job: _Job, writer: StateWriter, todo: list[int], keys: list[str | None], shard_rows: int) -> None:
     shards = _chunks(todo, shard_rows)
     batches = [job.batches(shard) for shard in shards]
@@ -183,8 +189,7 @@ def _place(
         folder = _folder(job, out, precision)
         if (folder / MANIFEST).is_file():
             return folder, None
-    size = min(SAMPLE, len(order))
-    sample = [order[position * len(order) // size] for position in range(size)]
+    sample = sampled(order)
     reference, owners = job.states(sample, "fp32")
     mean = level_means(reference, job.dtype)
     for precision in candidates:
@@ -230,8 +235,7 @@ def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Ma
 
 def _folder(job: _Job, out: Path, precision: Precision) -> Path:
     fingerprint = fingerprint_of(job.settings, job.levels, job.dtype, precision)
-    name = store_name(job.contents.modality, job.backbone.pooling == "tokens")
-    return out / f"{name}-{fingerprint[:16]}"
+    return store_folder(out, job.contents.modality, fingerprint, job.backbone.pooling == "tokens")
 
 
 def _label(contents: Contents, indices: Sequence[int], row: int) -> str:

@@ -18,13 +18,13 @@ from torch import Tensor
 from iisan.backbones.levels import Level
 from iisan.errors import StoreError
 from iisan.files import sha256_file, sha256_json
-from iisan.names import IMPORTED, ITEM_ID, LAST
+from iisan.names import IMPORTED, ITEM_ID, LAST, check_modality
 from iisan.progress import track
 from iisan.states.codec import check_dtype, level_means, storage_errors
 from iisan.states.contents import Catalogue, content_key
-from iisan.states.extract import MAX_ERROR, SAMPLE
+from iisan.states.extract import MAX_ERROR, sampled
 from iisan.states.manifest import Manifest, fingerprint_of
-from iisan.states.store import StateStore, store_name
+from iisan.states.store import StateStore, store_folder
 from iisan.states.writer import StateWriter, library_versions
 
 
@@ -185,8 +185,10 @@ def import_states(
 
     Raises:
         StoreError: no item of the dataset, arrays of unlike shapes, or values that cannot be stored well.
+        DataError: a name that no modality can have.
     """
     check_dtype(dtype)
+    check_modality(modality, IMPORTED)
     known = set(dataset.items[ITEM_ID])
     positions = [position for position, item in enumerate(source.ids) if item in known]
     if not positions:
@@ -198,8 +200,7 @@ def import_states(
     repeated = len(positions) - len({source.ids[position] for position in positions})
     if repeated:
         raise StoreError(f"'{source.name}' has {repeated} items twice", "every item once", "leave one of each out")
-    size = min(SAMPLE, len(positions))
-    sample = [positions[number * len(positions) // size] for number in range(size)]
+    sample = sampled(positions)
     reference = source.states(sample)
     count, width = reference.shape[1:]
     levels: tuple[Level, ...] = (LAST,) if count == 1 else tuple(range(count))
@@ -218,7 +219,7 @@ def import_states(
         depth=count - 1, error=error, shards=[], made_with=library_versions(),
     )  # fmt: skip
     fingerprint = fingerprint_of(manifest.settings, levels, dtype, "fp32")
-    folder = Path(out) / f"{store_name(modality, tokens=False)}-{fingerprint[:16]}"
+    folder = store_folder(Path(out), modality, fingerprint)
     keys = {position: content_key(source.ids[position]) for position in positions}
     with StateWriter(folder, (manifest, mean), say) as writer:
         stored = StateStore(folder, writer.manifest).rows_of([keys[position] for position in positions])

@@ -52,7 +52,9 @@ class StateSource(nn.Module):
 
     @property
     def empty(self) -> Tensor:
-        """Items that have nothing at all, int64."""
+        """Items that have nothing at all, int64; none where there is no modality to have."""
+        if not self.present:
+            return torch.empty(0, dtype=torch.long)
         return (~torch.stack(list(self.present.values())).any(0)).nonzero().squeeze(1)
 
     @property

@@ -96,7 +96,7 @@ class StateStore:
         folder = Path(folder)
         if (folder / MANIFEST).is_file():
             return [folder]
-        found = [path.parent for path in folder.glob(f"{store_name(modality, tokens)}-*/{MANIFEST}")]
+        found = [path.parent for path in folder.glob(f"{_prefix(modality, tokens)}-*/{MANIFEST}")]
         # No modality has a hyphen in its name, so one more than the fingerprint's is that of a store of tokens.
         return sorted(path for path in found if path.name.count("-") == 1 + tokens)
 
@@ -277,8 +277,12 @@ class StateStore:
         return pl.concat([empty, *parts], how="diagonal").with_columns(pl.col(COUNT).fill_null(1))
 
 
-def store_name(modality: str, tokens: bool) -> str:
-    """How the folder of a store begins."""
+def store_folder(out: Path, modality: str, fingerprint: str, tokens: bool = False) -> Path:
+    """Where the store (of the tokens) of a modality lies, by :func:`iisan.states.manifest.fingerprint_of`."""
+    return out / f"{_prefix(modality, tokens)}-{fingerprint[:16]}"
+
+
+def _prefix(modality: str, tokens: bool) -> str:
     return f"tokens-{modality}" if tokens else modality
 
 

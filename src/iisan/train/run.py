@@ -131,7 +131,7 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
             f"{100 * record[select]:.2f}%  {seconds:.1f} s"
         )
 
-    empty = len(setup.network.source.empty) if config.modalities else 0
+    empty = len(setup.network.source.empty)
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
     trainer = Trainer(setup.network, batches, config, validate, out, setup.autocast, log)

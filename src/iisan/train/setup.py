@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from iisan.backbones.precision import choose_precision
+from iisan.backbones.precision import choose_training_precision
 from iisan.config import ColumnConfig, Config, parse
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Split, split
@@ -81,15 +81,18 @@ def resolve(config: Config) -> Config:
         ConfigError: no modality is named and none can be found.
     """
     paths = {name: path.resolve() for name in ("dataset", "states") if (path := getattr(config, name)) is not None}
-    columns = dict(config.columns)
+    columns, modalities = dict(config.columns), config.modalities
     stored: dict[str, str] = {}
-    if config.source != "live" and config.states is not None:
+    # Names without a kind, and no names at all, are what the stores have an answer to; else they may be anything.
+    asked = modalities is None or any(config.kind_of(name) is None for name in modalities)
+    if asked and config.source != "live" and config.states is not None:
         stored = StateStore.kinds(config.states, tokens=config.source == "partial")
-    modalities: tuple[str, ...] | None = config.modalities
-    if modalities is None:
-        live = (*KINDS, *columns) if config.source == "live" else ()
-        modalities = (*stored, *(name for name in live if config.states_of(name).backbone is not None)) or None
-    if modalities is None:
+    if modalities is None and config.source == "live":
+        named = dict.fromkeys((*KINDS, *columns))
+        modalities = tuple(name for name in named if config.states_of(name).backbone is not None)
+    elif modalities is None:
+        modalities = tuple(stored)
+    if not modalities and config.modalities is None:
         raise ConfigError(
             "no modality is named",
             "'modalities' (such as [image, text]), or a folder of state stores",
@@ -121,5 +124,5 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
         stores,
         network,
         device,
-        choose_precision(device, config.training.precision) == "bf16",
+        choose_training_precision(device, config.training.precision) == "bf16",
     )
