@@ -1,5 +1,6 @@
 """What this machine is, and what it has given to this process."""
 
+import os
 import platform
 import resource
 import sys
@@ -12,6 +13,11 @@ def processor_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def first_process() -> bool:
+    """Whether this process speaks for those that ``torchrun`` started together, or is alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def peak_resident_bytes() -> int:

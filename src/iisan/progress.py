@@ -4,12 +4,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from iisan.machine import first_process
+
 T = TypeVar("T")
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield from ``iterable`` under a progress bar that disappears when it ends."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and first_process()):
         yield from iterable
         return
     from rich.console import Console

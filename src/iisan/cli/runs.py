@@ -25,6 +25,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train, and evaluate the best epoch; an interrupted run goes on."""
+    from iisan.machine import first_process
     from iisan.recipes import load_config
     from iisan.train.run import train as train_run
 
@@ -32,6 +33,8 @@ def train(
         f"{name}={json.dumps(str(path))}" for name, path in (("dataset", dataset), ("states", states)) if path
     ]
     result = train_run(load_config(config, [*folders, *(settings or [])]), out, say=say_to(as_json))
+    if not first_process():
+        return
     if as_json:
         print_json(result)
         return

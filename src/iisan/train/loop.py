@@ -21,26 +21,28 @@ from iisan.names import PAD
 from iisan.progress import track
 from iisan.train.batches import Batch, Batches
 from iisan.train.checkpoint import Progress, load_checkpoint, load_trainable, save_checkpoint, trainable_state
+from iisan.train.processes import ALONE, Processes
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 
 
-def batch_loss(network: SequentialRecommender, batch: Batch, reduction: str) -> Tensor:
-    """Loss of one batch over all positions that have a next item; scalar."""
-    items = network.encode_items(batch.rows)
-    inputs, targets = batch.slots[:, :-1], batch.slots[:, 1:]
+def batch_loss(
+    network: SequentialRecommender, batch: Batch, reduction: str, processes: Processes = ALONE
+) -> Tensor:
+    """Loss of one batch over all positions that have a next item; scalar.
+
+    Of several processes each has the part of its share of the windows; the whole is their sum.
+    """
+    items = processes.gather(network.encode_items(processes.share(batch.rows)), len(batch.rows))
+    slots, excluded = processes.share(batch.slots), processes.share(batch.excluded)
+    inputs, targets = slots[:, :-1], slots[:, 1:]
     window, position = (inputs != PAD).nonzero(as_tuple=True)
     queries = network(items, inputs)[window, position]
-    return candidate_cross_entropy(
-        queries,
-        targets[window, position],
-        items,
-        batch.log_q,
-        batch.log_multiplicity,
-        batch.excluded[window],
-        reduction,  # type: ignore[arg-type]
+    loss = candidate_cross_entropy(
+        queries, targets[window, position], items, batch.log_q, batch.log_multiplicity, excluded[window], "sum"
     )
+    return loss / (batch.slots[:, :-1] != PAD).sum() if reduction == "mean" else loss
 
 
 def parameter_groups(
@@ -83,6 +85,7 @@ class Trainer:
         autocast: whether to compute in bf16.
         log: called with the record of every finished epoch.
         clock: for measuring.
+        processes: those that train together; the first one writes the files.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Trainer:
         autocast: bool = False,
         log: Callable[[dict[str, Any]], None] = lambda record: None,
         clock: Clock | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.network = network
         self.batches = batches
@@ -104,6 +108,7 @@ class Trainer:
         self.autocast = autocast
         self.log = log
         self.clock = clock or Clock()
+        self.processes = processes
         self.device = next(network.items.parameters()).device
         self.optimizer = torch.optim.Adam(
             parameter_groups(network, config.optimizer, config.tuning.rate), fused=True
@@ -128,9 +133,10 @@ class Trainer:
             if value > self.progress.best_value:
                 self.progress.best_value, self.progress.best_epoch = value, record["epoch"]
                 self.best = trainable_state(self.network)
-            save_checkpoint(checkpoint, self.network, self.optimizer, self.best, self.progress)
-            self._write_metrics()
-            self.log(record)
+            if self.processes.first:
+                save_checkpoint(checkpoint, self.network, self.optimizer, self.best, self.progress)
+                self._write_metrics()
+                self.log(record)
         self.network.source.hold(False)
         load_trainable(self.network, self.best)
         return self.progress
@@ -141,14 +147,15 @@ class Trainer:
         return progress.epoch >= training.epochs or bool(training.patience and waited >= training.patience)
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
-        # Dropout depends on the seed and the epoch alone, so a resumed run needs no stored generator.
-        torch.manual_seed(int(np.random.SeedSequence([self.config.training.seed, epoch]).generate_state(1)[0]))
+        # Dropout depends on seed, epoch and process alone, so a resumed run needs no stored generator.
+        entropy = [self.config.training.seed, epoch, *([self.processes.rank] if self.processes.rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         started = time.perf_counter()
         refresh, source = self.config.tuning.refresh, self.network.source
         source.hold((epoch - 1) % refresh > 0)
         self.network.train()
         total = self.run(track(self.batches.epoch(epoch), f"epoch {epoch}", len(self.batches)))
-        loss = total.item() / len(self.batches)
+        loss = self.processes.add(total).item() / len(self.batches)
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss of epoch {epoch} is {loss}",
@@ -168,7 +175,7 @@ class Trainer:
         }
 
     def run(self, batches: Iterable[Batch]) -> Tensor:
-        """Train on some batches; returns the sum of their losses, scalar."""
+        """Train on some batches; returns the sum of their losses, scalar: this process's part of it."""
         total = torch.zeros((), device=self.device)
         waiting = iter(batches)
         while group := list(itertools.islice(waiting, self.config.training.accumulate)):
@@ -183,11 +190,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for batch in group:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = batch_loss(self.network, batch.to(self.device), loss_config.reduction)
+                loss = batch_loss(self.network, batch.to(self.device), loss_config.reduction, self.processes)
             self.clock.lap("forward")
             (loss / len(group)).backward()
             self.clock.lap("backward")
             total += loss.detach()
+        self.processes.add_gradients(value for _, value in self.network.trainable())
         if training.clip:
             torch.nn.utils.clip_grad_norm_((value for _, value in self.network.trainable()), training.clip)
         self.optimizer.step()

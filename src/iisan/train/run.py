@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -26,6 +27,7 @@ from iisan.nn.items import SideNetwork
 from iisan.train.assess import measure
 from iisan.train.batches import Batches
 from iisan.train.loop import Trainer
+from iisan.train.processes import Processes, joined
 from iisan.train.setup import Setup, build, resolve
 from iisan.train.trained import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
 
@@ -40,6 +42,8 @@ def train(
 ) -> dict[str, Any]:
     """Train what the configuration says into the folder ``out``, or finish what an earlier call began there.
 
+    Processes that ``torchrun`` started train it together (:mod:`iisan.train.processes`) and share ``out``.
+
     Args:
         config: complete.
         out: the run folder.
@@ -53,19 +57,27 @@ def train(
         RunError: ``out`` holds something else, or the training diverged.
     """
     config = resolve(config)
-    _claim(out, config)
-    finished = _finished_result(out)
-    if finished is not None:
-        say(f"{out} is finished already; nothing to do")
+    with joined() as processes:
+        if processes.first:
+            _claim(out, config)
+        else:
+            say = _silent
+        processes.wait()
+        finished = _finished_result(out)
+        if finished is not None:
+            say(f"{out} is finished already; nothing to do")
+            return finished
+        try:
+            _train(build(config, dataset), out, say, processes)
+        except Exception as error:
+            if processes.first:
+                message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
+                write_json(out / RESULT, {**_header(config), "status": "failed", "error": message})
+            raise
+        processes.wait()
+        finished = _finished_result(out)
+        assert finished is not None
         return finished
-    try:
-        result = _train(build(config, dataset), out, say)
-    except Exception as error:
-        message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
-        write_json(out / RESULT, {**_header(config), "status": "failed", "error": message})
-        raise
-    write_json(out / RESULT, result)
-    return result
 
 
 def _claim(out: Path, config: Config) -> None:
@@ -110,16 +122,21 @@ def _header(config: Config) -> dict[str, Any]:
     }
 
 
-def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
+def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
     config, split = setup.config, setup.split
     evaluation, training = config.evaluation, config.training
     batches = Batches(split, config.sequence.length, training.batch, config.loss, training.windows, training.seed)
 
-    def validate(network: SequentialRecommender) -> dict[str, float]:
-        ranks = rank_targets(network_scorer(network), split.validation, evaluation.policy)
-        return summarise(ranks.above, ranks.ties, evaluation.cutoffs)
+    asked = torch.arange(len(split.validation))
 
-    events = _event_writer(out)
+    def validate(network: SequentialRecommender) -> dict[str, float]:
+        share = split.validation[processes.share(asked).numpy()]
+        ranks = rank_targets(network_scorer(network), share, evaluation.policy)
+        found = torch.from_numpy(np.stack([ranks.above, ranks.ties], axis=1)).to(setup.device)
+        above, ties = processes.gather(found, len(asked)).cpu().numpy().T
+        return summarise(above, ties, evaluation.cutoffs)
+
+    events = _event_writer(out) if processes.first else _no_events
 
     def log(record: dict[str, Any]) -> None:
         for key in record.keys() - {"epoch"}:
@@ -134,15 +151,17 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
     empty = len(setup.network.source.empty)
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
-    trainer = Trainer(setup.network, batches, config, validate, out, setup.autocast, log)
+    trainer = Trainer(setup.network, batches, config, validate, out, setup.autocast, log, processes=processes)
     progress = trainer.fit()
+    if not processes.first:
+        return
     scorer = network_scorer(setup.network)
     (test,) = measure({config.recipe: scorer}, evaluation, setup.dataset, split).values()
     _write_outputs(setup, out, scorer, trainer.best)
     with aside(out / PER_USER) as temporary:
         test.per_user.write_parquet(temporary)
     network = setup.network
-    return {
+    result = {
         **_header(config),
         "status": "finished",
         "data": setup.dataset.manifest.get("content_hash"),
@@ -166,7 +185,9 @@ def _train(setup: Setup, out: Path, say: Say) -> dict[str, Any]:
         ),
         "device": str(setup.device),
         "threads": torch.get_num_threads(),
+        "processes": processes.size,
     }
+    write_json(out / RESULT, result)
 
 
 def _event_writer(out: Path) -> Callable[[str, float, int], object]:
@@ -174,9 +195,17 @@ def _event_writer(out: Path) -> Callable[[str, float, int], object]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return lambda name, value, epoch: None
+        return _no_events
     writer = SummaryWriter(out / EVENTS)
     return writer.add_scalar
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _no_events(name: str, value: float, epoch: int) -> None:
+    pass
 
 
 def _write_outputs(setup: Setup, out: Path, scorer: EmbeddingScorer, best: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,97 @@
+"""Several processes on one batch each do a part of what one does alone, and together exactly that."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from iisan.config import Config
+from iisan.recipes import recipe
+from iisan.train.batches import Batches
+from iisan.train.loop import batch_loss
+from iisan.train.processes import Processes, joined
+from iisan.train.run import train
+from iisan.train.setup import build, resolve
+
+#: Dropout off: each process draws its own.
+STEADY = ("training.precision=fp32", "training.device=cpu", "sequence.dropout=0", "training.batch=16")
+
+
+def configured(prepared, *changes: str) -> Config:
+    folders = {"dataset": prepared.dataset, "states": prepared.states}
+    return recipe("default").model_copy(update=folders).override([*STEADY, *changes])
+
+
+def together(*arguments: str | Path, count: int = 2) -> str:
+    """Standard output of some processes that torchrun starts."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
+    command = [sys.executable, *torchrun, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_shared_gradients_are_those_of_the_whole_batch(prepared, tmp_path):
+    # Items without text or image are in the data; three processes have unequal shares.
+    path = tmp_path / "config.yaml"
+    path.write_text(configured(prepared, "loss.negatives=7").to_yaml())
+    out = together(__file__, path, count=3)
+    assert out.count("the same loss and gradients") == 3
+
+
+def compare_gradients(path: Path) -> None:
+    """What each process checks: the loss and the gradient of every weight; of two windows one process has none."""
+    from iisan.recipes import load_config
+
+    config = load_config(str(path), [])
+    with joined() as processes:
+        assert processes.size == 3
+        setup = build(resolve(config))
+        network = setup.network.train()
+        batches = Batches(setup.split, config.sequence.length, config.training.batch, config.loss, "last", 0)
+        full, few = batches.collate(np.arange(16), np.arange(7)), batches.collate(np.array([3, 4]), np.array([9]))
+        for batch, reduction in itertools.product((full, few), ("mean", "sum")):
+            found = []
+            for who in (Processes(), processes):
+                network.zero_grad()
+                value = batch_loss(network, batch, reduction, who)
+                value.backward()
+                who.add_gradients(weight for _, weight in network.trainable())
+                gradients = {name: weight.grad for name, weight in network.trainable()}
+                found.append((who.add(value.detach()), gradients))
+            (alone, own), (shared, summed) = found
+            torch.testing.assert_close(shared, alone)
+            for name, gradient in own.items():
+                rounding = 1e-5 * float(gradient.abs().max())
+                torch.testing.assert_close(summed[name], gradient, rtol=1e-4, atol=rounding, msg=name)
+    print("the same loss and gradients")
+
+
+def test_two_processes_train_the_same_run(prepared, tmp_path):
+    changes = ("training.epochs=3", "loss.negatives=5", "training.accumulate=2")
+    alone = train(configured(prepared, *changes), tmp_path / "alone")
+    path = tmp_path / "config.yaml"
+    path.write_text(configured(prepared, *changes).to_yaml())
+    out = together("-m", "iisan.cli", "train", path, "--out", tmp_path / "two")
+    assert out.count("best epoch") == 1  # one of them speaks
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert (alone["processes"], two["processes"]) == (1, 2)
+    histories = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("alone", "two")
+    ]
+    for ours, theirs in zip(*histories, strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
+        assert theirs["hr@10"] == pytest.approx(ours["hr@10"], abs=0.021)  # one of 50 users, by rounding
+    assert two["best_epoch"] == alone["best_epoch"]
+    again = together("-m", "iisan.cli", "train", path, "--out", tmp_path / "two")
+    assert again.count("is finished already") == 1
+
+
+if __name__ == "__main__":
+    compare_gradients(Path(sys.argv[1]))
