@@ -13,19 +13,18 @@ seconds beside wall time.
 """
 
 import argparse
-import datetime
 import json
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from synthetic import make_backbones, make_dataset, make_store
+from timing import faster, take_turns, told, write_record
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -34,8 +33,6 @@ from iisan.backbones.image import load_image
 from iisan.backbones.text import load_text
 from iisan.data.dataset import Dataset
 from iisan.data.sequences import padded
-from iisan.files import write_json
-from iisan.machine import processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import PAD
 from iisan.recipes import recipe
@@ -111,22 +108,12 @@ def optimizer_of(network: SequentialRecommender, fused: bool) -> torch.optim.Ada
     return torch.optim.Adam(parameter_groups(network, recipe("reference").optimizer, 1e-4), fused=fused)
 
 
-def take(losses: Iterator[Tensor], optimizer: torch.optim.Optimizer, steps: int) -> tuple[float, float]:
-    """Wall and processor seconds a step, those of worker processes included."""
-    started, worked = time.perf_counter(), _processor_seconds()
+def take(losses: Iterator[Tensor], optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Train some steps."""
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         next(losses).backward()
         optimizer.step()
-    return (time.perf_counter() - started) / steps, (_processor_seconds() - worked) / steps
-
-
-def _processor_seconds() -> float:
-    import psutil
-
-    own = psutil.Process()
-    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
-    return sum(each.user + each.system for each in times)
 
 
 def main() -> None:
@@ -140,14 +127,18 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         results = measure(arguments, Path(temporary))
-    record = {
-        "what": "a training step from the cache, 64 users, two modalities of 7 kept states of 768, fp32",
-        "date": datetime.date.today().isoformat(),
-        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "torch": torch.__version__},
-        **results,
-    }
-    write_json(arguments.out, record)
-    print(json.dumps(record, indent=2))
+    lines = [
+        "64 users a batch, two modalities of 7 kept states of 768, fp32; milliseconds a step, median (quartiles). "
+        f"The losses of the same batch differ by {results['loss_difference']:.0e} of their size.",
+        "",
+        "| threads | published design, re-created | iisan | times faster, wall | in processor seconds |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for threads, each in results["threads"].items():
+        milliseconds = [told(each[side], unit=1e3 / each["steps"][side]) for side in ("naive", "iisan")]
+        ratios = [f"{each['times_faster'][kind]:.1f}" for kind in ("wall", "processor")]
+        lines.append(f"| {' | '.join([threads, *milliseconds, *ratios])} |")
+    write_record(arguments.out, "A training step from the cache", results, lines)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -187,23 +178,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"loss_difference": difference, "threads": {}}
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        sides: dict[str, tuple[Callable[[], Iterator[Tensor]], bool, int]] = {
-            "naive": (lambda workers=threads: naive_losses(workers), False, arguments.steps),  # type: ignore[misc]
-            "iisan": (our_losses, True, 5 * arguments.steps),
-        }
-        running = {name: (losses(), optimizer_of(network, fused)) for name, (losses, fused, _) in sides.items()}
         network.train()
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        for turn in range(arguments.turns + 1):
-            for name, (_, _, steps) in sides.items():
-                taken = take(*running[name], steps)
-                if turn:  # the first warms up
-                    seconds[name].append(taken)
-        summary = {name: _summary(values) for name, values in seconds.items()}
-        summary["times_faster"] = {
-            kind: summary["naive"][kind]["median"] / summary["iisan"][kind]["median"]
-            for kind in ("wall", "processor")
+        steps = {"naive": arguments.steps, "iisan": 5 * arguments.steps}
+        sides = {
+            "naive": partial(take, naive_losses(threads), optimizer_of(network, fused=False), steps["naive"]),
+            "iisan": partial(take, our_losses(), optimizer_of(network, fused=True), steps["iisan"]),
         }
+        summary: dict[str, Any] = take_turns(sides, arguments.turns)
+        ratios = faster(summary, "naive", "iisan")
+        summary["times_faster"] = {kind: 5 * ratio for kind, ratio in ratios.items()}
+        summary["steps"] = steps
         found["threads"][str(threads)] = summary
         print(threads, json.dumps(summary), flush=True)
     return found
@@ -217,14 +201,6 @@ def _difference(network: SequentialRecommender, batches: Batches, slots: Slots, 
         theirs = naive_loss(network, popularity, *(torch.stack(part) for part in zip(*rows, strict=True)))
         ours = batch_loss(network, batches.collate(chosen, np.empty(0, np.int64)), "mean")
     return float((theirs - ours).abs() / ours)
-
-
-def _summary(values: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
-    result = {}
-    for kind, column in zip(("wall", "processor"), zip(*values, strict=True), strict=True):
-        low, middle, high = statistics.quantiles(column, n=4)
-        result[kind] = {"median": middle, "quartiles": [low, high]}  # type: ignore[dict-item]
-    return result
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""Ten million interactions from raw tables to a dataset folder, and the start of a training on it.
+
+    python benchmarks/preparation.py --out benchmarks/results/preparation.json
+
+Interactions of one million users with 200,000 items, as CSV and as Parquet, in no order; ids are strings,
+timestamps seconds. Every step is a process of its own, as a user would start it: its wall time, processor
+seconds and largest resident memory. ``read`` is what polars alone needs to read the two tables, the bound of
+any preparation.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from timing import write_record
+
+USERS, ITEMS = 1_000_000, 200_000
+
+_READ = """
+import sys, polars as pl
+for path in sys.argv[1:]:
+    pl.read_csv(path) if path.endswith("csv") else pl.read_parquet(path)
+"""
+
+_START = """
+import sys
+from iisan.recipes import recipe
+from iisan.train.batches import Batches
+from iisan.train.setup import build, resolve
+config = resolve(recipe("ids").override([f"dataset={sys.argv[1]}"]))
+setup, drawn = build(config), config.training
+batches = Batches(setup.split, config.sequence.length, drawn.batch, config.loss, drawn.windows, drawn.seed)
+next(batches.epoch(1))
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one process.
+
+    Attributes:
+        wall: seconds.
+        processor: seconds.
+        peak_bytes: largest resident memory.
+    """
+
+    wall: float
+    processor: float
+    peak_bytes: int
+
+
+def run(*command: str | Path) -> Cost:
+    """Run a Python process to its end.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}")
+    return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def write_tables(folder: Path, interactions: int) -> None:
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{number}" for number in range(5_000)])
+    titles = [" ".join(row) for row in words[rng.integers(0, len(words), (ITEMS, 8))]]
+    items = pl.DataFrame({"item_id": [f"item-{number}" for number in range(ITEMS)], "title": titles})
+    log = pl.DataFrame(
+        {
+            "user_id": pl.Series(rng.integers(0, USERS, interactions)),
+            "item_id": pl.Series((ITEMS * rng.random(interactions) ** 2).astype(np.int64)),
+            "timestamp": rng.integers(1_500_000_000, 1_700_000_000, interactions),
+        }
+    ).with_columns(
+        pl.format("user-{}", "user_id").alias("user_id"), pl.format("item-{}", "item_id").alias("item_id")
+    )
+    for table, name in ((items, "items"), (log, "interactions")):
+        table.write_csv(folder / f"{name}.csv")
+        table.write_parquet(folder / f"{name}.parquet")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--interactions", type=int, default=10_000_000)
+    arguments = parser.parse_args()
+    costs: dict[str, Cost] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_tables(folder, arguments.interactions)
+        for form in ("csv", "parquet"):
+            tables = [folder / f"{name}.{form}" for name in ("items", "interactions")]
+            costs[f"read {form}"] = run("-c", _READ, *tables)
+            costs[f"prepare {form}"] = run("-m", "iisan.cli", "prepare", "table", *tables, "--out", folder / form)
+        costs["start"] = run("-c", _START, folder / "parquet")
+        costs["help"] = run("-m", "iisan.cli", "--help")
+    lines = [
+        f"{arguments.interactions:,} interactions, {USERS:,} users, {ITEMS:,} items.",
+        "",
+        "| | seconds | processor seconds | peak GB |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {name} | {cost.wall:.2f} | {cost.processor:.2f} | {cost.peak_bytes / 1e9:.2f} |"
+            for name, cost in costs.items()
+        ),
+        "",
+        "`start`: a new process loads the dataset and builds its first batch of training. `help`: `iisan --help`.",
+    ]
+    results = {"interactions": arguments.interactions, "costs": {name: vars(cost) for name, cost in costs.items()}}
+    write_record(arguments.out, "Preparing ten million interactions", results, lines)
+
+
+if __name__ == "__main__":
+    main()
