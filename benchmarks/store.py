@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from synthetic import write_store
 from timing import write_record
 
-from iisan.backbones.levels import layer_drop
 from iisan.config import Config
 from iisan.data.sequences import Sequences
 from iisan.data.splits import leave_one_out
@@ -32,10 +32,8 @@ from iisan.efficiency.measure import STAGES, PeakMemory, StageClock
 from iisan.files import write_json
 from iisan.model import SequentialRecommender
 from iisan.recipes import recipe
-from iisan.states.manifest import Manifest, fingerprint_of
 from iisan.states.sources import CachedStates
-from iisan.states.store import StateStore, store_folder
-from iisan.states.writer import StateWriter, library_versions
+from iisan.states.store import StateStore
 from iisan.train.batches import Batches
 from iisan.train.loop import Trainer
 
@@ -43,23 +41,6 @@ CATALOGUES = (20_314, 400_000, 1_000_000)
 USERS, LENGTH, DEPTH, WIDTH = 20_000, 11, 12, 768
 MODALITIES = ("image", "text")
 SHARD = 16_384
-
-
-def make_stores(folder: Path, items: int) -> None:
-    """Stores of random numbers; the shards are alike, which nothing depends on."""
-    levels = layer_drop(DEPTH)
-    states = torch.randn(SHARD, len(levels), WIDTH, generator=torch.Generator().manual_seed(0))
-    for modality in MODALITIES:
-        manifest = Manifest(
-            settings={"modality": modality, "backbone": "random numbers"}, levels=levels, dtype="bf16",
-            precision="fp32", width=WIDTH, depth=DEPTH, error=[None] * len(levels), shards=[],
-            made_with=library_versions(),
-        )  # fmt: skip
-        place = store_folder(folder, modality, fingerprint_of(manifest.settings, levels, "bf16", "fp32"))
-        with StateWriter(place, (manifest, torch.zeros(len(levels), WIDTH)), print) as writer:
-            for first in range(0, items, SHARD):
-                count = min(SHARD, items - first)
-                writer.append([str(first + number) for number in range(count)], states[:count], [1] * count, str)
 
 
 def settings() -> Config:
@@ -128,7 +109,9 @@ def main() -> None:
     for items in arguments.items:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
             folder = Path(temporary)
-            make_stores(folder, items)
+            keys = [str(number) for number in range(items)]
+            for modality in MODALITIES:
+                write_store(folder, {"modality": modality}, DEPTH, WIDTH, keys, SHARD)
             command = [sys.executable, __file__, f"--out={folder / 'found.json'}", f"--folder={folder}"]
             subprocess.run([*command, f"--measure={items}", f"--steps={arguments.steps}"], check=True)
             found.append(json.loads((folder / "found.json").read_text()))

@@ -4,7 +4,9 @@ Costs do not depend on the values, so cached states are random numbers in a stor
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +21,7 @@ from iisan.data.prepare import prepare
 from iisan.names import IMAGE
 from iisan.states.contents import Contents
 from iisan.states.manifest import Manifest, fingerprint_of
-from iisan.states.store import StateStore
+from iisan.states.store import StateStore, store_folder
 from iisan.states.writer import StateWriter, library_versions
 
 
@@ -53,21 +55,27 @@ def make_backbones(tokenizer: Path, folder: Path) -> dict[str, Path]:
     return folders
 
 
-def make_store(backbone: Backbone, dataset: Dataset, out: Path, rows: int = 4096) -> StateStore:
-    """A store as ``iisan cache`` would write it, with random numbers for states."""
-    levels = layer_drop(backbone.depth)
-    settings = {"modality": backbone.kind, **backbone.settings}
-    manifest = Manifest(
-        settings=settings, levels=levels, dtype="bf16", precision="fp32", width=backbone.width,
-        depth=backbone.depth, error=[None] * len(levels), shards=[], made_with=library_versions(),
-    )  # fmt: skip
-    fingerprint = fingerprint_of(manifest.settings, levels, "bf16", "fp32")
+def make_store(backbone: Backbone, dataset: Dataset, out: Path) -> StateStore:
+    """A store as ``iisan cache`` would write it."""
     found = Contents.of(dataset, backbone.kind).keys()
     keys = [key for key in dict.fromkeys(found) if key is not None]
-    folder = out / f"{backbone.kind}-{fingerprint[:16]}"
-    with StateWriter(folder, (manifest, torch.zeros(len(levels), backbone.width)), print) as writer:
+    return write_store(out, {"modality": backbone.kind, **backbone.settings}, backbone.depth, backbone.width, keys)
+
+
+def write_store(
+    out: Path, settings: dict[str, Any], depth: int, width: int, keys: Sequence[str], rows: int = 4096
+) -> StateStore:
+    """LayerDrop's levels in bf16, random numbers for states; the shards are alike, which no cost depends on."""
+    levels = layer_drop(depth)
+    manifest = Manifest(
+        settings=settings, levels=levels, dtype="bf16", precision="fp32", width=width, depth=depth,
+        error=[None] * len(levels), shards=[], made_with=library_versions(),
+    )  # fmt: skip
+    fingerprint = fingerprint_of(settings, levels, "bf16", "fp32")
+    folder = store_folder(out, settings["modality"], fingerprint)
+    states = torch.randn(rows, len(levels), width)
+    with StateWriter(folder, (manifest, torch.zeros(len(levels), width)), print) as writer:
         for first in range(0, len(keys), rows):
             part = keys[first : first + rows]
-            states = torch.randn(len(part), len(levels), backbone.width)
-            writer.append(part, states, [1] * len(part), str)
+            writer.append(part, states[: len(part)], [1] * len(part), str)
     return StateStore.open(folder)

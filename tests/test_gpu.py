@@ -1,0 +1,51 @@
+"""The same numbers on a GPU as on a processor; skipped where CUDA finds none."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from iisan.data.dataset import Dataset
+from iisan.recipes import recipe
+from iisan.states.caching import cache
+from iisan.train.run import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA finds no GPU here")
+
+DEVICES = ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("method", ["default", "frozen", "ids"])
+def test_training_gives_the_same_losses(prepared, tmp_path, method):
+    folders = {"dataset": prepared.dataset, "states": prepared.states}
+    steady = ["training.precision=fp32", "training.epochs=3", "training.batch=16", "sequence.dropout=0"]
+    losses = []
+    for device in DEVICES:
+        config = recipe(method).model_copy(update=folders).override([*steady, f"training.device={device}"])
+        assert train(config, tmp_path / device)["device"].startswith(device)
+        lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_caching_gives_the_same_states(prepared, tmp_path):
+    dataset = Dataset.load(prepared.dataset)
+    models = {"text": str(prepared.text), "image": str(prepared.image)}
+    stores = [
+        cache(dataset, tmp_path / device, models, dtype="fp32", precision="fp32", device=device)
+        for device in DEVICES
+    ]
+    for modality in models:
+        rows = torch.arange(len(stores[0][modality]))
+        ours, theirs = (store[modality].read(rows) for store in stores)
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4 * float(ours.abs().max()))
+
+
+def test_training_computes_in_bf16_where_the_gpu_multiplies_it(prepared, tmp_path):
+    folders = {"dataset": prepared.dataset, "states": prepared.states}
+    config = recipe("default").model_copy(update=folders).override(["training.epochs=1", "training.batch=16"])
+    result = train(config, tmp_path / "run")
+    assert result["device"].startswith("cuda")
+    assert np.isfinite(result["test"]["hr@10"])
+    assert result["peak_memory_bytes"] > 0
