@@ -1,6 +1,6 @@
 """The one network: state source + item encoder + sequence encoder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from iisan.config import Config, SequenceConfig
 from iisan.errors import ConfigError
 from iisan.names import PAD
-from iisan.nn.items import ItemTable, Projection, SideNetwork
+from iisan.nn.items import ItemTable, Projection, SideNetwork, States
 from iisan.nn.sequences import GRU4Rec, NextItNet, SASRec
 from iisan.states.corruption import hide_modalities
 from iisan.states.sources import StateSource
@@ -85,6 +85,7 @@ class SequentialRecommender(nn.Module):
         self.num_items = num_items
         self.length = length
         self.modality_dropout = modality_dropout
+        self._encode: Callable[[Tensor, States], Tensor] | None = None
 
     @classmethod
     def build(cls, config: Config, num_items: int, source: StateSource) -> "SequentialRecommender":
@@ -99,7 +100,13 @@ class SequentialRecommender(nn.Module):
         batch = self.source(rows)
         if self.training and self.modality_dropout:
             batch = hide_modalities(batch, self.modality_dropout)
-        return self.items(batch.rows, batch.modalities)
+        # Compiled in training alone: evaluation is a few passes, which another compilation would not pay for.
+        encode = self._encode if self.training and self._encode else self.items
+        return encode(batch.rows, batch.modalities)
+
+    def compile_items(self) -> None:
+        """Fuse the item encoder's operators in training; takes effect, and time, with the first batch."""
+        self._encode = torch.compile(self.items.forward, dynamic=True)
 
     def forward(self, items: Tensor, slots: Tensor) -> Tensor:
         """Query vectors of histories.

@@ -15,14 +15,15 @@ def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, amx: int, avx:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx))
     assert choose_precision("cpu") == expected
-    assert choose_training_precision("cpu") == "fp32"
-    assert choose_training_precision("cpu", "bf16") == "bf16"
+    assert choose_training_precision("cpu", "auto", width=256) == expected
+    assert choose_training_precision("cpu", "auto", width=255) == "fp32"
+    assert choose_training_precision("cpu", "bf16", width=64) == "bf16"
 
 
 @pytest.mark.parametrize(("major", "expected"), [(7, "fp32"), (8, "bf16")])
 def test_auto_asks_the_gpu(monkeypatch: pytest.MonkeyPatch, major: int, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (major, 0))
-    assert choose_precision("cuda") == choose_training_precision("cuda") == expected
+    assert choose_precision("cuda") == choose_training_precision("cuda", "auto", width=64) == expected
 
 
 def test_unknown_precision_is_refused() -> None:

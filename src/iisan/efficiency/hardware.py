@@ -61,7 +61,7 @@ class Hardware:
             ConfigError: a device or precision that cannot be used here.
         """
         where = choose_device(device)
-        kind = choose_training_precision(where, precision)
+        kind = choose_training_precision(where, precision, _WIDTH)
         dtype = torch.bfloat16 if kind == "bf16" else torch.float32
         tokens, wide = _TOKENS.get(where.type, _MANY_TOKENS), 4 * _WIDTH
         # The residual stream and the norms stay fp32 in every precision.

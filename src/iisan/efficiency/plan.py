@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 
+from iisan.backbones.precision import choose_training_precision
 from iisan.data.dataset import Dataset
 from iisan.efficiency.estimate import BackboneShape, DataShape, Estimate, Hardware, estimate
 from iisan.names import TEXT
 from iisan.recipes import recipe
+from iisan.train.setup import choose_device
 
 
 def plan(
@@ -38,7 +40,9 @@ def plan(
             )
             for modality, model in models.items()
         }
-        precision = config.training.precision
+        widest = 0 if config.items.kind == "table" else max((shape.width for shape in shapes.values()), default=0)
+        device = choose_device(config.training.device)
+        precision = choose_training_precision(device, config.training.precision, widest)
         if precision not in measured:
             measured[precision] = Hardware.measure(config.training.device, precision)
         found[name] = estimate(config, shapes, DataShape.of_dataset(dataset, config), measured[precision])

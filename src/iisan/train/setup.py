@@ -1,7 +1,11 @@
 """From a configuration to what a run needs: data, split, states, network."""
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -28,6 +32,7 @@ class Setup:
         network: with initial weights, on its device.
         device: where it computes.
         autocast: whether training computes in bf16.
+        compiled: whether the item encoder is compiled for training.
     """
 
     config: Config
@@ -37,6 +42,7 @@ class Setup:
     network: SequentialRecommender
     device: torch.device
     autocast: bool
+    compiled: bool
 
 
 def choose_device(name: str) -> torch.device:
@@ -117,6 +123,10 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
     stores = open_stores(config)
     source = state_source(config, dataset, stores)
     network = SequentialRecommender.build(config, dataset.num_items, source).to(device)
+    widest = max(source.widths.values(), default=0)
+    compiled = config.training.compile and _can_compile(device)
+    if compiled:
+        network.compile_items()
     return Setup(
         config,
         dataset,
@@ -124,5 +134,13 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
         stores,
         network,
         device,
-        choose_training_precision(device, config.training.precision) == "bf16",
+        choose_training_precision(device, config.training.precision, widest) == "bf16",
+        compiled,
     )
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Whether torch finds what it turns fused operators into programs with."""
+    if device.type == "cuda":
+        return find_spec("triton") is not None
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
