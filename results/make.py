@@ -78,19 +78,19 @@ TEXTS = {
 EXPERIMENTS_HEAD = """
 ## The paper's tables at demo scale
 
-`iisan experiment NAME` on the built-in catalogue, **generated data**, four epochs, one seed, one thread; two
-experiments ran side by side on the machine's two cores. It shows how to run and read a comparison and what
-costs what; four epochs on generated data say little about which method is better (a repetition whose losses
-agreed to three digits chose another epoch and moved a row by 1.6 points). The tables were not all run
-on the same machine (every record names its own), so compare within a table only. All records with charts as a
-page: [experiments.html](experiments.html).
+`iisan experiment NAME` on the built-in catalogue, **generated data**, four epochs, one seed. `table-3` to
+`table-7` and `figure-4` together took 31 minutes, one after the other, on two cores of an AMD EPYC, with
+other work now and then; the rest ran on one core of the same machine, beside other work. It shows how to run
+and read a comparison and what costs what; four epochs on generated data say little about which method is
+better (a repetition whose losses agreed to three digits chose another epoch and moved a row by 1.6 points).
+All records with charts as a page: [experiments.html](experiments.html).
 """
 VERSA_HEAD = """
 ## IISAN-Versa at demo scale
 
 The same, on the same generated data, for the second paper's questions; four epochs again, but at most 40 for
 `versa-microlens`, whose row with both modalities was still improving: rates are low, an epoch has ten steps.
-The machine had other work beside it, so seconds are rough, least so those of the scaling.
+The scaling has three seeds. Seconds are rough, as the machine had other work beside it.
 """
 COSTS = """
 Seconds an epoch in the paper's table 3 (A6000, batch 32, bert-base and vit-base): {paper}. Here: {here}. The
