@@ -94,11 +94,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--interactions", type=int, default=10_000_000)
+    parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.write:
+        write_tables(arguments.out, arguments.interactions)
+        return
     costs: dict[str, Cost] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_tables(folder, arguments.interactions)
+        # In a process of its own: the peak of a child is at least what its parent holds when it starts it.
+        run(__file__, f"--out={folder}", f"--interactions={arguments.interactions}", "--write")
         for form in ("csv", "parquet"):
             tables = [folder / f"{name}.{form}" for name in ("items", "interactions")]
             costs[f"read {form}"] = run("-c", _READ, *tables)
