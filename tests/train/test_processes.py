@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from iisan.config import Config
+from iisan.errors import ConfigError
 from iisan.recipes import recipe
 from iisan.train.batches import Batches
 from iisan.train.loop import batch_loss
@@ -52,7 +53,7 @@ def compare_gradients(path: Path) -> None:
     from iisan.recipes import load_config
 
     config = load_config(str(path), [])
-    with joined() as processes:
+    with joined(torch.device("cpu")) as processes:
         assert processes.size == 3
         setup = build(resolve(config))
         network = setup.network.train()
@@ -94,6 +95,14 @@ def test_two_processes_train_the_same_run(prepared, tmp_path):
     assert two["best_epoch"] == alone["best_epoch"]
     again = together("-m", "iisan.cli", "train", path, "--out", tmp_path / "two")
     assert again.count("is finished already") == 1
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="process 3 on a machine with 2 GPUs"), joined(torch.device("cuda")):
+        pass
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from iisan.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -70,15 +72,28 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """The processes that ``torchrun`` started, connected by gloo or, where each has a GPU of its own, by NCCL."""
+def joined(device: torch.device) -> Iterator[Processes]:
+    """The processes that ``torchrun`` started, connected by gloo, or by NCCL where each has a GPU of its own.
+
+    Args:
+        device: what the configuration computes on.
+
+    Raises:
+        ConfigError: more processes than GPUs.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or distributed.is_initialized():
         yield ALONE if size == 1 else Processes(distributed.get_rank(), size)
         return
-    on_gpu = torch.cuda.is_available()
+    on_gpu, place = device.type == "cuda", int(os.environ.get("LOCAL_RANK", "0"))
+    if on_gpu and place >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {place + 1} on a machine with {torch.cuda.device_count()} GPUs",
+            "a GPU for each process",
+            "start fewer, or set training.device to cpu",
+        )
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
     distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield Processes(distributed.get_rank(), size)

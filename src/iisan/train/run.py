@@ -28,7 +28,7 @@ from iisan.train.assess import measure
 from iisan.train.batches import Batches
 from iisan.train.loop import Trainer
 from iisan.train.processes import Processes, joined
-from iisan.train.setup import Setup, build, resolve
+from iisan.train.setup import Setup, build, choose_device, resolve
 from iisan.train.trained import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
 
 Say = Callable[[str], None]
@@ -57,7 +57,7 @@ def train(
         RunError: ``out`` holds something else, or the training diverged.
     """
     config = resolve(config)
-    with joined() as processes:
+    with joined(choose_device(config.training.device)) as processes:
         if processes.first:
             _claim(out, config)
         else:
