@@ -16,7 +16,6 @@ DATA is the folder of the Scientific tables, MINILM one of the model all-MiniLM-
 import argparse
 import io
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from timing import faster, take_turns, told, write_record
+from timing import faster, peak, take_turns, told, write_record
 
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.image import load_image
@@ -38,24 +37,11 @@ from iisan.states.extract import extract
 
 TOKENS, PATCHES, WIDTH, DEPTH = 30, 197, 768, 12
 BATCH = {TEXT: 64, IMAGE: 32}
-SIZE = 2048
 
 
 def operations(tokens: int) -> float:
     """Of one content through bert-base's or vit-base's blocks: the products, and those of attention."""
     return DEPTH * (24 * tokens * WIDTH**2 + 4 * tokens**2 * WIDTH)
-
-
-def peak(dtype: torch.dtype) -> float:
-    """Operations a second of large matrix products, the best of some."""
-    left, right = (torch.randn(SIZE, SIZE).to(dtype) for _ in range(2))
-    out = torch.empty(SIZE, SIZE, dtype=dtype)
-    best = 0.0
-    for _ in range(10):
-        started = time.perf_counter()
-        torch.mm(left, right, out=out)
-        best = max(best, 2 * SIZE**3 / (time.perf_counter() - started))
-    return best
 
 
 def contents_of(values: list[Any], kind: str) -> Contents:

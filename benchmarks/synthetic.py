@@ -73,7 +73,8 @@ def write_store(
     )  # fmt: skip
     fingerprint = fingerprint_of(settings, levels, "bf16", "fp32")
     folder = store_folder(out, settings["modality"], fingerprint)
-    states = torch.randn(rows, len(levels), width)
+    # Small, as real differences between items are: extreme scores would slow both sides down by denormal numbers.
+    states = 0.1 * torch.randn(rows, len(levels), width)
     with StateWriter(folder, (manifest, torch.zeros(len(levels), width)), print) as writer:
         for first in range(0, len(keys), rows):
             part = keys[first : first + rows]

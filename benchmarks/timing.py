@@ -62,6 +62,28 @@ def told(seconds: Mapping[str, Any], kind: str = "wall", unit: float = 1.0) -> s
     return f"{unit * seconds[kind]['median']:.4g} ({unit * low:.4g} to {unit * high:.4g})"
 
 
+def peak(dtype: torch.dtype, size: int = 2048) -> float:
+    """Operations a second of large matrix products, the best of some."""
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype)
+    return 2 * size**3 / _best(lambda: torch.mm(left, right, out=out))
+
+
+def copy_speed(size: int = 2**26) -> float:
+    """Bytes a second that a copy of a large tensor reads and writes, together, the best of some."""
+    source, out = torch.ones(size // 4), torch.empty(size // 4)
+    return 2 * size / _best(lambda: out.copy_(source))
+
+
+def _best(work: Side) -> float:
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
 def _processor_seconds() -> float:
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]

@@ -11,7 +11,20 @@ import iisan
 
 ROOT = Path(iisan.__file__).parent
 ORDER = [
-    *("errors", "names", "files", "machine", "progress", "config", "recipes", "data", "nn", "backbones", "states"),
+    *(
+        "errors",
+        "names",
+        "files",
+        "machine",
+        "progress",
+        "ahead",
+        "config",
+        "recipes",
+        "data",
+        "nn",
+        "backbones",
+        "states",
+    ),
     *("model", "losses", "evaluate", "train", "efficiency", "api", "demo", "experiments", "printing", "cli"),
 ]
 

@@ -232,10 +232,8 @@ class TrainingConfig(Section):
         patience: stop after this many validations in a row without improvement; 0 never stops early.
         windows: train on each user's ``last`` S + 1 training items, or on ``all`` of them in pieces.
         seed: of initial weights, order, dropout and negatives.
-        precision: ``auto`` is bf16 autocast where the device multiplies it, but fp32 on processors where no states
-            are as wide as 256.
-        compile: fuse the item encoder's operators by ``torch.compile``. That takes a minute or so at the start of
-            a training and gains most with ``bf16``; where no compiler is found, training goes on without.
+        precision: of backbones and item encoders in training. ``auto`` is bf16 where the device multiplies it, but
+            fp32 on processors where no states are as wide as 256.
         device: ``auto`` is CUDA where it is there, else the CPU.
         clip: upper limit of the gradient's norm; 0 is none.
         modality_dropout: probability that a training step hides a modality of an item, never all of them; teaches
@@ -249,7 +247,6 @@ class TrainingConfig(Section):
     windows: Literal["last", "all"] = "last"
     seed: NonNegativeInt = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
     device: str = "auto"
     clip: NonNegativeFloat = 0.0
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

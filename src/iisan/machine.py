@@ -1,5 +1,6 @@
 """What this machine is, and what it has given to this process."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -25,3 +26,16 @@ def peak_resident_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return (own + children) * unit
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what it is given back, for a loop that frees and takes the same tensors many times.
+
+    Otherwise every large tensor comes from the system, page by page and filled with zeros, which can take longer
+    than what is computed with it. Does nothing where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        # M_MMAP_THRESHOLD at its largest and M_TRIM_THRESHOLD, see mallopt(3).
+        library.mallopt(-3, 32 * 2**20)
+        library.mallopt(-1, 2**31 - 1)

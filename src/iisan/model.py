@@ -1,6 +1,6 @@
 """The one network: state source + item encoder + sequence encoder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from iisan.config import Config, SequenceConfig
 from iisan.errors import ConfigError
 from iisan.names import PAD
-from iisan.nn.items import ItemTable, Projection, SideNetwork, States
+from iisan.nn.items import ItemTable, Projection, SideNetwork
 from iisan.nn.sequences import GRU4Rec, NextItNet, SASRec
 from iisan.states.corruption import hide_modalities
-from iisan.states.sources import StateSource
+from iisan.states.sources import ItemBatch, StateSource
+
+#: Items are encoded in multiples of this many.
+_EVEN = 32
 
 
 def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
@@ -67,7 +70,12 @@ class SequentialRecommender(nn.Module):
         num_items: N.
         length: S.
         modality_dropout: probability that a modality of an item is hidden in training.
+
+    Attributes:
+        autocast: whether items are encoded in bf16 in training.
     """
+
+    autocast = False
 
     def __init__(
         self,
@@ -85,7 +93,6 @@ class SequentialRecommender(nn.Module):
         self.num_items = num_items
         self.length = length
         self.modality_dropout = modality_dropout
-        self._encode: Callable[[Tensor, States], Tensor] | None = None
 
     @classmethod
     def build(cls, config: Config, num_items: int, source: StateSource) -> "SequentialRecommender":
@@ -95,18 +102,30 @@ class SequentialRecommender(nn.Module):
         sequence = sequence_encoder(config.sequence, config.items.width)
         return cls(source, items, sequence, num_items, config.sequence.length, config.training.modality_dropout)
 
-    def encode_items(self, rows: Tensor) -> Tensor:
-        """Embeddings of distinct items, ``[U] -> [U, E]``."""
-        batch = self.source(rows)
+    def read_items(self, rows: Tensor) -> ItemBatch:
+        """Hidden states of distinct items ``[U]``, and of some more where that is quicker."""
+        # Kernels of low precision want even sizes, and are made anew for each size that they meet.
+        beyond = -len(rows) % _EVEN if self._low and self.source.stored else 0
+        with self._precision(rows.device):
+            batch: ItemBatch = self.source(nn.functional.pad(rows, (0, beyond)))
+        return batch
+
+    def encode_items(self, rows: Tensor, batch: ItemBatch | None = None) -> Tensor:
+        """Embeddings of distinct items, ``[U] -> [U, E]`` fp32; ``batch`` is what ``read_items`` gave for them."""
+        batch = self.read_items(rows) if batch is None else batch
         if self.training and self.modality_dropout:
             batch = hide_modalities(batch, self.modality_dropout)
-        # Compiled in training alone: evaluation is a few passes, which another compilation would not pay for.
-        encode = self._encode if self.training and self._encode else self.items
-        return encode(batch.rows, batch.modalities)
+        with self._precision(rows.device):
+            embeddings: Tensor = self.items(batch.rows, batch.modalities)
+        return embeddings[: len(rows)].float()
 
-    def compile_items(self) -> None:
-        """Fuse the item encoder's operators in training; takes effect, and time, with the first batch."""
-        self._encode = torch.compile(self.items.forward, dynamic=True)
+    @property
+    def _low(self) -> bool:
+        return self.training and self.autocast
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        """Only backbones and item encoders multiply matrices wide enough for a low precision to pay."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._low)
 
     def forward(self, items: Tensor, slots: Tensor) -> Tensor:
         """Query vectors of histories.
@@ -126,7 +145,7 @@ class SequentialRecommender(nn.Module):
         self.eval()
         device = next(self.items.parameters()).device
         rows = torch.arange(self.num_items, device=device)
-        return torch.cat([self.encode_items(part).float() for part in rows.split(block)])
+        return torch.cat([self.encode_items(part) for part in rows.split(block)])
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and values of the parameters that are trained, and hence saved."""

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from iisan.errors import BackboneError, ConfigError, DataError, StoreError
 from iisan.states import extract as extract_module
 from iisan.states.caching import cache
 from iisan.states.contents import Contents
-from iisan.states.extract import _ahead, extract
+from iisan.states.extract import extract
 from iisan.states.store import StateStore
 from iisan.states.writer import StateWriter
 
@@ -308,17 +307,6 @@ def test_a_bad_image_names_its_item_and_leaves_the_text(
     with pytest.raises(DataError, match=r"item 'i5'.*prepare the dataset again"):
         cache(catalogue, tmp_path, models, device="cpu")
     StateStore.find(tmp_path, "text").verify()
-
-
-def test_preparing_ahead_keeps_order_and_errors() -> None:
-    assert list(_ahead(lambda x: x * x, range(20), 3)) == [x * x for x in range(20)]
-    with pytest.raises(ZeroDivisionError):
-        list(_ahead(lambda x: 1 // x, [1, 2, 0, 3], 2))
-    before = threading.active_count()
-    results = _ahead(lambda x: x, range(100), 2)
-    assert next(results) == 0
-    results.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
 
 
 def test_a_store_from_before_there_were_counts_is_read_and_added_to(bert: TextBackbone, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from iisan.backbones.image import ImageBackbone
 from iisan.backbones.text import TextBackbone, load_text
 from iisan.backbones.tuning import tune
 from iisan.errors import BackboneError, ConfigError, DataError, StoreError
+from iisan.nn.hidden import Hidden
 from iisan.states.contents import Contents
 from iisan.states.corruption import CorruptedStates, hide_modalities
 from iisan.states.extract import extract
@@ -38,6 +39,21 @@ def live(catalogue: Any, bert: TextBackbone, vit: ImageBackbone) -> LiveStates:
     )
 
 
+def test_under_autocast_a_store_of_low_precision_gives_its_differences(
+    catalogue: Any, bert: TextBackbone, tmp_path: Path
+) -> None:
+    store = extract(bert, Contents.of(catalogue, "text"), tmp_path, dtype="bf16", shard_rows=16)
+    source = CachedStates({"text": (store, store.rows_for(catalogue), LEVELS["text"])})
+    rows = torch.tensor([36, 2, 8, 20])
+    whole = source(rows).modalities["text"]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = source(rows).modalities["text"]
+    assert whole.mean is None
+    assert low.values.dtype == torch.bfloat16
+    assert torch.equal(low.positions, whole.positions)
+    assert torch.equal(low.whole(), whole.values)
+
+
 def test_a_level_beyond_the_depth_is_one_sentence(catalogue: Any, bert: TextBackbone) -> None:
     with pytest.raises(BackboneError, match=r"level '9' in .* from 0 to 4, or 'last'"):
         LiveStates({"text": (bert, Contents.of(catalogue, "text"), (0, 9))})
@@ -52,7 +68,7 @@ def test_live_states_are_the_cached_ones(cached: CachedStates, live: LiveStates)
     # Item 36 has no text; images belong to items 0 to 8.
     assert from_store.modalities["text"][1].tolist() == [1, 2, 3, 4, 5, 6]
     assert from_store.modalities["image"][1].tolist() == [1, 2, 4, 6]
-    for modality, (states, positions) in from_store.modalities.items():
+    for modality, (states, positions, _) in from_store.modalities.items():
         assert states.shape == (len(positions), len(LEVELS[modality]), 16)
         torch.testing.assert_close(computed.modalities[modality][0], states, rtol=1e-5, atol=1e-5)
         assert torch.equal(computed.modalities[modality][1], positions)
@@ -76,7 +92,7 @@ def test_the_size_of_the_backbones_is_known_either_way(
 def test_no_item_with_a_modality(cached: CachedStates, live: LiveStates) -> None:
     rows = torch.tensor([36])
     for source in (cached, live):
-        states, positions = source(rows).modalities["text"]
+        states, positions, *_ = source(rows).modalities["text"]
         assert states.shape == (0, 3, 16)
         assert positions.shape == (0,)
 
@@ -105,7 +121,7 @@ def test_frozen_backbones_stay_as_they_are(live: LiveStates) -> None:
     assert live.training
     assert not any(module.training for backbone in live.backbones.values() for module in backbone.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    states, _ = live(torch.tensor([0])).modalities["text"]
+    states, _, *_ = live(torch.tensor([0])).modalities["text"]
     assert not states.requires_grad
     assert not states.is_inference()
     model.eval()
@@ -124,10 +140,10 @@ def test_held_states_are_computed_once_and_are_those_of_the_weights_as_they_are(
     backbone: Any = tuned.backbones["text"]
     passes: list[int] = []
     backbone.register_forward_hook(lambda *_: passes.append(1))
-    before, positions = tuned.eval()(rows).modalities["text"]
+    before, positions, *_ = tuned.eval()(rows).modalities["text"]
     tuned.train().hold(True)
     passes.clear()
-    served, where = tuned(rows).modalities["text"]
+    served, where, _ = tuned(rows).modalities["text"]
     # 37 items with a text, eight at a time; dropout is off meanwhile, and on again afterwards.
     assert len(passes) == 5
     assert tuned.training
@@ -177,7 +193,7 @@ def test_trainable_backbones_learn(catalogue: Any, model_folders: dict[str, Path
     parts = {"text": (backbone, Contents.of(catalogue, "text"), (1, "last"))}
     source = LiveStates(parts).train()
     assert backbone.tower.training
-    states, _ = source(torch.tensor([0, 1, 2])).modalities["text"]
+    states, _, *_ = source(torch.tensor([0, 1, 2])).modalities["text"]
     states.square().sum().backward()
     trained = {name for name, parameter in source.named_parameters() if parameter.grad is not None}
     assert trained <= {name for name, parameter in source.named_parameters() if parameter.requires_grad}
@@ -191,12 +207,11 @@ def test_hidden_modalities_leave_something_of_every_item() -> None:
     torch.manual_seed(0)
     count = 4000
     image, text = torch.arange(count), torch.arange(0, count, 2)
-    batch = ItemBatch(
-        torch.arange(count), {"image": (image[:, None, None], image), "text": (text[:, None, None], text)}
-    )
+    states = {"image": Hidden(image[:, None, None], image), "text": Hidden(text[:, None, None], text)}
+    batch = ItemBatch(torch.arange(count), states)
     hidden = hide_modalities(batch, 0.3)
-    left = {name: set(positions.tolist()) for name, (_, positions) in hidden.modalities.items()}
-    for values, positions in hidden.modalities.values():
+    left = {name: set(positions.tolist()) for name, (_, positions, _) in hidden.modalities.items()}
+    for values, positions, _ in hidden.modalities.values():
         assert torch.equal(values[:, 0, 0], positions)  # states stay with their items
     assert left["image"] | left["text"] == set(range(count))
     assert left["image"] >= set(range(1, count, 2))  # the only one that odd items have

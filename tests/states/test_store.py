@@ -35,6 +35,17 @@ def test_reading_any_rows_and_levels(store: StateStore) -> None:
         store.read(torch.tensor([36]))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
+def test_differences_and_means_are_the_states(
+    catalogue: Any, bert: TextBackbone, tmp_path: Path, dtype: str
+) -> None:
+    store = extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16, levels="all", dtype=dtype)
+    rows, levels = torch.tensor([35, 0, 16, 35]), ("last", 1)
+    differences = store.read_differences(rows, levels, torch.float32)
+    assert torch.equal(differences + store.mean[[5, 1]], store.read(rows, levels))
+    assert torch.equal(store.read_differences(rows, levels, torch.bfloat16), differences.bfloat16())
+
+
 def test_rows_of_unknown_keys(store: StateStore, catalogue: Any) -> None:
     known = Contents.of(catalogue, "text").keys()[0]
     assert store.rows_of([None, "no such key", known, known]).tolist() == [

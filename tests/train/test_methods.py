@@ -89,7 +89,7 @@ class KnowsKinds:
     def __init__(self, kinds, certainty):
         self.vectors = certainty**0.5 * torch.nn.functional.one_hot(kinds).float()
 
-    def encode_items(self, rows):
+    def encode_items(self, rows, batch=None):
         return self.vectors[rows]
 
     def __call__(self, items, slots):

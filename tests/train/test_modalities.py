@@ -110,6 +110,20 @@ def test_items_that_lack_modalities_are_encoded_from_what_they_have(many):
         torch.testing.assert_close(alone[0], embeddings[item])
 
 
+def test_items_are_encoded_alike_in_both_precisions(many):
+    # Thirty items are two too few for even sizes, five are many too few, and some lack modalities.
+    network = build(resolve(configured(many, "sequence.dropout=0"))).network.train()
+    assert not network.autocast
+    for rows in (torch.arange(30), torch.tensor([3, 5, 24, 25, 29])):
+        network.autocast = False
+        plain = network.encode_items(rows)
+        network.autocast = True
+        assert len(network.read_items(rows).rows) == 32
+        low = network.encode_items(rows)
+        assert low.dtype == torch.float32
+        assert (low - plain).square().mean().sqrt() < 0.02 * plain.std()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

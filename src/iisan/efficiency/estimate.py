@@ -44,7 +44,8 @@ from iisan.errors import BackboneError, ConfigError
 from iisan.losses import candidate_cross_entropy
 from iisan.model import encode_histories, item_encoder, sequence_encoder
 from iisan.names import IMAGE, LAST, TEXT
-from iisan.nn.blocks import LowRankLinear, PHMLinear, SANBlock
+from iisan.nn.blocks import DenseMaps, LowRankMaps, PHMMaps, SANBlocks
+from iisan.nn.hidden import Hidden
 from iisan.train.sources import kept_levels
 
 __all__ = [
@@ -211,10 +212,8 @@ def _weights(module: nn.Module) -> int:
             total += part.weight.numel()
         elif isinstance(part, nn.GRU):
             total += sum(weight.numel() for weight in part.parameters() if weight.dim() == 2)
-        elif isinstance(part, PHMLinear):
-            total += part.factors.shape[0] * part.factors.numel()
-        elif isinstance(part, LowRankLinear):
-            total += part.left.numel() + part.right.numel()
+        elif isinstance(part, (DenseMaps, PHMMaps, LowRankMaps)):
+            total += part.weight.numel()
     return total
 
 
@@ -228,10 +227,9 @@ def _small_cost(
         forward += batch * config.sequence.blocks * 4 * length**2 * width
     logits = batch * data.positions * data.distinct
     forward += 2 * logits * width
-    blocks = [part for part in items.modules() if isinstance(part, SANBlock)]
-    # The two states that a gate mixes, the mixture, and what stands before and behind the activation.
-    sizes: list[Any] = [(block.up, block.down) for block in blocks]
-    kept = data.distinct * sum(3 * up.bias.numel() + 2 * down.bias.numel() for up, down in sizes)
+    blocks = [part for part in items.modules() if isinstance(part, SANBlocks)]
+    # What enters a block and what leaves it, and what stands before and behind the activation.
+    kept = data.distinct * sum(2 * each.up.bias.numel() + 2 * each.down.bias.numel() for each in blocks)
     kept += 16 * width * batch * length * config.sequence.blocks + 3 * logits
     for work, passes, started in zip(
         (cost.forward, cost.backward), (1, 2), _operators(sequence, config, source, data), strict=True
@@ -254,7 +252,7 @@ def _operators(sequence: nn.Module, config: Config, source: Any, data: DataShape
     with torch.device("meta"), Operators() as forward:
         rows = torch.zeros(count, dtype=torch.long)
         states = {
-            name: (torch.zeros(count, len(source.levels[name]), width), rows)
+            name: Hidden(torch.zeros(count, len(source.levels[name]), width), rows)
             for name, width in source.widths.items()
         }
         embeddings = items(rows, states)

@@ -143,9 +143,7 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
             setup.split, config.sequence.length, training.batch, config.loss, training.windows, training.seed
         )
         clock = StageClock(torch.cuda.synchronize if cuda else lambda: None)
-        trainer = Trainer(
-            setup.network, batches, setup.config, lambda _: {}, Path(folder), setup.autocast, clock=clock
-        )
+        trainer = Trainer(setup.network, batches, setup.config, lambda _: {}, Path(folder), clock=clock)
         setup.network.train()
         epochs = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count(1))
         trainer.run(itertools.islice(epochs, warm_up * training.accumulate))

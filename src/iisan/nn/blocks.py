@@ -2,14 +2,30 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from iisan.errors import ConfigError
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
+
+class Activation(NamedTuple):
+    """A function of single numbers.
+
+    Attributes:
+        forward: ``x`` -> its values.
+        backward: the gradient of these, and ``x`` -> the gradient of ``x``.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS = {
+    "relu": Activation(torch.relu, lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0)),
+    "gelu": Activation(nn.functional.gelu, torch.ops.aten.gelu_backward),
+}
 
 #: A gate's parameter is divided by this before the sigmoid (published code).
 GATE_TEMPERATURE = 0.1
@@ -19,10 +35,26 @@ GATE_TEMPERATURE = 0.1
 INITIAL_STD = 0.01
 
 
-class PHMLinear(nn.Module):
-    """A linear map whose weight is a sum of n Kronecker products, ``Σ A_i ⊗ B_i`` (parameterised hypercomplex).
+class DenseMaps(nn.Module):
+    """K affine maps, each with a weight of its own.
 
     Args:
+        count: K.
+        width_in: D_in.
+        width_out: D_out.
+    """
+
+    def __init__(self, count: int, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, width_out, width_in) * INITIAL_STD)
+        self.bias = nn.Parameter(torch.zeros(count, width_out))
+
+
+class PHMMaps(nn.Module):
+    """K affine maps whose weights are sums of n Kronecker products, ``Σ A_i ⊗ B_i`` (parameterised hypercomplex).
+
+    Args:
+        count: K.
         width_in: D_in, a multiple of n.
         width_out: D_out, a multiple of n.
         n: products; A is ``[n, n, n]``, B is ``[n, D_out / n, D_in / n]``.
@@ -31,7 +63,7 @@ class PHMLinear(nn.Module):
         ConfigError: a width that n does not divide.
     """
 
-    def __init__(self, width_in: int, width_out: int, n: int) -> None:
+    def __init__(self, count: int, width_in: int, width_out: int, n: int) -> None:
         super().__init__()
         if width_in % n or width_out % n:
             raise ConfigError(
@@ -39,63 +71,58 @@ class PHMLinear(nn.Module):
                 "a number that divides both",
                 "choose items.phm and items.bottleneck so that it does",
             )
-        # Each entry of the weight is a sum of n products, so it starts with the deviation INITIAL_STD.
-        self.rules = nn.Parameter(torch.randn(n, n, n) / n**0.5)
-        self.factors = nn.Parameter(torch.randn(n, width_out // n, width_in // n) * INITIAL_STD)
-        self.bias = nn.Parameter(torch.zeros(width_out))
+        # Each entry of a weight is a sum of n products, so it starts with the deviation INITIAL_STD.
+        self.rules = nn.Parameter(torch.randn(count, n, n, n) / n**0.5)
+        self.factors = nn.Parameter(torch.randn(count, n, width_out // n, width_in // n) * INITIAL_STD)
+        self.bias = nn.Parameter(torch.zeros(count, width_out))
 
     @property
     def weight(self) -> Tensor:
-        """``[D_out, D_in]``."""
-        n, rows, columns = self.factors.shape
-        return torch.einsum("iab,icd->acbd", self.rules, self.factors).reshape(n * rows, n * columns)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., D_in] -> [..., D_out]``."""
-        return nn.functional.linear(x, self.weight, self.bias)
+        """``[K, D_out, D_in]``."""
+        count, n, rows, columns = self.factors.shape
+        return torch.einsum("kiab,kicd->kacbd", self.rules, self.factors).reshape(count, n * rows, n * columns)
 
 
-class LowRankLinear(nn.Module):
-    """A linear map whose weight is a product of two thin matrices.
+class LowRankMaps(nn.Module):
+    """K affine maps whose weights are products of two thin matrices.
 
     Args:
+        count: K.
         width_in: D_in.
         width_out: D_out.
         rank: columns of the first, rows of the second.
     """
 
-    def __init__(self, width_in: int, width_out: int, rank: int) -> None:
+    def __init__(self, count: int, width_in: int, width_out: int, rank: int) -> None:
         super().__init__()
-        self.left = nn.Parameter(torch.randn(width_out, rank) / rank**0.5)
-        self.right = nn.Parameter(torch.randn(rank, width_in) * INITIAL_STD)
-        self.bias = nn.Parameter(torch.zeros(width_out))
+        self.left = nn.Parameter(torch.randn(count, width_out, rank) / rank**0.5)
+        self.right = nn.Parameter(torch.randn(count, rank, width_in) * INITIAL_STD)
+        self.bias = nn.Parameter(torch.zeros(count, width_out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., D_in] -> [..., D_out]``."""
-        return nn.functional.linear(x @ self.right.T, self.left, self.bias)
-
-
-def _dense(width_in: int, width_out: int) -> nn.Linear:
-    layer = nn.Linear(width_in, width_out)
-    nn.init.normal_(layer.weight, std=INITIAL_STD)
-    nn.init.zeros_(layer.bias)
-    return layer
+    @property
+    def weight(self) -> Tensor:
+        """``[K, D_out, D_in]``."""
+        return self.left @ self.right
 
 
-class SANBlock(nn.Module):
-    """``x + W_up · act(W_down · x + b) + b'`` (P1 §2.1): a bottleneck of width H with a residual.
+class SANBlocks(nn.Module):
+    """The SAN blocks of a tower, ``x + W_up · act(W_down · x + b) + b'`` (P1 §2.1): bottlenecks with a residual.
+
+    They are parameters alone: :mod:`iisan.nn.towers` computes with all of a tower's blocks at once.
 
     Args:
+        count: K.
         width: D.
         bottleneck: H.
         activation: ``relu`` or ``gelu``.
-        kind: of the two weights: ``adapter`` (dense), ``phm`` or ``low-rank`` (P1 table 6).
+        kind: of the weights: ``adapter`` (dense), ``phm`` or ``low-rank`` (P1 table 6).
         phm: n of ``phm``.
         rank: of ``low-rank``.
     """
 
     def __init__(
         self,
+        count: int,
         width: int,
         bottleneck: int,
         activation: str = "relu",
@@ -106,18 +133,16 @@ class SANBlock(nn.Module):
         super().__init__()
         match kind:
             case "adapter":
-                make: Callable[[int, int], nn.Module] = _dense
+                make: Callable[[int, int, int], nn.Module] = DenseMaps
             case "phm":
-                make = partial(PHMLinear, n=phm)
+                make = partial(PHMMaps, n=phm)
             case "low-rank":
-                make = partial(LowRankLinear, rank=rank)
-        self.down = make(width, bottleneck)
-        self.up = make(bottleneck, width)
+                make = partial(LowRankMaps, rank=rank)
+        self.count = count
+        self.bottleneck = bottleneck
+        self.down: Any = make(count, width, bottleneck)
+        self.up: Any = make(count, bottleneck, width)
         self.activation = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[U, D] -> [U, D]``."""
-        return x + self.up(self.activation(self.down(x)))
 
 
 def gate(parameter: Tensor) -> Tensor:

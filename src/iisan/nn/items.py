@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from iisan.names import INTER
-from iisan.nn.blocks import SANBlock, linear
-from iisan.nn.towers import InterTower, IntraTower
+from iisan.nn.blocks import SANBlocks, linear
+from iisan.nn.hidden import Hidden, precision, without_autocast
+from iisan.nn.towers import InterTower, IntraTower, answers
 
-#: Modality -> (states [U_m, K, D] of the items that have it, their ascending positions [U_m] among the U items).
-States = Mapping[str, tuple[Tensor, Tensor]]
+#: Modality -> hidden states of the items that have it.
+States = Mapping[str, Hidden]
 #: Tower or modality -> (its answers [U_p, E], their positions [U_p] among the U items).
 Parts = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -113,7 +114,7 @@ class SideNetwork(nn.Module):
         intra: a tower per modality.
         inter: a tower across modalities (where there are at least two).
         block: kind of the SAN blocks, with ``bottleneck`` (H), ``phm`` (n), ``rank`` and ``activation``: see
-            ``SANBlock``.
+            ``SANBlocks``.
         bottlenecks: H of single towers.
         transform: see ``InterTower``.
         gated: learned gates, or plain addition.
@@ -154,7 +155,7 @@ class SideNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.level_norm = level_norm
-        block_of = partial(SANBlock, activation=activation, kind=block, phm=phm, rank=rank)
+        blocks_of = partial(SANBlocks, activation=activation, kind=block, phm=phm, rank=rank)
         order = list(levels) if intra else []
         if inter and len(levels) > 1:
             order.insert(min(1, len(order)) if concatenation == "inter-between" else len(order), INTER)
@@ -163,7 +164,7 @@ class SideNetwork(nn.Module):
         self.heads = nn.ModuleDict()
         for name in order:
             tower: InterTower | IntraTower
-            make = partial(block_of, bottleneck=(bottlenecks or {}).get(name, bottleneck))
+            make = partial(blocks_of, bottleneck=(bottlenecks or {}).get(name, bottleneck))
             if name == INTER:
                 tower = InterTower(levels, widths, make, gated, transform)
             else:
@@ -177,46 +178,48 @@ class SideNetwork(nn.Module):
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """See the module's head."""
         if self.level_norm == "layer":
-            states = {
-                name: (nn.functional.layer_norm(values, values.shape[-1:]), positions)
-                for name, (values, positions) in states.items()
-            }
-        parts = {}
-        for name, tower in self.towers.items():
-            if name == INTER:
-                output, positions = self._inter(states, len(rows))
-            else:
-                values, positions = states[name]
-                output = tower(values)
-            parts[name] = (self._head(name, output), positions)
-        return self.fusion(parts, len(rows))
+            states = {name: hidden.normalised() for name, hidden in states.items()}
+        dtype = precision(rows.device)
+        heads = [self._head(name) for name in self.towers]
+        # The towers take the precision of the states for what is as large as these, and fp32 for the rest.
+        with without_autocast(rows.device):
+            states = {name: hidden.centred(dtype) for name, hidden in states.items()}
+            inter, everyone = self._inter(states, len(rows))
+            towers: list[Any] = list(self.towers.values())
+            entries = [tower(inter if name == INTER else states[name]) for name, tower in self.towers.items()]
+            found = answers(towers, entries, [weight for weight, _ in heads])
+            parts = {}
+            for name, answer, (_, bias) in zip(self.towers, found, heads, strict=True):
+                having = everyone if name == INTER else states[name].positions
+                parts[name] = (answer[having] if len(answer) > len(having) else answer) + bias, having
+            return self.fusion(parts, len(rows))
 
-    def _head(self, name: str, output: Tensor) -> Tensor:
-        """``[U, D] -> [U, E]``; two linears in a row are multiplied first, which is cheaper from E items on."""
+    def _head(self, name: str) -> tuple[Tensor, Tensor]:
+        """``[E, D]`` and ``[E]``; two linears in a row are multiplied first, which is cheaper from E items on."""
         head: Any = self.heads[name]
         dense: Any = self.dense[name]
         if isinstance(dense, nn.Identity):
-            answer: Tensor = head(output)
-            return answer
-        weight, bias = head.weight @ dense.weight, head.weight @ dense.bias + head.bias
-        return nn.functional.linear(output, weight, bias)
+            return head.weight, head.bias
+        return head.weight @ dense.weight, head.weight @ dense.bias + head.bias
 
     def gate_values(self) -> dict[str, list[float] | list[list[float]]]:
         """Gates of each tower that has some: see the towers' ``gate_values``."""
         found = {name: tower.gate_values() for name, tower in self.towers.items()}  # type: ignore[operator]
         return {name: values.tolist() for name, values in found.items() if values is not None}
 
-    def _inter(self, states: States, count: int) -> tuple[Tensor, Tensor]:
-        first = next(iter(states.values()))[1]
-        if all(len(positions) == count for _, positions in states.values()):
-            return self.towers[INTER]({name: (values, None) for name, (values, _) in states.items()}), first
+    def _inter(self, states: States, count: int) -> tuple[Mapping[str, tuple[Hidden, Tensor | None]], Tensor]:
+        """What the tower across modalities reads, and the positions of the items that have any modality."""
+        first = next(iter(states.values())).positions
+        if all(len(hidden.positions) == count for hidden in states.values()):
+            return {name: (hidden, None) for name, hidden in states.items()}, first
         dense, owners = {}, first.new_zeros(count, dtype=torch.bool)
-        for name, (values, positions) in states.items():
-            present = values.new_zeros(count, 1).index_fill(0, positions, 1.0)
-            dense[name] = values.new_zeros(count, *values.shape[1:]).index_copy(0, positions, values), present
+        for name, hidden in states.items():
+            values, positions = hidden.values, hidden.positions
+            present = values.new_zeros(count, 1, dtype=torch.float32).index_fill(0, positions, 1.0)
+            everyone = values.new_zeros(count, *values.shape[1:]).index_copy(0, positions, values)
+            dense[name] = hidden._replace(values=everyone), present
             owners = owners.index_fill(0, positions, True)
-        having = owners.nonzero().squeeze(1)
-        return self.towers[INTER](dense)[having], having
+        return dense, owners.nonzero().squeeze(1)
 
 
 class Projection(nn.Module):
@@ -245,8 +248,8 @@ class Projection(nn.Module):
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """See the module's head; of the states the last level counts."""
         parts = {
-            name: (nn.functional.gelu(self.heads[name](values[:, -1])), positions)
-            for name, (values, positions) in states.items()
+            name: (nn.functional.gelu(self.heads[name](hidden.whole()[:, -1])), hidden.positions)
+            for name, hidden in states.items()
         }
         return self.fusion(parts, len(rows))
 

@@ -20,16 +20,27 @@ class _TransformerBlock(nn.Module):
         self.norm_forward = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """``[B, S, E]`` and ``visible [B, 1, S, S]`` (query sees key) -> ``[B, S, E]``."""
-        query, key, value = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
+    def forward(self, x: Tensor, places: Tensor, visible: Tensor) -> Tensor:
+        """Run P positions of B histories of length S.
+
+        Args:
+            x: ``[P, E]``.
+            places: ``[P]``, where they stand in ``[B · S]``.
+            visible: ``[B, 1, S, S]``, which key a query sees.
+
+        Returns:
+            ``[P, E]``.
+        """
+        batch, _, length, _ = visible.shape
+        projected = torch.cat([projection(x) for projection in (self.query, self.key, self.value)], dim=1)
+        everywhere = projected.new_zeros(batch * length, projected.shape[1]).index_copy(0, places, projected)
+        of_head = x.shape[1] // self.heads
+        query, key, value = everywhere.view(batch, length, 3, self.heads, of_head).permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, dropout_p=self.dropout.p if self.training else 0.0
         )
-        x = self.norm_attention(x + self.dropout(self.output(attended.transpose(1, 2).flatten(2))))
+        attended = attended.transpose(1, 2).reshape(batch * length, x.shape[1]).index_select(0, places)
+        x = self.norm_attention(x + self.dropout(self.output(attended)))
         return self.norm_forward(x + self.dropout(self.down(nn.functional.relu(self.up(x)))))
 
 
@@ -59,15 +70,22 @@ class SASRec(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """See the module's head."""
-        length = x.shape[1]
-        # Every position sees itself, so that a padded query has something to attend to and stays finite.
+        batch, length, width = x.shape
+        # Every position sees itself, so that the last one of an empty history stays finite, too.
         itself = torch.eye(length, dtype=torch.bool, device=x.device)
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         visible = (mask[:, None, None, :] & causal) | itself
-        x = self.dropout(self.norm(x + self.positions.weight[-length:]))
+        # More than half of all positions may be padding: only what somebody reads is computed.
+        read = mask.clone()
+        read[:, -1] = True
+        # A tensor without storage, as in estimates, does not know.
+        everywhere = torch.arange(batch * length, device=x.device)
+        places = everywhere if x.is_meta else read.flatten().nonzero().squeeze(1)
+        x = (x + self.positions.weight[-length:]).flatten(0, 1).index_select(0, places)
+        x = self.dropout(self.norm(x))
         for block in self.blocks:
-            x = block(x, visible)
-        return x
+            x = block(x, places, visible)
+        return x.new_zeros(batch * length, width).index_copy(0, places, x).view(batch, length, width)
 
 
 class GRU4Rec(nn.Module):

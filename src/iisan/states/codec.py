@@ -48,12 +48,12 @@ def encode(states: Tensor, mean: Tensor, dtype: str) -> dict[str, Tensor]:
     return {STATES: quantised.to(torch.int8), SCALES: scales}
 
 
-def decode(stored: Tensor, scales: Tensor | None, mean: Tensor) -> Tensor:
-    """Undo :func:`encode`: fp32 [n, K, D]."""
+def decode(stored: Tensor, scales: Tensor | None, mean: Tensor | None = None) -> Tensor:
+    """Undo :func:`encode`: fp32 [n, K, D]; without the mean the differences from it."""
     differences = stored.to(torch.float32, copy=True)
     if scales is not None:
         differences.mul_(scales.unsqueeze(-1))
-    return differences.add_(mean)
+    return differences if mean is None else differences.add_(mean)
 
 
 def check_finite(

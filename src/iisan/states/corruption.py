@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iisan.errors import ConfigError
+from iisan.nn.hidden import Hidden
 from iisan.states.sources import ItemBatch, StateSource
 
 Harm = Literal["remove", "noise", "swap"]
@@ -18,8 +19,8 @@ Harm = Literal["remove", "noise", "swap"]
 def hide_modalities(batch: ItemBatch, probability: float) -> ItemBatch:
     """Hide each modality of each item with a probability; an item that would lose all keeps all."""
     present = torch.zeros(len(batch.rows), len(batch.modalities), dtype=torch.bool, device=batch.rows.device)
-    for column, (_, positions) in enumerate(batch.modalities.values()):
-        present[positions, column] = True
+    for column, hidden in enumerate(batch.modalities.values()):
+        present[hidden.positions, column] = True
     kept = present & (torch.rand(present.shape, device=present.device) >= probability)
     kept |= present & ~kept.any(1, keepdim=True)
     return select_modalities(batch, kept)
@@ -28,9 +29,9 @@ def hide_modalities(batch: ItemBatch, probability: float) -> ItemBatch:
 def select_modalities(batch: ItemBatch, kept: Tensor) -> ItemBatch:
     """What is left of a batch when only the marked modalities are kept, bool [U, M]."""
     modalities = {}
-    for column, (name, (states, positions)) in enumerate(batch.modalities.items()):
-        chosen = kept[positions, column]
-        modalities[name] = states[chosen], positions[chosen]
+    for column, (name, hidden) in enumerate(batch.modalities.items()):
+        chosen = kept[hidden.positions, column]
+        modalities[name] = Hidden(hidden.values[chosen], hidden.positions[chosen], hidden.mean)
     return ItemBatch(batch.rows, modalities)
 
 
@@ -81,12 +82,12 @@ class CorruptedStates(StateSource):
         if self._harm == "swap":
             others = self.source(self._instead.to(rows.device)[rows])
             return ItemBatch(rows, {**batch.modalities, self._modality: others.modalities[self._modality]})
-        states, positions = batch.modalities[self._modality]
-        states = states.clone()
+        hidden = batch.modalities[self._modality]
+        states, positions = hidden.whole().clone(), hidden.positions
         for place in chosen[positions].nonzero().flatten().tolist():
             noise = self._noise(int(rows[positions[place]]), states.shape[1:])
             states[place] += states[place].std(-1, keepdim=True) * noise.to(states)
-        return ItemBatch(rows, {**batch.modalities, self._modality: (states, positions)})
+        return ItemBatch(rows, {**batch.modalities, self._modality: Hidden(states, positions)})
 
     def _noise(self, row: int, shape: torch.Size) -> Tensor:
         generator = torch.Generator().manual_seed(self._seed * len(self._chosen) + row)

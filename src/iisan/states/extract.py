@@ -5,16 +5,15 @@ Legend: n contents, K levels, D width.
 
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from iisan.ahead import ahead
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.levels import Level, parse_levels
 from iisan.backbones.precision import Precision, autocast, choose_precision
@@ -33,8 +32,6 @@ SAMPLE = 512
 #: Largest storage error next to the spread between items that is accepted.
 MAX_ERROR = 0.02
 
-A = TypeVar("A")
-B = TypeVar("B")
 Say = Callable[[str], None]
 
 
@@ -64,7 +61,7 @@ class _Job:
         # A tokenizer must not be used by two threads at once; decoding images gains from many.
         prepare = functools.partial(prepare_items, self.backbone, self.contents)
         workers = 1 if self.contents.kind == TEXT else os.cpu_count() or 1
-        for inputs in _ahead(prepare, batches, workers):
+        for inputs in ahead(prepare, batches, workers):
             with torch.inference_mode(), autocast(self.device, precision):
                 on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
                 states = self.backbone(on_device, self.levels).cpu()
@@ -244,18 +241,3 @@ def _label(contents: Contents, indices: Sequence[int], row: int) -> str:
 
 def _chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-
-def _ahead(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Iterator[B]:
-    """``map`` whose next results are computed in threads while the latest is used."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[B]] = deque()
-    try:
-        for argument in arguments:
-            waiting.append(pool.submit(function, argument))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.levels import Level, parse_levels
 from iisan.names import LAST
+from iisan.nn.hidden import Hidden, precision
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.store import StateStore
 
@@ -24,12 +25,11 @@ class ItemBatch:
 
     Attributes:
         rows: item indices, int64 [U].
-        modalities: per modality the states of the items that have it, fp32 [U_m, K, D], and their
-            positions in ``rows``, int64 [U_m].
+        modalities: per modality the hidden states of the items that have it.
     """
 
     rows: Tensor
-    modalities: dict[str, tuple[Tensor, Tensor]]
+    modalities: dict[str, Hidden]
 
 
 class StateSource(nn.Module):
@@ -39,8 +39,10 @@ class StateSource(nn.Module):
         widths: D per modality.
         levels: the K levels per modality.
         present: bool [N] per modality, which items have it.
+        stored: whether states are only read: at no cost to speak of, by any thread, and without gradients.
     """
 
+    stored = False
     widths: dict[str, int]
     levels: dict[str, tuple[Level, ...]]
     present: dict[str, Tensor]
@@ -95,6 +97,8 @@ class CachedStates(StateSource):
             ``StateStore.rows_for``) and the wanted levels.
     """
 
+    stored = True
+
     def __init__(self, stores: Mapping[str, tuple[StateStore, np.ndarray, tuple[Level, ...]]]) -> None:
         super().__init__()
         # Plain attributes: neither the store nor the table of rows belongs into a checkpoint.
@@ -114,13 +118,19 @@ class CachedStates(StateSource):
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """States read from the stores, on the device of ``rows``."""
-        modalities = {}
-        for modality, store in self._stores.items():
-            stored = self._rows[modality][rows.cpu()]
-            positions = (stored >= 0).nonzero().squeeze(1)
-            states = store.read(stored[positions], self.levels[modality])
-            modalities[modality] = (states.to(rows.device), positions.to(rows.device))
-        return ItemBatch(rows, modalities)
+        return ItemBatch(rows, {modality: self._read(modality, rows) for modality in self._stores})
+
+    def _read(self, modality: str, rows: Tensor) -> Hidden:
+        """Where products are of a low precision and the store is, too, its differences as they are."""
+        store, levels, dtype = self._stores[modality], self.levels[modality], precision(rows.device)
+        stored = self._rows[modality][rows.cpu()]
+        positions = (stored >= 0).nonzero().squeeze(1)
+        if dtype == torch.float32 or store.manifest.dtype == "fp32":
+            values, mean = store.read(stored[positions], levels), None
+        else:
+            values = store.read_differences(stored[positions], levels, dtype)
+            mean = store.mean[store.check_levels(levels)].to(rows.device)
+        return Hidden(values.to(rows.device), positions.to(rows.device), mean)
 
 
 class ComputedStates(StateSource):
@@ -186,7 +196,7 @@ class ComputedStates(StateSource):
         for modality, present in self.present.items():
             positions = present[rows.cpu()].nonzero().squeeze(1)
             items = rows.cpu()[positions]
-            modalities[modality] = (states(modality, items, rows.device), positions.to(rows.device))
+            modalities[modality] = Hidden(states(modality, items, rows.device), positions.to(rows.device))
         return ItemBatch(rows, modalities)
 
     def _run(self, modality: str, items: Tensor, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from iisan.backbones.levels import Level
 from iisan.errors import StoreError
 from iisan.files import sha256_file
 from iisan.names import IMPORTED, KINDS
-from iisan.states.codec import SCALES, STATES, decode
+from iisan.states.codec import DTYPES, SCALES, STATES, decode
 from iisan.states.contents import Catalogue, Contents
 from iisan.states.manifest import MANIFEST, MEAN, RECACHE, File, Manifest
 
@@ -228,28 +228,44 @@ class StateStore:
         Raises:
             StoreError: a level that is not stored.
         """
-        picked = torch.tensor(self.check_levels(self.levels if levels is None else levels))
+        stored, scales = self._gather(rows, picked := self._picked(levels))
+        return decode(stored, scales, self.mean[picked])
+
+    def read_differences(self, rows: Tensor, levels: Sequence[Level] | None, dtype: torch.dtype) -> Tensor:
+        """What :meth:`read` gives, less :attr:`mean`, in a precision; that of the store is a mere copy."""
+        stored, scales = self._gather(rows, self._picked(levels))
+        return stored.to(dtype) if scales is None else decode(stored, scales).to(dtype)
+
+    def _picked(self, levels: Sequence[Level] | None) -> Tensor:
+        return torch.tensor(self.check_levels(self.levels if levels is None else levels))
+
+    def _gather(self, rows: Tensor, picked: Tensor) -> tuple[Tensor, Tensor | None]:
+        """States as they are stored, [n, K, D], level after level in memory, and scales [n, K] of int8."""
         rows = rows.cpu()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a store of {len(self)} rows")
-        order = torch.argsort(rows)
-        ascending = rows[order]
+        # Ascending, so that a store larger than memory is read from its beginning to its end.
+        ascending, order = rows.sort()
         bounds = torch.searchsorted(ascending, self._ends).tolist()
         parts: dict[str, list[Tensor]] = {}
+        places = torch.empty(len(picked), len(rows), dtype=torch.long)
         for shard, (start, end) in enumerate(itertools.pairwise(bounds)):
             if start == end:
                 continue
             # One gather of whole vectors from the flattened file: only the wanted levels' pages are touched.
             first = (ascending[start:end] - self._ends[shard]) * len(self.levels)
-            flat = (first.unsqueeze(1) + picked).flatten()
+            flat = (picked[:, None] + first).flatten()
             for name, tensor in self._shard(shard).items():
-                part = tensor.flatten(0, 1).index_select(0, flat)
-                parts.setdefault(name, []).append(part.unflatten(0, (-1, len(picked))))
+                parts.setdefault(name, []).append(tensor.flatten(0, 1).index_select(0, flat))
+            here = torch.arange(len(flat)).view(len(picked), -1) + start * len(picked)
+            places[:, order[start:end]] = here
         if not parts:
-            return torch.empty(0, len(picked), self.width)
-        back = torch.argsort(order)
-        stored = {name: torch.cat(found).index_select(0, back) for name, found in parts.items()}
-        return decode(stored[STATES], stored.get(SCALES), self.mean[picked])
+            return torch.empty(0, len(picked), self.width, dtype=DTYPES[self.manifest.dtype]), None
+        found = {
+            name: torch.cat(pieces).index_select(0, places.flatten()).unflatten(0, places.shape).transpose(0, 1)
+            for name, pieces in parts.items()
+        }
+        return found[STATES], found.get(SCALES)
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._mapped:

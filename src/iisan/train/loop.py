@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iisan.ahead import ahead
 from iisan.config import Config, OptimizerConfig
 from iisan.errors import RunError
 from iisan.files import aside
 from iisan.losses import candidate_cross_entropy
+from iisan.machine import keep_freed_memory
 from iisan.model import SequentialRecommender
 from iisan.names import PAD
 from iisan.progress import track
+from iisan.states.sources import ItemBatch
 from iisan.train.batches import Batch, Batches
 from iisan.train.checkpoint import Progress, load_checkpoint, load_trainable, save_checkpoint, trainable_state
 from iisan.train.processes import ALONE, Processes
@@ -28,13 +31,18 @@ METRICS = "metrics.jsonl"
 
 
 def batch_loss(
-    network: SequentialRecommender, batch: Batch, reduction: str, processes: Processes = ALONE
+    network: SequentialRecommender,
+    batch: Batch,
+    reduction: str,
+    processes: Processes = ALONE,
+    states: ItemBatch | None = None,
 ) -> Tensor:
     """Loss of one batch over all positions that have a next item; scalar.
 
-    Of several processes each has the part of its share of the windows; the whole is their sum.
+    Of several processes each has the part of its share of the windows; the whole is their sum. ``states`` are
+    those of the batch's items (of this process's share), where they have been read already.
     """
-    items = processes.gather(network.encode_items(processes.share(batch.rows)), len(batch.rows))
+    items = processes.gather(network.encode_items(processes.share(batch.rows), states), len(batch.rows))
     slots, excluded = processes.share(batch.slots), processes.share(batch.excluded)
     inputs, targets = slots[:, :-1], slots[:, 1:]
     window, position = (inputs != PAD).nonzero(as_tuple=True)
@@ -82,7 +90,6 @@ class Trainer:
         config: of the run.
         validate: network -> validation metrics, among them ``config.evaluation.select``.
         folder: where the checkpoint and ``metrics.jsonl`` go.
-        autocast: whether to compute in bf16.
         log: called with the record of every finished epoch.
         clock: for measuring.
         processes: those that train together; the first one writes the files.
@@ -95,7 +102,6 @@ class Trainer:
         config: Config,
         validate: Callable[[SequentialRecommender], dict[str, float]],
         folder: Path,
-        autocast: bool = False,
         log: Callable[[dict[str, Any]], None] = lambda record: None,
         clock: Clock | None = None,
         processes: Processes = ALONE,
@@ -105,7 +111,6 @@ class Trainer:
         self.config = config
         self.validate = validate
         self.folder = folder
-        self.autocast = autocast
         self.log = log
         self.clock = clock or Clock()
         self.processes = processes
@@ -176,21 +181,27 @@ class Trainer:
 
     def run(self, batches: Iterable[Batch]) -> Tensor:
         """Train on some batches; returns the sum of their losses, scalar: this process's part of it."""
+        keep_freed_memory()
         total = torch.zeros((), device=self.device)
-        waiting = iter(batches)
+        # A thread reads while a GPU computes; processors have no core to spare for it.
+        apart = self.network.source.stored and self.device.type != "cpu"
+        waiting = ahead(self._fetch, batches, 1) if apart else map(self._fetch, batches)
         while group := list(itertools.islice(waiting, self.config.training.accumulate)):
             self.clock.lap("data")
             total += self._step(group)
         return total
 
-    def _step(self, group: Sequence[Batch]) -> Tensor:
+    def _fetch(self, batch: Batch) -> tuple[Batch, ItemBatch | None]:
+        batch, network = batch.to(self.device), self.network
+        return batch, network.read_items(self.processes.share(batch.rows)) if network.source.stored else None
+
+    def _step(self, group: Sequence[tuple[Batch, ItemBatch | None]]) -> Tensor:
         """One update on the mean gradient of some batches; returns the sum of their losses."""
         training, loss_config = self.config.training, self.config.loss
         total = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in group:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = batch_loss(self.network, batch.to(self.device), loss_config.reduction, self.processes)
+        for batch, states in group:
+            loss = batch_loss(self.network, batch, loss_config.reduction, self.processes, states)
             self.clock.lap("forward")
             (loss / len(group)).backward()
             self.clock.lap("backward")

@@ -151,9 +151,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
     empty = len(setup.network.source.empty)
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
-    if training.compile and not setup.compiled:
-        say("no compiler is found here, so training.compile has no effect")
-    trainer = Trainer(setup.network, batches, config, validate, out, setup.autocast, log, processes=processes)
+    trainer = Trainer(setup.network, batches, config, validate, out, log, processes=processes)
     progress = trainer.fit()
     if not processes.first:
         return

@@ -1,11 +1,7 @@
 """From a configuration to what a run needs: data, split, states, network."""
 
-import os
-import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 
@@ -31,8 +27,6 @@ class Setup:
         stores: modality -> store; empty for ids and live states.
         network: with initial weights, on its device.
         device: where it computes.
-        autocast: whether training computes in bf16.
-        compiled: whether the item encoder is compiled for training.
     """
 
     config: Config
@@ -41,8 +35,6 @@ class Setup:
     stores: Mapping[str, StateStore]
     network: SequentialRecommender
     device: torch.device
-    autocast: bool
-    compiled: bool
 
 
 def choose_device(name: str) -> torch.device:
@@ -124,9 +116,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
     source = state_source(config, dataset, stores)
     network = SequentialRecommender.build(config, dataset.num_items, source).to(device)
     widest = max(source.widths.values(), default=0)
-    compiled = config.training.compile and _can_compile(device)
-    if compiled:
-        network.compile_items()
+    network.autocast = choose_training_precision(device, config.training.precision, widest) == "bf16"
     return Setup(
         config,
         dataset,
@@ -134,13 +124,4 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
         stores,
         network,
         device,
-        choose_training_precision(device, config.training.precision, widest) == "bf16",
-        compiled,
     )
-
-
-def _can_compile(device: torch.device) -> bool:
-    """Whether torch finds what it turns fused operators into programs with."""
-    if device.type == "cuda":
-        return find_spec("triton") is not None
-    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None

@@ -1,0 +1,18 @@
+"""Results that are computed ahead come in order, errors reach the caller, and no thread stays behind."""
+
+import threading
+
+import pytest
+
+from iisan.ahead import ahead
+
+
+def test_preparing_ahead_keeps_order_and_errors() -> None:
+    assert list(ahead(lambda x: x * x, range(20), 3)) == [x * x for x in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda x: 1 // x, [1, 2, 0, 3], 2))
+    before = threading.active_count()
+    results = ahead(lambda x: x, range(100), 2)
+    assert next(results) == 0
+    results.close()
+    assert threading.active_count() == before
