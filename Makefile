@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# All benchmarks: `make bench DATA=… MODEL=…`, see benchmarks/README.md. `OUT` takes the results elsewhere.
+# The benchmarks: `make bench DATA=… MODEL=…`, see benchmarks/README.md. `OUT` takes the results elsewhere.
 OUT ?= benchmarks/results
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/training.py $(DATA) $(MODEL) --out $(OUT)/training.json
@@ -36,7 +36,6 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/ranking.py --out $(OUT)/ranking.json
 	$(BIN)/python benchmarks/store.py --out $(OUT)/store.json
 	$(BIN)/python benchmarks/preparation.py --out $(OUT)/preparation.json
-	$(BIN)/python benchmarks/methods.py $(DATA) $(MODEL) --out $(OUT)/methods.json
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,10 +4,10 @@
 
 Two modalities of 7 kept levels of 768 in bf16, the settings of the recipe ``reference``, batches of 64 users
 drawn evenly from the catalogue, the worst case for a cache of pages. The catalogues have as many items as
-Scientific has, 400,000, and 1,000,000 (8.6 and 21.5 GB, which FOLDER must have room for; they are removed
-afterwards). Every catalogue is measured in a process of its own. ``anonymous`` memory is the process's own; the
-pages of the mapped store belong to the system's cache. The bound of reading is a copy of as many bytes as a
-batch's states have.
+Scientific has, 400,000, and 1,000,000: the first rows of stores of the largest (21.5 GB, which FOLDER must have
+room for; they are removed afterwards). Every catalogue is measured in a process of its own. ``anonymous`` memory
+is the process's own; the pages of the mapped store belong to the system's cache. The bound of reading is a copy of
+as many bytes as a batch's states have.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def measure(folder: Path, items: int, steps: int) -> dict[str, Any]:
         copies.append(time.perf_counter() - started)
     return {
         "items": items,
-        "bytes_on_disk": sum(store.size for store in stores.values()),
+        "bytes_on_disk": sum(store.size * items // len(store) for store in stores.values()),
         "distinct_items_a_batch": distinct,
         "seconds_per_step": {"median": middle, "quartiles": [low, high]},
         "stages": {stage: statistics.median(step[stage] for step in clock.steps) for stage in STAGES},
@@ -106,12 +106,12 @@ def main() -> None:
         write_json(arguments.out, measure(arguments.folder, arguments.measure, arguments.steps))
         return
     found = []
-    for items in arguments.items:
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-            folder = Path(temporary)
-            keys = [str(number) for number in range(items)]
-            for modality in MODALITIES:
-                write_store(folder, {"modality": modality}, DEPTH, WIDTH, keys, SHARD)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        folder = Path(temporary)
+        keys = [str(number) for number in range(max(arguments.items))]
+        for modality in MODALITIES:
+            write_store(folder, {"modality": modality}, DEPTH, WIDTH, keys, SHARD)
+        for items in arguments.items:
             command = [sys.executable, __file__, f"--out={folder / 'found.json'}", f"--folder={folder}"]
             subprocess.run([*command, f"--measure={items}", f"--steps={arguments.steps}"], check=True)
             found.append(json.loads((folder / "found.json").read_text()))

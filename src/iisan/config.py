@@ -235,6 +235,7 @@ class TrainingConfig(Section):
         precision: of backbones and item encoders in training. ``auto`` is bf16 where the device multiplies it, but
             fp32 on processors where no states are as wide as 256.
         device: ``auto`` is CUDA where it is there, else the CPU.
+        resident: stored states that take at most so many GB are kept on a GPU; more are read as they are needed.
         clip: upper limit of the gradient's norm; 0 is none.
         modality_dropout: probability that a training step hides a modality of an item, never all of them; teaches
             the model to do without.
@@ -248,6 +249,7 @@ class TrainingConfig(Section):
     seed: NonNegativeInt = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
+    resident: NonNegativeFloat = 8.0
     clip: NonNegativeFloat = 0.0
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 

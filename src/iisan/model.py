@@ -140,7 +140,7 @@ class SequentialRecommender(nn.Module):
         return encode_histories(self.sequence, items, slots)
 
     @torch.no_grad()
-    def item_embeddings(self, block: int = 2048) -> Tensor:
+    def item_embeddings(self, block: int = 512) -> Tensor:
         """Embeddings of the whole catalogue, ``[N, E]`` fp32, in evaluation mode, block by block."""
         self.eval()
         device = next(self.items.parameters()).device

@@ -351,6 +351,24 @@ def test_gradients_written_by_hand_are_those_of_the_naive_equations(name, activa
         )
 
 
+def test_in_bf16_a_whole_modality_and_one_that_some_items_lack():
+    torch.manual_seed(8)
+    items = 40
+    rows, some = torch.arange(items), torch.arange(0, items, 3)
+    network = SideNetwork({"image": 3, "text": 3}, {"image": 64, "text": 64}, missing=True)
+    mean = 30 * torch.randn(3, 64)
+    states = {
+        "image": Hidden(torch.randn(items, 3, 64).bfloat16(), rows, mean),
+        "text": Hidden(torch.randn(len(some), 3, 64).bfloat16(), some, mean),
+    }
+    plain = network(rows, {name: Hidden(each.whole(), each.positions) for name, each in states.items()})
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(rows, states)
+    spread = (plain[some] - plain[some].mean(0)).square().mean().sqrt()
+    error = low - plain
+    assert (error - error[some].mean(0))[some].square().mean().sqrt() < 0.02 * spread
+
+
 @pytest.mark.parametrize("level_norm", ["none", "layer"])
 def test_in_bf16_items_keep_their_differences_from_a_large_mean(level_norm):
     """Rounded to bf16 as they are, these states would all be the same."""

@@ -54,6 +54,30 @@ def test_under_autocast_a_store_of_low_precision_gives_its_differences(
     assert torch.equal(low.whole(), whole.values)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
+def test_resident_states_are_those_that_are_read(
+    catalogue: Any, bert: TextBackbone, vit: ImageBackbone, tmp_path: Path, dtype: str
+) -> None:
+    parts = {}
+    for backbone in (bert, vit):
+        contents = Contents.of(catalogue, backbone.kind)
+        store = extract(backbone, contents, tmp_path, dtype=dtype, shard_rows=16)
+        parts[backbone.kind] = (store, store.rows_for(catalogue), LEVELS[backbone.kind])
+    read, resident = CachedStates(parts), CachedStates(parts)
+    size = {"bf16": 2, "fp16": 2}.get(dtype, 4)
+    needed = sum(len(store) * len(levels) * 16 * size for store, _, levels in parts.values())
+    assert not resident.reside(torch.device("cpu"), needed - 1)
+    assert resident.reside(torch.device("cpu"), needed)
+    rows = torch.tensor([36, 2, 8, 20, 0, 37, 3])
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            ours, theirs = resident(rows).modalities, read(rows).modalities
+        for modality, hidden in theirs.items():
+            assert torch.equal(ours[modality].positions, hidden.positions)
+            assert torch.equal(ours[modality].values, hidden.values)
+            assert torch.equal(ours[modality].whole(), hidden.whole())
+
+
 def test_a_level_beyond_the_depth_is_one_sentence(catalogue: Any, bert: TextBackbone) -> None:
     with pytest.raises(BackboneError, match=r"level '9' in .* from 0 to 4, or 'last'"):
         LiveStates({"text": (bert, Contents.of(catalogue, "text"), (0, 9))})

@@ -120,6 +120,7 @@ CHANGES = {
     "training.seed": "1",
     "training.precision": "bf16",
     "training.device": None,
+    "training.resident": None,  # see test_resident_states_are_those_that_are_read
     "training.clip": "0.001",
     "training.modality_dropout": "0.5",
     "evaluation.split": "temporal",

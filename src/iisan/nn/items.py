@@ -191,7 +191,8 @@ class SideNetwork(nn.Module):
             parts = {}
             for name, answer, (_, bias) in zip(self.towers, found, heads, strict=True):
                 having = everyone if name == INTER else states[name].positions
-                parts[name] = (answer[having] if len(answer) > len(having) else answer) + bias, having
+                answer = answer if len(answer) == len(having) else answer.index_select(0, having)
+                parts[name] = answer + bias, having
             return self.fusion(parts, len(rows))
 
     def _head(self, name: str) -> tuple[Tensor, Tensor]:

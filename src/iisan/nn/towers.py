@@ -74,7 +74,8 @@ def answers(towers: Sequence[Tower], entries: Sequence[Entry], heads: Sequence[T
     """What the heads ``[E, D]`` make of the towers' last states, ``[U, E]`` each, without the heads' biases."""
     groups: dict[Any, list[int]] = {}
     for number, (tower, entry) in enumerate(zip(towers, entries, strict=True)):
-        shape = entry.hidden[0].values.shape, tower.blocks.bottleneck, tower.blocks.activation
+        values, blocks = entry.hidden[0].values, tower.blocks
+        shape = values.shape, values.dtype, blocks.bottleneck, blocks.activation
         groups.setdefault(shape, []).append(number)
     found: dict[int, Tensor] = {}
     for group in groups.values():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.levels import Level, parse_levels
 from iisan.names import LAST
-from iisan.nn.hidden import Hidden, precision
+from iisan.nn.hidden import Hidden, precision, without_autocast
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.store import StateStore
 
@@ -107,8 +107,10 @@ class CachedStates(StateSource):
         self.levels = {modality: tuple(levels) for modality, (_, _, levels) in stores.items()}
         self.widths = {modality: store.width for modality, store in self._stores.items()}
         self.present = {modality: rows >= 0 for modality, rows in self._rows.items()}
-        for modality, store in self._stores.items():
-            store.check_levels(self.levels[modality])
+        self._picked = {name: store.check_levels(self.levels[name]) for name, store in self._stores.items()}
+        self._complete = {name: bool(mask.all()) for name, mask in self.present.items()}
+        #: Modality -> differences [K, n, D] of all its rows, and the items' rows [N], where they are resident.
+        self._resident: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def backbone_parameters(self) -> dict[str, int]:
@@ -118,19 +120,63 @@ class CachedStates(StateSource):
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """States read from the stores, on the device of ``rows``."""
-        return ItemBatch(rows, {modality: self._read(modality, rows) for modality in self._stores})
+        dtype = precision(rows.device)
+        # Nothing is multiplied here, and autocast does not know every precision that a store may have.
+        with without_autocast(rows.device):
+            return ItemBatch(rows, {name: self._read(name, rows, dtype) for name in self._stores})
 
-    def _read(self, modality: str, rows: Tensor) -> Hidden:
+    def _read(self, modality: str, rows: Tensor, dtype: torch.dtype) -> Hidden:
         """Where products are of a low precision and the store is, too, its differences as they are."""
-        store, levels, dtype = self._stores[modality], self.levels[modality], precision(rows.device)
+        store, levels = self._stores[modality], self.levels[modality]
+        low = dtype != torch.float32 and store.manifest.dtype != "fp32"
+        mean = store.mean[self._picked[modality]].to(rows.device)
+        if modality in self._resident:
+            everything, table = self._resident[modality]
+            stored = table[rows]
+            positions = self._positions(modality, stored)
+            values = everything.index_select(1, stored[positions]).transpose(0, 1)
+            return Hidden(values.to(dtype), positions, mean) if low else Hidden(values + mean, positions)
         stored = self._rows[modality][rows.cpu()]
-        positions = (stored >= 0).nonzero().squeeze(1)
-        if dtype == torch.float32 or store.manifest.dtype == "fp32":
-            values, mean = store.read(stored[positions], levels), None
-        else:
+        positions = self._positions(modality, stored)
+        if low:
             values = store.read_differences(stored[positions], levels, dtype)
-            mean = store.mean[store.check_levels(levels)].to(rows.device)
-        return Hidden(values.to(rows.device), positions.to(rows.device), mean)
+            return Hidden(_moved(values, rows.device), positions.to(rows.device), mean)
+        values = store.read(stored[positions], levels)
+        return Hidden(_moved(values, rows.device), positions.to(rows.device))
+
+    def _positions(self, modality: str, stored: Tensor) -> Tensor:
+        """Of the items that have the modality; a GPU is not asked where all items have it."""
+        if self._complete[modality]:
+            return torch.arange(len(stored), device=stored.device)
+        return (stored >= 0).nonzero().squeeze(1)
+
+    def reside(self, device: torch.device, budget: float) -> bool:
+        """Keep all states on a device from now on, where they take at most so many bytes there.
+
+        Batches are then gathered on the device, which nothing has to be sent to but the items' indices.
+
+        Returns:
+            Whether they do.
+        """
+        kept = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtypes = {name: kept.get(store.manifest.dtype, torch.float32) for name, store in self._stores.items()}
+        needed = sum(
+            len(store) * len(self.levels[name]) * store.width * dtypes[name].itemsize
+            for name, store in self._stores.items()
+        )
+        if needed > budget:
+            return False
+        for name, store in self._stores.items():
+            everything = store.read_differences(torch.arange(len(store)), self.levels[name], dtypes[name])
+            self._resident[name] = everything.transpose(0, 1).to(device), self._rows[name].to(device)
+        return True
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """The values on a device; a GPU takes them from pinned memory while it computes."""
+    if device.type == "cuda":
+        return values.transpose(0, 1).pin_memory().to(device, non_blocking=True).transpose(0, 1)
+    return values.to(device)
 
 
 class ComputedStates(StateSource):

@@ -12,6 +12,7 @@ from iisan.data.splits import Split, split
 from iisan.errors import ConfigError
 from iisan.model import SequentialRecommender
 from iisan.names import KINDS
+from iisan.states.sources import CachedStates
 from iisan.states.store import StateStore
 from iisan.train.sources import STATES_CURE, open_stores, state_source
 
@@ -114,6 +115,8 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
     device = choose_device(config.training.device)
     stores = open_stores(config)
     source = state_source(config, dataset, stores)
+    if device.type == "cuda" and isinstance(source, CachedStates):
+        source.reside(device, config.training.resident * 1e9)
     network = SequentialRecommender.build(config, dataset.num_items, source).to(device)
     widest = max(source.widths.values(), default=0)
     network.autocast = choose_training_precision(device, config.training.precision, widest) == "bf16"
