@@ -25,7 +25,7 @@ from iisan.evaluate.scorer import EmbeddingScorer
 WIDTH, HISTORY = 64, 10
 SCIENTIFIC = (12_076, 20_314)
 LARGE = (10_000, 1_000_000)
-BATCH, BLOCK = 512, 32_768
+BATCH, BLOCK = 128, 32_768
 
 
 class Random:

@@ -45,7 +45,7 @@ def evaluate(
     user_ids: pl.Series,
     item_ids: pl.Series,
     coverage_k: int | None = 10,
-    batch: int = 512,
+    batch: int = 128,
     block: int = 32768,
 ) -> Evaluation:
     """Rank the whole catalogue for every query and average the metrics.

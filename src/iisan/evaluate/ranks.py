@@ -28,7 +28,7 @@ MAX_BLOCK = 2**24
 
 @torch.inference_mode()
 def rank_targets(
-    scorer: Scorer, queries: Queries, policy: Policy, *, batch: int = 512, block: int = 32768
+    scorer: Scorer, queries: Queries, policy: Policy, *, batch: int = 128, block: int = 32768
 ) -> Ranks:
     """Count, for every query, the items scored above its target and those tied with it.
 
@@ -86,7 +86,7 @@ def top_k(
     k: int,
     policy: Policy = "exclude-all",
     *,
-    batch: int = 512,
+    batch: int = 128,
     block: int = 32768,
 ) -> tuple[Index, npt.NDArray[np.float32]]:
     """List the ``k`` best items of every query; of equal scores the lower item index comes first.
