@@ -228,14 +228,16 @@ def _small_cost(
     logits = batch * data.positions * data.distinct
     forward += 2 * logits * width
     blocks = [part for part in items.modules() if isinstance(part, SANBlocks)]
-    # What enters a block and what leaves it, and what stands before and behind the activation.
-    kept = data.distinct * sum(2 * each.up.bias.numel() + 2 * each.down.bias.numel() for each in blocks)
+    # What enters a block, and what stands before and behind the activation.
+    kept = data.distinct * sum(each.up.bias.numel() + 2 * each.down.bias.numel() for each in blocks)
     kept += 16 * width * batch * length * config.sequence.blocks + 3 * logits
+    # What leaves a block is passed over, too, but not kept.
+    passed = kept + data.distinct * sum(each.up.bias.numel() for each in blocks)
     for work, passes, started in zip(
         (cost.forward, cost.backward), (1, 2), _operators(sequence, config, source, data), strict=True
     ):
         work.products += passes * forward
-        work.elements += passes * kept
+        work.elements += passes * passed
         work.operators += started
     cost.kept += 4 * kept
 

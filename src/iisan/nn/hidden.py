@@ -15,7 +15,7 @@ class Hidden(NamedTuple):
     that. So values of a low precision are differences from a mean, or from anything else that all items share.
 
     Attributes:
-        values: ``[U_m, K, D]``; quickest to read where its levels lie one after the other in memory.
+        values: ``[U_m, K, D]``.
         positions: ``[U_m]``, ascending, of the items among the U distinct ones of a batch.
         mean: ``[K, D]`` fp32, or None for zeros.
     """
@@ -37,8 +37,7 @@ class Hidden(NamedTuple):
 
     def normalised(self) -> "Hidden":
         """Every state normalised over its D entries, without parameters; of differences, differences again."""
-        # Level by level, as the values lie in memory.
-        values = layer_norm(self.whole().transpose(0, 1), self.values.shape[-1:]).transpose(0, 1)
+        values = layer_norm(self.whole(), self.values.shape[-1:])
         if self.mean is None:
             return self._replace(values=values)
         mean = layer_norm(self.mean, self.mean.shape[-1:])

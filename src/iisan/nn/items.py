@@ -180,9 +180,9 @@ class SideNetwork(nn.Module):
         if self.level_norm == "layer":
             states = {name: hidden.normalised() for name, hidden in states.items()}
         dtype = precision(rows.device)
-        heads = [self._head(name) for name in self.towers]
         # The towers take the precision of the states for what is as large as these, and fp32 for the rest.
         with without_autocast(rows.device):
+            heads = [self._head(name, dtype) for name in self.towers]
             states = {name: hidden.centred(dtype) for name, hidden in states.items()}
             inter, everyone = self._inter(states, len(rows))
             towers: list[Any] = list(self.towers.values())
@@ -195,13 +195,14 @@ class SideNetwork(nn.Module):
                 parts[name] = answer + bias, having
             return self.fusion(parts, len(rows))
 
-    def _head(self, name: str) -> tuple[Tensor, Tensor]:
+    def _head(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``[E, D]`` and ``[E]``; two linears in a row are multiplied first, which is cheaper from E items on."""
         head: Any = self.heads[name]
         dense: Any = self.dense[name]
         if isinstance(dense, nn.Identity):
             return head.weight, head.bias
-        return head.weight @ dense.weight, head.weight @ dense.bias + head.bias
+        weight = head.weight.to(dtype) @ dense.weight.to(dtype)
+        return weight.float(), torch.addmv(head.bias, head.weight, dense.bias)
 
     def gate_values(self) -> dict[str, list[float] | list[list[float]]]:
         """Gates of each tower that has some: see the towers' ``gate_values``."""

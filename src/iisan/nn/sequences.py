@@ -32,7 +32,7 @@ class _TransformerBlock(nn.Module):
             ``[P, E]``.
         """
         batch, _, length, _ = visible.shape
-        projected = torch.cat([projection(x) for projection in (self.query, self.key, self.value)], dim=1)
+        projected = nn.functional.linear(x, torch.cat([self.query.weight, self.key.weight, self.value.weight]))
         everywhere = projected.new_zeros(batch * length, projected.shape[1]).index_copy(0, places, projected)
         of_head = x.shape[1] // self.heads
         query, key, value = everywhere.view(batch, length, 3, self.heads, of_head).permute(2, 0, 3, 1, 4)

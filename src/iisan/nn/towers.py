@@ -49,69 +49,61 @@ class Tower(nn.Module):
         self.width = width
         self.blocks = blocks(levels, width)
 
-    def common(self, entry: Entry) -> tuple[Tensor, Tensor]:
-        """What enters the blocks whatever the item is, ``[K, D]``, and what leaves the last one, ``[D]``.
-
-        These are the means of the hidden states and the biases of ``up``. They run beside the items in fp32: next
-        to them the differences between items are small, and a low precision would lose those.
-        """
-        biases = self.blocks.up.bias
-        mixed = torch.zeros_like(biases)
-        for share, hidden in zip(entry.shares, entry.hidden, strict=True):
-            if hidden.mean is not None:
-                mixed = mixed + share[:, None] * hidden.mean
-        entered, state = [], None
-        for level, (value, bias) in enumerate(zip(mixed, biases, strict=True)):
-            if state is not None:
-                value = value + (state if entry.keeps is None else entry.keeps[level] * state)
-            entered.append(value)
-            state = value + bias
-        assert state is not None
-        return torch.stack(entered), state
-
 
 def answers(towers: Sequence[Tower], entries: Sequence[Entry], heads: Sequence[Tensor]) -> list[Tensor]:
     """What the heads ``[E, D]`` make of the towers' last states, ``[U, E]`` each, without the heads' biases."""
     groups: dict[Any, list[int]] = {}
     for number, (tower, entry) in enumerate(zip(towers, entries, strict=True)):
-        values, blocks = entry.hidden[0].values, tower.blocks
-        shape = values.shape, values.dtype, blocks.bottleneck, blocks.activation
+        values = entry.hidden[0].values
+        shape = values.shape, values.dtype, tower.blocks.bottleneck, tower.blocks.activation
         groups.setdefault(shape, []).append(number)
     found: dict[int, Tensor] = {}
     for group in groups.values():
-        states, commons = _run([towers[number] for number in group], [entries[number] for number in group])
-        for number, state, common in zip(group, states, commons, strict=True):
-            head = heads[number]
-            found[number] = state @ head.to(state.dtype).T + head.float() @ common
+        blocks, within = [towers[number].blocks for number in group], [entries[number] for number in group]
+        together = _run(blocks, within, torch.stack([heads[number] for number in group]))
+        found.update(zip(group, together.unbind(), strict=True))
     return [found[number] for number in range(len(towers))]
 
 
-def _run(towers: Sequence[Tower], entries: Sequence[Entry]) -> tuple[Tensor, list[Tensor]]:
-    """Last states of T towers of one shape, ``[T, U, D]``, and what is common to all items, ``[D]`` each."""
-    blocks = [tower.blocks for tower in towers]
-    dtype = entries[0].hidden[0].values.dtype
-    commons, lasts = zip(*(tower.common(entry) for tower, entry in zip(towers, entries, strict=True)), strict=True)
+def _run(blocks: Sequence[SANBlocks], entries: Sequence[Entry], heads: Tensor) -> Tensor:
+    """What heads ``[T, E, D]`` make of the last states of T towers of one shape, ``[T, U, E]``."""
+    gated = [number for number, entry in enumerate(entries) if entry.keeps is not None]
+    ones = heads.new_ones(blocks[0].count)
+    keeps = torch.stack([ones if entry.keeps is None else entry.keeps for entry in entries], dim=1)
+    entered, last = _common(blocks, entries, keeps)
     biases = [
         each.down.bias + (each.down.weight @ common[..., None])[..., 0]
-        for each, common in zip(blocks, commons, strict=True)
+        for each, common in zip(blocks, entered.unbind(1), strict=True)
     ]
     sources = [
-        (owner, share, hidden.values.transpose(0, 1))
+        (owner, share, hidden.values)
         for owner, entry in enumerate(entries)
         for share, hidden in zip(entry.shares, entry.hidden, strict=True)
     ]
     owners, shares, values = zip(*sources, strict=True)
+    weights = [getattr(each, name).weight for name in ("down", "up") for each in blocks]
     states = _Chain.apply(
-        blocks[0].activation,
-        owners,
-        torch.stack(biases, dim=1),
-        torch.stack([each.down.weight.to(dtype) for each in blocks], dim=1),
-        torch.stack([each.up.weight.to(dtype) for each in blocks], dim=1),
-        *(entry.keeps for entry in entries),
-        *shares,
-        *values,
+        blocks[0].activation, owners, gated, keeps, torch.stack(biases, dim=1), *weights, *shares, *values
     )
-    return states, list(lasts)
+    return states @ heads.to(states.dtype).mT + (heads @ last[..., None]).mT
+
+
+def _common(blocks: Sequence[SANBlocks], entries: Sequence[Entry], keeps: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the blocks of T towers whatever the item is, ``[K, T, D]``, and leaves the last, ``[T, D]``.
+
+    These are the means of the hidden states and the biases of ``up``. They run beside the items in fp32: next to
+    them the differences between items are small, and a low precision would lose those.
+    """
+    biases = torch.stack([each.up.bias for each in blocks], dim=1)
+    added = list(biases.unbind(1))
+    for tower, entry in enumerate(entries):
+        for share, hidden in zip(entry.shares, entry.hidden, strict=True):
+            if hidden.mean is not None:
+                added[tower] = torch.addcmul(added[tower], share[:, None], hidden.mean)
+    left: list[Tensor] = []
+    for value, kept in zip(torch.stack(added, dim=1), keeps[..., None], strict=True):
+        left.append(torch.addcmul(value, kept, left[-1]) if left else value)
+    return torch.stack(left) - biases, left[-1]
 
 
 class _Chain(torch.autograd.Function):
@@ -126,10 +118,10 @@ class _Chain(torch.autograd.Function):
         context: Any,
         activation: Activation,
         owners: Sequence[int],
+        gated: Sequence[int],
+        keeps: Tensor,
         biases: Tensor,
-        down: Tensor,
-        up: Tensor,
-        *rest: Tensor | None,
+        *rest: Tensor,
     ) -> Tensor:
         """Run T towers on S hidden states, of which each belongs to the tower that ``owners [S]`` names.
 
@@ -137,82 +129,87 @@ class _Chain(torch.autograd.Function):
             context: autograd's.
             activation: of the blocks.
             owners: ascending.
+            gated: towers whose keeps are not simply ones.
+            keeps: ``[K, T]``.
             biases: ``[K, T, H]``.
-            down: ``[K, T, H, D]``.
-            up: ``[K, T, D, H]``.
-            rest: ``keeps`` T times ``[K]`` or None, shares S times ``[K]`` or ``[K, U, 1]``, hidden states S times
-                ``[K, U, D]``.
+            rest: weights, T times down ``[K, H, D]`` and T times up ``[K, D, H]``; shares, S times ``[K]`` or
+                ``[K, U, 1]``; hidden states, S times ``[U, K, D]``.
 
         Returns:
             ``[T, U, D]``.
         """
-        count, towers = down.shape[:2]
-        keeps, shares, hidden = _Chain._sorted(rest, towers)
-        low_shares = [share.to(down.dtype).unbind() for share in shares]
-        low_keeps = [None if kept is None else kept.to(down.dtype).unbind() for kept in keeps]
+        count, towers = keeps.shape
+        downs, ups, shares, hidden = _Chain._sorted(rest, towers)
+        items, dtype = len(hidden[0]), hidden[0].dtype
+        down, up = _together(downs, dtype), _together(ups, dtype)
+        kept, weights = keeps.to(dtype)[..., None, None], [share.to(dtype).unbind() for share in shares]
         firsts = [owner not in owners[:number] for number, owner in enumerate(owners)]
-        states: list[Tensor] = []
-        entered: list[Tensor] = []
-        inside: list[Tensor] = []
-        after: list[Tensor] = []
-        for level in range(count):
-            x = down.new_empty(towers, *hidden[0].shape[1:])
-            for owner, first, share, values in zip(owners, firsts, low_shares, hidden, strict=True):
+        entered = down.new_empty(count, towers, items, down.shape[-1])
+        inside = biases.new_empty(count, towers, items, down.shape[-2])
+        after = torch.empty_like(inside, dtype=dtype)
+        for level, x in enumerate(entered):
+            for owner, first, weight, values in zip(owners, firsts, weights, hidden, strict=True):
                 if first:
-                    torch.mul(values[level], share[level], out=x[owner])
+                    torch.mul(values[:, level], weight[level], out=x[owner])
                 else:
-                    x[owner].addcmul_(values[level], share[level])
+                    x[owner].addcmul_(values[:, level], weight[level])
             if level:
-                for into, state, kept in zip(x, states[-1], low_keeps, strict=True):
-                    into.add_(state) if kept is None else into.addcmul_(state, kept[level])
-            z = torch.bmm(x, down[level].mT) + biases[level][:, None]
-            a = activation.forward(z).to(down.dtype)
-            states.append(torch.baddbmm(x, a, up[level].mT))
-            for saved, value in zip((entered, inside, after), (x, z, a), strict=True):
-                saved.append(value)
-        context.activation, context.owners = activation, owners
-        context.save_for_backward(down, up, *states[:-1], *entered, *inside, *after, *rest)
-        return states[-1]
+                x.addcmul_(entered[level - 1], kept[level])
+                x.baddbmm_(after[level - 1] * kept[level], up[level - 1].mT)
+            torch.add(torch.bmm(x, down[level].mT), biases[level][:, None], out=inside[level])
+            after[level] = activation.forward(inside[level])
+        context.activation, context.owners, context.gated = activation, owners, gated
+        context.save_for_backward(keeps, down, up, entered, inside, after, *shares, *hidden)
+        return torch.baddbmm(entered[-1], after[-1], up[-1].mT)
 
     @staticmethod
-    def _sorted(rest: Sequence[Any], towers: int) -> tuple[Sequence[Any], Sequence[Tensor], Sequence[Tensor]]:
-        """Keeps of the towers, shares, hidden states."""
-        sources = (len(rest) - towers) // 2
-        return rest[:towers], rest[towers : towers + sources], rest[towers + sources :]
+    def _sorted(rest: Sequence[Tensor], towers: int) -> tuple[Sequence[Tensor], ...]:
+        """Down, up, shares, hidden states."""
+        sources = len(rest) // 2 - towers
+        ends = towers, 2 * towers, 2 * towers + sources
+        return rest[: ends[0]], rest[ends[0] : ends[1]], rest[ends[1] : ends[2]], rest[ends[2] :]
 
     @staticmethod
     def backward(context: Any, grad: Tensor) -> tuple[Any, ...]:
-        down, up, *saved = context.saved_tensors
-        count, towers = down.shape[:2]
-        states, saved = saved[: count - 1], saved[count - 1 :]
-        entered, inside, after = (saved[number * count :][:count] for number in range(3))
-        keeps, shares, hidden = _Chain._sorted(saved[3 * count :], towers)
-        of_keeps = [None if kept is None else torch.zeros_like(kept) for kept in keeps]
-        of_shares = [torch.empty_like(share) for share in shares]
+        keeps, down, up, entered, inside, after, *saved = context.saved_tensors
+        shares, hidden = saved[: len(context.owners)], saved[len(context.owners) :]
+        kept, weights = keeps.to(down.dtype)[..., None, None], [share.to(down.dtype) for share in shares]
+        of_keeps, of_shares = torch.zeros_like(keeps), [torch.empty_like(share) for share in shares]
         wanted = context.needs_input_grad[-len(hidden) :]
         of_hidden = [torch.empty_like(each) if need else None for each, need in zip(hidden, wanted, strict=True)]
-        of_biases = inside[0].new_empty(count, towers, inside[0].shape[-1])
-        of_down, of_up = torch.empty_like(down), torch.empty_like(up)
-        grad = grad.contiguous()
-        for level in reversed(range(count)):
+        of_down, of_up, of_inside, of_after = (torch.empty_like(each) for each in (down, up, inside, after))
+        grad, last = grad.contiguous(), len(entered) - 1
+        through = torch.bmm(grad, up[last], out=of_after[last])
+        for level in range(last, -1, -1):
             torch.bmm(grad.mT, after[level], out=of_up[level])
-            of_inside = context.activation.backward(torch.bmm(grad, up[level]).float(), inside[level])
-            torch.sum(of_inside, 1, out=of_biases[level])
-            low = of_inside.to(down.dtype)
+            of_inside[level] = context.activation.backward(through.float(), inside[level])
+            low = of_inside[level].to(down.dtype)
             torch.bmm(low.mT, entered[level], out=of_down[level])
             # The gradient that came in is not this function's to overwrite.
-            grad = torch.baddbmm(grad, low, down[level]) if level == count - 1 else grad.baddbmm_(low, down[level])
-            for owner, share, values, of_share, of_values in zip(
-                context.owners, shares, hidden, of_shares, of_hidden, strict=True
+            grad = torch.baddbmm(grad, low, down[level]) if level == last else grad.baddbmm_(low, down[level])
+            for owner, weight, values, of_share, of_values in zip(
+                context.owners, weights, hidden, of_shares, of_hidden, strict=True
             ):
-                of_share[level] = (grad[owner] * values[level]).sum_to_size(share[level].shape)
+                of_share[level] = (grad[owner] * values[:, level]).sum_to_size(of_share[level].shape)
                 if of_values is not None:
-                    torch.mul(grad[owner], share[level].to(grad.dtype), out=of_values[level])
-            for tower, (kept, of_kept) in enumerate(zip(keeps, of_keeps, strict=True)):
-                if level and of_kept is not None:
-                    of_kept[level] = (grad[tower] * states[level - 1][tower]).sum()
-                    grad[tower].mul_(kept[level].to(grad.dtype))
-        return None, None, of_biases, of_down, of_up, *of_keeps, *of_shares, *of_hidden
+                    torch.mul(grad[owner], weight[level], out=of_values[:, level])
+            if level:
+                through = torch.bmm(grad, up[level - 1], out=of_after[level - 1]) * kept[level]
+                for tower in context.gated:
+                    of_keeps[level, tower] = (grad[tower] * entered[level - 1, tower]).sum()
+                    grad[tower].mul_(kept[level, tower])
+        # The state that is kept of is what entered a block, and what the block added to it.
+        of_keeps[1:] += (of_after * after)[:-1].sum((2, 3))
+        of_weights = [each.float() for weight in (of_down, of_up) for each in weight.unbind(1)]
+        return None, None, None, of_keeps, of_inside.sum(2), *of_weights, *of_shares, *of_hidden
+
+
+def _together(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Weights ``[K, …]`` of T towers, ``[K, T, …]``, in a precision."""
+    together = weights[0].new_empty(len(weights[0]), len(weights), *weights[0].shape[1:], dtype=dtype)
+    for number, weight in enumerate(weights):
+        together[:, number] = weight
+    return together
 
 
 class IntraTower(Tower):
@@ -253,10 +250,9 @@ class IntraTower(Tower):
         if self.gates is None:
             return Entry(None, [torch.ones(self.blocks.count, device=hidden.values.device)], [hidden])
         logits = self.gates / GATE_TEMPERATURE * (1 if self.gate_on == "previous" else -1)
-        alone = int(self.alone)
-        keeps = nn.functional.pad(torch.sigmoid(logits), (alone, 0))
-        enters = nn.functional.pad(torch.sigmoid(-logits), (alone, 0), value=1.0)
-        return Entry(keeps, [enters], [hidden])
+        # A first block that sees its state alone keeps nothing.
+        logits = nn.functional.pad(logits, (int(self.alone), 0), value=-torch.inf)
+        return Entry(torch.sigmoid(logits), [torch.sigmoid(-logits)], [hidden])
 
 
 def inter_width(levels: Mapping[str, int], widths: Mapping[str, int]) -> int:

@@ -109,7 +109,7 @@ class CachedStates(StateSource):
         self.present = {modality: rows >= 0 for modality, rows in self._rows.items()}
         self._picked = {name: store.check_levels(self.levels[name]) for name, store in self._stores.items()}
         self._complete = {name: bool(mask.all()) for name, mask in self.present.items()}
-        #: Modality -> differences [K, n, D] of all its rows, and the items' rows [N], where they are resident.
+        #: Modality -> differences [n, K, D] of all its rows, and the items' rows [N], where they are resident.
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -134,7 +134,7 @@ class CachedStates(StateSource):
             everything, table = self._resident[modality]
             stored = table[rows]
             positions = self._positions(modality, stored)
-            values = everything.index_select(1, stored[positions]).transpose(0, 1)
+            values = everything.index_select(0, stored[positions])
             return Hidden(values.to(dtype), positions, mean) if low else Hidden(values + mean, positions)
         stored = self._rows[modality][rows.cpu()]
         positions = self._positions(modality, stored)
@@ -168,14 +168,14 @@ class CachedStates(StateSource):
             return False
         for name, store in self._stores.items():
             everything = store.read_differences(torch.arange(len(store)), self.levels[name], dtypes[name])
-            self._resident[name] = everything.transpose(0, 1).to(device), self._rows[name].to(device)
+            self._resident[name] = everything.to(device), self._rows[name].to(device)
         return True
 
 
 def _moved(values: Tensor, device: torch.device) -> Tensor:
     """The values on a device; a GPU takes them from pinned memory while it computes."""
     if device.type == "cuda":
-        return values.transpose(0, 1).pin_memory().to(device, non_blocking=True).transpose(0, 1)
+        return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
 

@@ -240,31 +240,27 @@ class StateStore:
         return torch.tensor(self.check_levels(self.levels if levels is None else levels))
 
     def _gather(self, rows: Tensor, picked: Tensor) -> tuple[Tensor, Tensor | None]:
-        """States as they are stored, [n, K, D], level after level in memory, and scales [n, K] of int8."""
+        """States as they are stored, [n, K, D], and scales [n, K] of int8."""
         rows = rows.cpu()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a store of {len(self)} rows")
         # Ascending, so that a store larger than memory is read from its beginning to its end.
         ascending, order = rows.sort()
         bounds = torch.searchsorted(ascending, self._ends).tolist()
-        parts: dict[str, list[Tensor]] = {}
-        places = torch.empty(len(picked), len(rows), dtype=torch.long)
+        shape = len(rows), len(picked)
+        found = {STATES: torch.empty(*shape, self.width, dtype=DTYPES[self.manifest.dtype])}
+        if self.manifest.dtype == "int8":
+            found[SCALES] = torch.empty(shape)
         for shard, (start, end) in enumerate(itertools.pairwise(bounds)):
             if start == end:
                 continue
             # One gather of whole vectors from the flattened file: only the wanted levels' pages are touched.
             first = (ascending[start:end] - self._ends[shard]) * len(self.levels)
-            flat = (picked[:, None] + first).flatten()
+            flat = (first[:, None] + picked).flatten()
             for name, tensor in self._shard(shard).items():
-                parts.setdefault(name, []).append(tensor.flatten(0, 1).index_select(0, flat))
-            here = torch.arange(len(flat)).view(len(picked), -1) + start * len(picked)
-            places[:, order[start:end]] = here
-        if not parts:
-            return torch.empty(0, len(picked), self.width, dtype=DTYPES[self.manifest.dtype]), None
-        found = {
-            name: torch.cat(pieces).index_select(0, places.flatten()).unflatten(0, places.shape).transpose(0, 1)
-            for name, pieces in parts.items()
-        }
+                torch.index_select(tensor.flatten(0, 1), 0, flat, out=found[name][start:end].flatten(0, 1))
+        if not torch.equal(ascending, rows):
+            found = {name: values.index_select(0, order.argsort()) for name, values in found.items()}
         return found[STATES], found.get(SCALES)
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
