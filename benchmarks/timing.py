@@ -64,9 +64,19 @@ def told(seconds: Mapping[str, Any], kind: str = "wall", unit: float = 1.0) -> s
 
 def peak(dtype: torch.dtype, size: int = 2048) -> float:
     """Operations a second of large matrix products, the best of some."""
+    return 2 * size**3 / _best(products(dtype, 1, size))
+
+
+def products(dtype: torch.dtype, count: int, size: int = 2048) -> Side:
+    """A side that multiplies large matrices ``count`` times: ``2 · size³ · count`` operations."""
     left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
     out = torch.empty(size, size, dtype=dtype)
-    return 2 * size**3 / _best(lambda: torch.mm(left, right, out=out))
+
+    def run() -> None:
+        for _ in range(count):
+            torch.mm(left, right, out=out)
+
+    return run
 
 
 def copy_speed(size: int = 2**26) -> float:

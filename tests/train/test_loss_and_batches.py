@@ -12,6 +12,7 @@ from iisan.data.splits import leave_one_out, temporal
 from iisan.losses import candidate_cross_entropy
 from iisan.names import PAD
 from iisan.train.batches import Batches, training_windows
+from iisan.train.processes import Processes
 
 
 def sequences_of(histories):
@@ -177,6 +178,21 @@ def test_an_epoch_depends_on_seed_and_number_alone():
         assert torch.equal(one.rows, two.rows)
         assert torch.equal(one.slots, two.slots)
     assert any(not torch.equal(one.slots, two.slots) for one, two in zip(first, other, strict=True))
+
+
+def test_parts_of_a_batch_have_their_windows_and_the_positions_in_them():
+    split = leave_one_out(sequences_of([np.arange(6), np.arange(4), np.arange(9), np.arange(5)]), 9)
+    whole = Batches(split, 3, 4, LossConfig(), "last", 0).collate(np.arange(4), np.array([8]))
+    assert whole.positions.tolist() == [0, 1, 2, 5, 6, 7, 8, 10, 11]  # inputs: 3, 1, 3 and 2 items
+    assert whole.part(Processes()) is whole
+    parts = [whole.part(Processes(rank, 3)) for rank in range(3)]
+    assert [len(part.slots) for part in parts] == [2, 1, 1]
+    assert [part.positions.tolist() for part in parts] == [[0, 1, 2, 5], [0, 1, 2], [1, 2]]
+    for name in ("slots", "excluded"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    for part in parts:
+        assert part.predicted == whole.predicted == 9
+        assert torch.equal(part.rows, whole.rows)
 
 
 def test_rows_are_distinct_and_cover_all_slots():

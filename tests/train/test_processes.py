@@ -63,7 +63,7 @@ def compare_gradients(path: Path) -> None:
             found = []
             for who in (Processes(), processes):
                 network.zero_grad()
-                value = batch_loss(network, batch, reduction, who)
+                value = batch_loss(network, batch.part(who), reduction, who)
                 value.backward()
                 who.add_gradients(weight for _, weight in network.trainable())
                 gradients = {name: weight.grad for name, weight in network.trainable()}

@@ -314,6 +314,7 @@ def test_scores_do_not_depend_on_the_batch(quick):
         ("text.max_tokens=7", "max_tokens .*; expected max_tokens 7"),
         ("text.backbone=other/model", "expected backbone 'other/model'"),
         ("image.pooling=mean", "pooling 'cls'; expected pooling 'mean'"),
+        ("columns.image.jpeg_draft=true", "jpeg_draft None; expected jpeg_draft True"),
         ("text.levels=[0, 3]", "level 3 is not in the store"),
     ],
 )

@@ -205,6 +205,9 @@ def cache(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest text, special tokens included.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest part of a sound that is heard.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video that are looked at.")] = None,
+    jpeg_draft: Annotated[
+        bool, typer.Option("--jpeg-draft", help="Decode JPEGs at a fraction of their size: faster, less exact.")
+    ] = False,
     top_blocks: Annotated[
         int | None, typer.Option(min=1, help="Also store the tokens below the last N blocks (recipe 'partial').")
     ] = None,
@@ -252,6 +255,7 @@ def cache(
         max_tokens=max_tokens or wanted.text.max_tokens,
         max_seconds=max_seconds,
         frames=frames,
+        jpeg_draft=jpeg_draft,
         dtype=dtype,
         precision=precision,
         shard_rows=shard_rows,

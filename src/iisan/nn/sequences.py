@@ -78,9 +78,9 @@ class SASRec(nn.Module):
         # More than half of all positions may be padding: only what somebody reads is computed.
         read = mask.clone()
         read[:, -1] = True
-        # A tensor without storage, as in estimates, does not know.
+        # A GPU would have to be asked where that is, and a tensor without storage, as in estimates, does not know.
         everywhere = torch.arange(batch * length, device=x.device)
-        places = everywhere if x.is_meta else read.flatten().nonzero().squeeze(1)
+        places = read.flatten().nonzero().squeeze(1) if x.device.type == "cpu" else everywhere
         x = (x + self.positions.weight[-length:]).flatten(0, 1).index_select(0, places)
         x = self.dropout(self.norm(x))
         for block in self.blocks:

@@ -1,7 +1,8 @@
 """From sequences to batches of index arrays: distinct items, slots, and what the loss must know."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from iisan.config import LossConfig
 from iisan.data.sequences import Index, padded, ragged
 from iisan.data.splits import Split
 from iisan.names import PAD
+from iisan.train.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class Batch:
     Attributes:
         rows: ``[U]`` distinct items, as catalogue indices.
         slots: ``[B, S + 1]`` training windows as positions in ``rows``, left-padded with ``PAD``.
+        positions: ``[P]`` where the inputs, ``[B · S]``, hold an item, whose successor is predicted; so a GPU need
+            not be asked.
+        predicted: P of the whole batch, of which several processes have a part each.
         log_q: ``[U]`` fp32, log-probability with which an item becomes a candidate.
         log_multiplicity: ``[U]`` fp32, log of how many slots and draws hold the item.
         excluded: ``[B, U]`` true where an item is no negative for a row.
@@ -28,13 +33,28 @@ class Batch:
 
     rows: Tensor
     slots: Tensor
+    positions: Tensor
+    predicted: int
     log_q: Tensor
     log_multiplicity: Tensor
     excluded: Tensor
 
+    def part(self, processes: Processes) -> "Batch":
+        """The same candidates for this process's share of the windows."""
+        if processes.size == 1:
+            return self
+        slots = processes.share(self.slots)
+        return replace(self, slots=slots, positions=_positions(slots), excluded=processes.share(self.excluded))
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
+
+
+def _positions(slots: Tensor) -> Tensor:
+    return (slots[:, :-1] != PAD).flatten().nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -120,9 +140,12 @@ class Batches:
             # Every item of a batch was trained on or drawn, so the mixture is positive.
             log_q = np.log((1 - uniform_share) * self.popularity[rows] + uniform_share / len(self.pool))
         slots = np.where(real, np.searchsorted(rows, items), PAD)
+        positions = _positions(torch.from_numpy(slots))
         return Batch(
             torch.from_numpy(rows),
             torch.from_numpy(slots),
+            positions,
+            len(positions),
             torch.from_numpy(log_q).float(),
             torch.from_numpy(log_multiplicity).float(),
             torch.from_numpy(self._excluded(chosen, rows, slots)),

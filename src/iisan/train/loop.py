@@ -19,7 +19,6 @@ from iisan.files import aside
 from iisan.losses import candidate_cross_entropy
 from iisan.machine import keep_freed_memory
 from iisan.model import SequentialRecommender
-from iisan.names import PAD
 from iisan.progress import track
 from iisan.states.sources import ItemBatch
 from iisan.train.batches import Batch, Batches
@@ -39,18 +38,22 @@ def batch_loss(
 ) -> Tensor:
     """Loss of one batch over all positions that have a next item; scalar.
 
-    Of several processes each has the part of its share of the windows; the whole is their sum. ``states`` are
+    Of several processes each has its part of the batch (``Batch.part``); the whole is their sum. ``states`` are
     those of the batch's items (of this process's share), where they have been read already.
     """
     items = processes.gather(network.encode_items(processes.share(batch.rows), states), len(batch.rows))
-    slots, excluded = processes.share(batch.slots), processes.share(batch.excluded)
-    inputs, targets = slots[:, :-1], slots[:, 1:]
-    window, position = (inputs != PAD).nonzero(as_tuple=True)
-    queries = network(items, inputs)[window, position]
+    inputs, targets = batch.slots[:, :-1], batch.slots[:, 1:]
+    queries = network(items, inputs).flatten(0, 1).index_select(0, batch.positions)
     loss = candidate_cross_entropy(
-        queries, targets[window, position], items, batch.log_q, batch.log_multiplicity, excluded[window], "sum"
+        queries,
+        targets.flatten().index_select(0, batch.positions),
+        items,
+        batch.log_q,
+        batch.log_multiplicity,
+        batch.excluded.index_select(0, batch.positions // inputs.shape[1]),
+        "sum",
     )
-    return loss / (batch.slots[:, :-1] != PAD).sum() if reduction == "mean" else loss
+    return loss / batch.predicted if reduction == "mean" else loss
 
 
 def parameter_groups(
@@ -192,7 +195,7 @@ class Trainer:
         return total
 
     def _fetch(self, batch: Batch) -> tuple[Batch, ItemBatch | None]:
-        batch, network = batch.to(self.device), self.network
+        batch, network = batch.part(self.processes).to(self.device), self.network
         return batch, network.read_items(self.processes.share(batch.rows)) if network.source.stored else None
 
     def _step(self, group: Sequence[tuple[Batch, ItemBatch | None]]) -> Tensor:

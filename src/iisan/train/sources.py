@@ -18,7 +18,7 @@ from iisan.states.sources import CachedStates, LiveStates, NoStates, PartialStat
 from iisan.states.store import StateStore
 
 #: How much of a content a backbone takes in.
-_LIMITS = ("max_tokens", "max_seconds", "frames")
+_LIMITS = ("max_tokens", "max_seconds", "frames", "jpeg_draft")
 
 #: How to name the folder of stores.
 STATES_CURE = "pass --states or set the key 'states'"
@@ -61,7 +61,7 @@ def open_stores(config: Config) -> dict[str, StateStore]:
         expect = {
             key: value
             for key, value in wanted.model_dump(include={"backbone", "pooling", *_LIMITS}).items()
-            if value is not None and not (tokens and key == "pooling")
+            if value not in (None, False) and not (tokens and key == "pooling")
         }
         stores[modality] = StateStore.find(config.states, modality, expect, tokens)
     return stores
