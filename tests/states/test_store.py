@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from iisan.backbones.image import load_image
 from iisan.backbones.text import TextBackbone
 from iisan.errors import StoreError
 from iisan.states.contents import Contents
@@ -125,6 +126,20 @@ def test_states_made_under_other_settings(store: StateStore, name: str, value: A
     assert f"{name} {value!r}" in str(raised.value)
     with pytest.raises(StoreError, match=name):
         StateStore.find(store.folder.parent, "text", {name: value})
+
+
+def test_a_switch_that_is_off_need_not_be_recorded(
+    catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    contents = Contents.of(catalogue, "image")
+    whole, draft = (
+        extract(load_image(str(model_folders["vit"]), jpeg_draft=on), contents, tmp_path) for on in (False, True)
+    )
+    assert (whole.settings.get("jpeg_draft"), draft.settings["jpeg_draft"]) == (None, True)
+    for store, on in ((whole, False), (draft, True)):
+        assert StateStore.find(tmp_path, "image", {"jpeg_draft": on}).folder == store.folder
+        with pytest.raises(StoreError, match=f"expected jpeg_draft {not on}"):
+            StateStore.open(store.folder, {"jpeg_draft": not on})
 
 
 def test_finding_one_of_several(

@@ -82,7 +82,7 @@ class StateStore:
                     f"'{folder / file.name}' is absent or cut short", f"a file of {file.bytes} bytes", RECACHE
                 )
         for name, value in (expect or {}).items():
-            if manifest.settings.get(name) != value:
+            if not _fits(manifest.settings, name, value):
                 raise StoreError(
                     f"the states in '{folder}' were made with {name} {manifest.settings.get(name)!r}",
                     f"{name} {value!r}",
@@ -124,7 +124,7 @@ class StateStore:
             fitting = [
                 path
                 for path in candidates
-                if all(settings[path].get(name) == value for name, value in expect.items())
+                if all(_fits(settings[path], name, value) for name, value in expect.items())
             ]
             candidates = fitting or candidates
         if not candidates:
@@ -292,6 +292,11 @@ class StateStore:
 def store_folder(out: Path, modality: str, fingerprint: str, tokens: bool = False) -> Path:
     """Where the store (of the tokens) of a modality lies, by :func:`iisan.states.manifest.fingerprint_of`."""
     return out / f"{_prefix(modality, tokens)}-{fingerprint[:16]}"
+
+
+def _fits(settings: dict[str, Any], name: str, expected: Any) -> bool:
+    """Whether a store was made with a setting; a switch that is off need not be recorded."""
+    return settings.get(name) == expected or (expected is False and name not in settings)
 
 
 def _prefix(modality: str, tokens: bool) -> str:

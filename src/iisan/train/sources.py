@@ -61,7 +61,7 @@ def open_stores(config: Config) -> dict[str, StateStore]:
         expect = {
             key: value
             for key, value in wanted.model_dump(include={"backbone", "pooling", *_LIMITS}).items()
-            if value not in (None, False) and not (tokens and key == "pooling")
+            if value is not None and not (tokens and key == "pooling")
         }
         stores[modality] = StateStore.find(config.states, modality, expect, tokens)
     return stores
