@@ -16,10 +16,14 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA find
 DEVICES = ("cpu", "cuda")
 
 
-@pytest.mark.parametrize("method", ["default", "frozen", "ids"])
-def test_training_gives_the_same_losses(prepared, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "resident"), [("default", 8), ("default", 0), ("frozen", 8), ("frozen", 0), ("ids", 8)]
+)
+def test_training_gives_the_same_losses(prepared, tmp_path, method, resident):
+    """States that lie on the GPU, and states that a thread reads and sends."""
     folders = {"dataset": prepared.dataset, "states": prepared.states}
     steady = ["training.precision=fp32", "training.epochs=3", "training.batch=16", "sequence.dropout=0"]
+    steady.append(f"training.resident={resident}")
     losses = []
     for device in DEVICES:
         config = recipe(method).model_copy(update=folders).override([*steady, f"training.device={device}"])

@@ -78,6 +78,15 @@ def test_resident_states_are_those_that_are_read(
             assert torch.equal(ours[modality].whole(), hidden.whole())
 
 
+def test_a_batch_goes_to_a_device_as_a_whole() -> None:
+    hidden = Hidden(torch.ones(2, 3, 4), torch.tensor([0, 2]), torch.ones(3, 4))
+    batch = ItemBatch(torch.arange(3), {"text": hidden, "image": hidden._replace(mean=None)})
+    moved = batch.to(torch.device("meta"))
+    tensors = [moved.rows, *moved.modalities["text"], *moved.modalities["image"][:2]]
+    assert all(tensor.is_meta for tensor in tensors)
+    assert moved.modalities["image"].mean is None
+
+
 def test_a_level_beyond_the_depth_is_one_sentence(catalogue: Any, bert: TextBackbone) -> None:
     with pytest.raises(BackboneError, match=r"level '9' in .* from 0 to 4, or 'last'"):
         LiveStates({"text": (bert, Contents.of(catalogue, "text"), (0, 9))})

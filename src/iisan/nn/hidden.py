@@ -24,6 +24,11 @@ class Hidden(NamedTuple):
     positions: Tensor
     mean: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Hidden":
+        """The same on a device."""
+        mean = None if self.mean is None else sent(self.mean, device)
+        return Hidden(sent(self.values, device), sent(self.positions, device), mean)
+
     def whole(self) -> Tensor:
         """The states themselves, ``[U_m, K, D]``."""
         return self.values if self.mean is None else self.values + self.mean
@@ -42,6 +47,13 @@ class Hidden(NamedTuple):
             return self._replace(values=values)
         mean = layer_norm(self.mean, self.mean.shape[-1:])
         return self._replace(values=values - mean, mean=mean)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a GPU takes it from pinned memory while it computes."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def precision(device: torch.device) -> torch.dtype:

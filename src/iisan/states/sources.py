@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.levels import Level, parse_levels
 from iisan.names import LAST
-from iisan.nn.hidden import Hidden, precision, without_autocast
+from iisan.nn.hidden import Hidden, precision, sent, without_autocast
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.store import StateStore
 
@@ -30,6 +30,11 @@ class ItemBatch:
 
     rows: Tensor
     modalities: dict[str, Hidden]
+
+    def to(self, device: torch.device) -> "ItemBatch":
+        """The same on a device."""
+        moved = {name: hidden.to(device) for name, hidden in self.modalities.items()}
+        return ItemBatch(sent(self.rows, device), moved)
 
 
 class StateSource(nn.Module):
@@ -119,7 +124,7 @@ class CachedStates(StateSource):
         return {modality: count for modality, count in found.items() if count is not None}
 
     def forward(self, rows: Tensor) -> ItemBatch:
-        """States read from the stores, on the device of ``rows``."""
+        """States read from the stores, on the device of ``rows``; where they are resident, there."""
         dtype = precision(rows.device)
         # Nothing is multiplied here, and autocast does not know every precision that a store may have.
         with without_autocast(rows.device):
@@ -129,20 +134,19 @@ class CachedStates(StateSource):
         """Where products are of a low precision and the store is, too, its differences as they are."""
         store, levels = self._stores[modality], self.levels[modality]
         low = dtype != torch.float32 and store.manifest.dtype != "fp32"
-        mean = store.mean[self._picked[modality]].to(rows.device)
+        mean = store.mean[self._picked[modality]]
         if modality in self._resident:
             everything, table = self._resident[modality]
-            stored = table[rows]
+            stored = table[sent(rows, table.device)]
             positions = self._positions(modality, stored)
-            values = everything.index_select(0, stored[positions])
+            values, mean = everything.index_select(0, stored[positions]), sent(mean, table.device)
             return Hidden(values.to(dtype), positions, mean) if low else Hidden(values + mean, positions)
         stored = self._rows[modality][rows.cpu()]
         positions = self._positions(modality, stored)
         if low:
             values = store.read_differences(stored[positions], levels, dtype)
-            return Hidden(_moved(values, rows.device), positions.to(rows.device), mean)
-        values = store.read(stored[positions], levels)
-        return Hidden(_moved(values, rows.device), positions.to(rows.device))
+            return Hidden(values, positions, mean).to(rows.device)
+        return Hidden(store.read(stored[positions], levels), positions).to(rows.device)
 
     def _positions(self, modality: str, stored: Tensor) -> Tensor:
         """Of the items that have the modality; a GPU is not asked where all items have it."""
@@ -170,13 +174,6 @@ class CachedStates(StateSource):
             everything = store.read_differences(torch.arange(len(store)), self.levels[name], dtypes[name])
             self._resident[name] = everything.to(device), self._rows[name].to(device)
         return True
-
-
-def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """The values on a device; a GPU takes them from pinned memory while it computes."""
-    if device.type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
 
 
 class ComputedStates(StateSource):

@@ -13,6 +13,7 @@ from iisan.config import LossConfig
 from iisan.data.sequences import Index, padded, ragged
 from iisan.data.splits import Split
 from iisan.names import PAD
+from iisan.nn.hidden import sent
 from iisan.train.processes import Processes
 
 
@@ -49,7 +50,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        moved: dict[str, Any] = {name: sent(value, device) for name, value in tensors.items()}
         return replace(self, **moved)
 
 

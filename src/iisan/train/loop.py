@@ -195,8 +195,12 @@ class Trainer:
         return total
 
     def _fetch(self, batch: Batch) -> tuple[Batch, ItemBatch | None]:
-        batch, network = batch.part(self.processes).to(self.device), self.network
-        return batch, network.read_items(self.processes.share(batch.rows)) if network.source.stored else None
+        batch, network = batch.part(self.processes), self.network
+        if not network.source.stored:
+            return batch.to(self.device), None
+        # Read before anything is sent, or the thread would wait for what a GPU still has to do.
+        states = network.read_items(self.processes.share(batch.rows))
+        return batch.to(self.device), states.to(self.device)
 
     def _step(self, group: Sequence[tuple[Batch, ItemBatch | None]]) -> Tensor:
         """One update on the mean gradient of some batches; returns the sum of their losses."""
