@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from timing import faster, products, take_turns, told, write_record
+from timing import PRODUCT, faster, products, take_turns, told, write_record
 
 from iisan.ahead import ahead
 from iisan.backbones.backbone import Backbone
@@ -42,7 +42,7 @@ from iisan.states.extract import extract
 
 TOKENS, PATCHES, WIDTH, DEPTH = 30, 197, 768, 12
 BATCH = {TEXT: 64, IMAGE: 32}
-#: Products of 2048² matrices that are the peak, in each turn about two seconds of them.
+#: Large products that are the peak, in each turn about two seconds of them.
 PRODUCTS = {"fp32": 30, "bf16": 120}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -121,7 +121,7 @@ def utilisation(folder: Path, tokenizer: str, counts: dict[str, int], turns: int
         found[kind] = {"contents": counts[kind], "seconds": seconds}
         for precision, count in PRODUCTS.items():
             done = counts[kind] * operations(tokens) / seconds[precision]["wall"]["median"]
-            peak = 2 * 2048**3 * count / seconds[f"peak {precision}"]["wall"]["median"]
+            peak = PRODUCT * count / seconds[f"peak {precision}"]["wall"]["median"]
             found[kind][precision] = {"operations_a_second": done, "peak": peak, "share_of_peak": done / peak}
         found[kind]["bf16_times_faster"] = faster(seconds, "fp32", "bf16")
     return found

@@ -16,6 +16,10 @@ from iisan.machine import processor_name
 
 Side = Callable[[], object]
 
+#: Rows and columns of large matrices, and the operations of their product.
+SIZE = 2048
+PRODUCT = 2 * SIZE**3
+
 
 def take_turns(sides: Mapping[str, Side], turns: int) -> dict[str, dict[str, Any]]:
     """Run the sides in turns, so that a busy machine slows all of them, after one turn that warms up.
@@ -62,15 +66,15 @@ def told(seconds: Mapping[str, Any], kind: str = "wall", unit: float = 1.0) -> s
     return f"{unit * seconds[kind]['median']:.4g} ({unit * low:.4g} to {unit * high:.4g})"
 
 
-def peak(dtype: torch.dtype, size: int = 2048) -> float:
+def peak(dtype: torch.dtype) -> float:
     """Operations a second of large matrix products, the best of some."""
-    return 2 * size**3 / _best(products(dtype, 1, size))
+    return PRODUCT / _best(products(dtype, 1))
 
 
-def products(dtype: torch.dtype, count: int, size: int = 2048) -> Side:
-    """A side that multiplies large matrices ``count`` times: ``2 · size³ · count`` operations."""
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-    out = torch.empty(size, size, dtype=dtype)
+def products(dtype: torch.dtype, count: int) -> Side:
+    """A side that multiplies large matrices ``count`` times, ``PRODUCT`` operations each."""
+    left, right = (torch.randn(SIZE, SIZE).to(dtype) for _ in range(2))
+    out = torch.empty(SIZE, SIZE, dtype=dtype)
 
     def run() -> None:
         for _ in range(count):

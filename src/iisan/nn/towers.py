@@ -129,7 +129,7 @@ class _Chain(torch.autograd.Function):
             context: autograd's.
             activation: of the blocks.
             owners: ascending.
-            gated: towers whose keeps are not simply ones.
+            gated: towers whose keeps are not simply ones; those of the others get no whole gradient.
             keeps: ``[K, T]``.
             biases: ``[K, T, H]``.
             rest: weights, T times down ``[K, H, D]`` and T times up ``[K, D, H]``; shares, S times ``[K]`` or

@@ -112,7 +112,9 @@ class CachedStates(StateSource):
         self.levels = {modality: tuple(levels) for modality, (_, _, levels) in stores.items()}
         self.widths = {modality: store.width for modality, store in self._stores.items()}
         self.present = {modality: rows >= 0 for modality, rows in self._rows.items()}
-        self._picked = {name: store.check_levels(self.levels[name]) for name, store in self._stores.items()}
+        self._means = {
+            name: store.mean[store.check_levels(self.levels[name])] for name, store in self._stores.items()
+        }
         self._complete = {name: bool(mask.all()) for name, mask in self.present.items()}
         #: Modality -> differences [n, K, D] of all its rows, and the items' rows [N], where they are resident.
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
@@ -134,7 +136,7 @@ class CachedStates(StateSource):
         """Where products are of a low precision and the store is, too, its differences as they are."""
         store, levels = self._stores[modality], self.levels[modality]
         low = dtype != torch.float32 and store.manifest.dtype != "fp32"
-        mean = store.mean[self._picked[modality]]
+        mean = self._means[modality]
         if modality in self._resident:
             everything, table = self._resident[modality]
             stored = table[sent(rows, table.device)]
