@@ -16,3 +16,8 @@ def test_preparing_ahead_keeps_order_and_errors() -> None:
     assert next(results) == 0
     results.close()
     assert threading.active_count() == before
+
+
+def test_without_workers_everything_runs_in_this_thread() -> None:
+    assert list(ahead(lambda _: threading.current_thread(), range(2), 0)) == 2 * [threading.current_thread()]
+    assert list(ahead(lambda _: threading.current_thread(), range(2), 1)) != 2 * [threading.current_thread()]

@@ -1,6 +1,8 @@
 """The one network: state source + item encoder + sequence encoder."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from iisan.config import Config, SequenceConfig
 from iisan.errors import ConfigError
 from iisan.names import PAD
+from iisan.nn.hidden import without_autocast
 from iisan.nn.items import ItemTable, Projection, SideNetwork
 from iisan.nn.sequences import GRU4Rec, NextItNet, SASRec
 from iisan.states.corruption import hide_modalities
@@ -123,9 +126,9 @@ class SequentialRecommender(nn.Module):
     def _low(self) -> bool:
         return self.training and self.autocast
 
-    def _precision(self, device: torch.device) -> torch.autocast:
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Only backbones and item encoders multiply matrices wide enough for a low precision to pay."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self._low)
+        return torch.autocast(device.type, torch.bfloat16) if self._low else without_autocast(device)
 
     def forward(self, items: Tensor, slots: Tensor) -> Tensor:
         """Query vectors of histories.

@@ -211,17 +211,18 @@ class SideNetwork(nn.Module):
 
     def _inter(self, states: States, count: int) -> tuple[Mapping[str, tuple[Hidden, Tensor | None]], Tensor]:
         """What the tower across modalities reads, and the positions of the items that have any modality."""
-        first = next(iter(states.values())).positions
+        everyone = max((hidden.positions for hidden in states.values()), key=len)
         if all(len(hidden.positions) == count for hidden in states.values()):
-            return {name: (hidden, None) for name, hidden in states.items()}, first
-        dense, owners = {}, first.new_zeros(count, dtype=torch.bool)
+            return {name: (hidden, None) for name, hidden in states.items()}, everyone
+        dense, owners = {}, everyone.new_zeros(count, dtype=torch.bool)
         for name, hidden in states.items():
             values, positions = hidden.values, hidden.positions
             present = values.new_zeros(count, 1, dtype=torch.float32).index_fill(0, positions, 1.0)
-            everyone = values.new_zeros(count, *values.shape[1:]).index_copy(0, positions, values)
-            dense[name] = hidden._replace(values=everyone), present
+            whole = values.new_zeros(count, *values.shape[1:]).index_copy(0, positions, values)
+            dense[name] = hidden._replace(values=whole), present
             owners = owners.index_fill(0, positions, True)
-        return dense, owners.nonzero().squeeze(1)
+        # A GPU is asked for them only where every modality lacks some items.
+        return dense, everyone if len(everyone) == count else owners.nonzero().squeeze(1)
 
 
 class Projection(nn.Module):

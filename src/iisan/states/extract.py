@@ -3,6 +3,7 @@
 Legend: n contents, K levels, D width.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,11 +62,12 @@ class _Job:
         # A tokenizer must not be used by two threads at once; decoding images gains from many.
         prepare = functools.partial(prepare_items, self.backbone, self.contents)
         workers = 1 if self.contents.kind == TEXT else os.cpu_count() or 1
-        for inputs in ahead(prepare, batches, workers):
-            with torch.inference_mode(), autocast(self.device, precision):
-                on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-                states = self.backbone(on_device, self.levels).cpu()
-            yield states, self.backbone.row_counts(inputs, len(states))
+        with contextlib.closing(ahead(prepare, batches, workers)) as prepared:
+            for inputs in prepared:
+                with torch.inference_mode(), autocast(self.device, precision):
+                    on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+                    states = self.backbone(on_device, self.levels).cpu()
+                yield states, self.backbone.row_counts(inputs, len(states))
 
     def states(self, indices: Sequence[int], precision: Precision) -> tuple[Tensor, list[int]]:
         """States [rows, K, D] of some contents, and the content that each row belongs to."""

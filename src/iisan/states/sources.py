@@ -112,12 +112,12 @@ class CachedStates(StateSource):
         self.levels = {modality: tuple(levels) for modality, (_, _, levels) in stores.items()}
         self.widths = {modality: store.width for modality, store in self._stores.items()}
         self.present = {modality: rows >= 0 for modality, rows in self._rows.items()}
+        #: Modality -> [K, D], where its states are.
         self._means = {
             name: store.mean[store.check_levels(self.levels[name])] for name, store in self._stores.items()
         }
-        self._complete = {name: bool(mask.all()) for name, mask in self.present.items()}
-        #: Modality -> differences [n, K, D] of all its rows, and the items' rows [N], where they are resident.
-        self._resident: dict[str, tuple[Tensor, Tensor]] = {}
+        #: Modality -> differences [n, K, D] of all its rows, where they are resident.
+        self._resident: dict[str, Tensor] = {}
 
     @property
     def backbone_parameters(self) -> dict[str, int]:
@@ -137,24 +137,17 @@ class CachedStates(StateSource):
         store, levels = self._stores[modality], self.levels[modality]
         low = dtype != torch.float32 and store.manifest.dtype != "fp32"
         mean = self._means[modality]
-        if modality in self._resident:
-            everything, table = self._resident[modality]
-            stored = table[sent(rows, table.device)]
-            positions = self._positions(modality, stored)
-            values, mean = everything.index_select(0, stored[positions]), sent(mean, table.device)
-            return Hidden(values.to(dtype), positions, mean) if low else Hidden(values + mean, positions)
+        # Which items have the modality is found out here, so that a GPU need not be asked how many they are.
         stored = self._rows[modality][rows.cpu()]
-        positions = self._positions(modality, stored)
+        positions = (stored >= 0).nonzero().squeeze(1)
+        stored = stored[positions]
+        if modality in self._resident:
+            values = self._resident[modality].index_select(0, sent(stored, mean.device))
+            positions = sent(positions, mean.device)
+            return Hidden(values.to(dtype), positions, mean) if low else Hidden(values + mean, positions)
         if low:
-            values = store.read_differences(stored[positions], levels, dtype)
-            return Hidden(values, positions, mean).to(rows.device)
-        return Hidden(store.read(stored[positions], levels), positions).to(rows.device)
-
-    def _positions(self, modality: str, stored: Tensor) -> Tensor:
-        """Of the items that have the modality; a GPU is not asked where all items have it."""
-        if self._complete[modality]:
-            return torch.arange(len(stored), device=stored.device)
-        return (stored >= 0).nonzero().squeeze(1)
+            return Hidden(store.read_differences(stored, levels, dtype), positions, mean).to(rows.device)
+        return Hidden(store.read(stored, levels), positions).to(rows.device)
 
     def reside(self, device: torch.device, budget: float) -> bool:
         """Keep all states on a device from now on, where they take at most so many bytes there.
@@ -174,7 +167,7 @@ class CachedStates(StateSource):
             return False
         for name, store in self._stores.items():
             everything = store.read_differences(torch.arange(len(store)), self.levels[name], dtypes[name])
-            self._resident[name] = everything.to(device), self._rows[name].to(device)
+            self._resident[name], self._means[name] = everything.to(device), self._means[name].to(device)
         return True
 
 

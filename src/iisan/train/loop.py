@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -188,10 +189,10 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         # A thread reads while a GPU computes; processors have no core to spare for it.
         apart = self.network.source.stored and self.device.type != "cpu"
-        waiting = ahead(self._fetch, batches, 1) if apart else map(self._fetch, batches)
-        while group := list(itertools.islice(waiting, self.config.training.accumulate)):
-            self.clock.lap("data")
-            total += self._step(group)
+        with contextlib.closing(ahead(self._fetch, batches, int(apart))) as waiting:
+            while group := list(itertools.islice(waiting, self.config.training.accumulate)):
+                self.clock.lap("data")
+                total += self._step(group)
         return total
 
     def _fetch(self, batch: Batch) -> tuple[Batch, ItemBatch | None]:
