@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from synthetic import make_backbones, make_dataset, make_store
 from timing import copy_speed, faster, peak, take_turns, told, write_record
@@ -171,7 +170,7 @@ def prepared(folder: Path, precision: str = "fp32") -> tuple[Config, SequentialR
 
 
 def serve(pipe: Connection, name: str, threads: int, folder: Path) -> None:
-    """A side's process: takes as many steps as it is told, again and again."""
+    """A side's process: takes as many steps as it is told, again and again, until it is told none."""
     torch.set_num_threads(threads)
     config, network, batches = prepared(folder, OURS.get(name, "fp32"))
     run: Callable[[int], object]
@@ -182,9 +181,10 @@ def serve(pipe: Connection, name: str, threads: int, folder: Path) -> None:
         trainer = Trainer(network, batches, config, lambda _: {}, folder)
         stream = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count(1))
         run = lambda count: trainer.run(itertools.islice(stream, count))  # noqa: E731
-    while True:
+    pipe.send(None)
+    while count := pipe.recv():
+        run(count)
         pipe.send(None)
-        run(pipe.recv())
 
 
 def bound(network: SequentialRecommender, distinct: float, precision: str) -> dict[str, float]:
@@ -253,15 +253,14 @@ def measure(arguments: argparse.Namespace, folder: Path, threads: int) -> dict[s
     processes = []
     for name, count in steps.items():
         pipe, theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(theirs, name, threads, folder)))
-        processes[-1].start()
+        process = context.Process(target=serve, args=(theirs, name, threads, folder))
+        process.start()
         pipe.recv()
+        processes.append((process, pipe))
         sides[name] = partial(_turn, pipe, count)
     seconds = take_turns(sides, arguments.turns)
-    for process in processes:
-        for worker in psutil.Process(process.pid).children(recursive=True):
-            worker.terminate()
-        process.terminate()
+    for process, pipe in processes:
+        pipe.send(0)
         process.join()
     torch.set_num_threads(threads)
     _, network, batches = prepared(folder)
