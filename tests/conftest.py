@@ -163,22 +163,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, 
 
     All tests share it, so none may write into it: which test would notice depends on the order they run in.
     """
-    import io
-
     from PIL import Image
 
     from iisan.data.dataset import Dataset
     from iisan.states.caching import cache
+    from pictures import encoded, noise
 
     rng = np.random.default_rng(0)
 
-    def picture() -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
-        return buffer.getvalue()
-
     titles = [" ".join(rng.choice(WORDS, size=4)) for _ in range(30)]
-    pictures = [picture() for _ in range(30)]
+    pictures = [encoded(Image.fromarray(noise(rng, 16, 16))) for _ in range(30)]
     items = pl.DataFrame(
         {
             "item_id": [f"i{n}" for n in range(30)],

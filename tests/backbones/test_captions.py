@@ -1,10 +1,8 @@
 """Captions against a naive greedy search, one picture and one token at a time."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -14,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from iisan.backbones.captions import Captioner, open_picture
 from iisan.data.videos import sample_frames
 from iisan.errors import BackboneError, ConfigError, DataError
+from pictures import encoded, noise
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>", "red", "blue", "green", "pump", "valve", "box", "glove"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -76,18 +75,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def picture(seed: int) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    return Image.fromarray(noise if seed % 2 else noise // 6)
-
-
-def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
+    pixels = noise(seed, 16, 16)
+    return Image.fromarray(pixels if seed % 2 else pixels // 6)
 
 
 PICTURES = [picture(seed) for seed in range(7)]
-IMAGES = [encode(image) for image in PICTURES]
+IMAGES = [encoded(image) for image in PICTURES]
 
 
 def writer(folders: dict[str, Path], name: str, **options: Any) -> Captioner:
@@ -150,7 +143,7 @@ def test_settings_say_what_decides_the_captions(folders: dict[str, Path]) -> Non
 
 def test_pictures_are_images_or_middle_frames() -> None:
     assert open_picture(IMAGES[0], "image").tobytes() == PICTURES[0].tobytes()
-    video = encode(PICTURES[0], "GIF", save_all=True, append_images=PICTURES[1:], duration=100)
+    video = encoded(PICTURES[0], "GIF", save_all=True, append_images=PICTURES[1:], duration=100)
     assert open_picture(video, "video").tobytes() == sample_frames(video, 7)[3].tobytes()
     with pytest.raises(DataError, match="not an image"):
         open_picture(b"no image", "image")

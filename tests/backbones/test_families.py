@@ -36,6 +36,7 @@ from iisan.errors import BackboneError
 from iisan.recipes import recipe
 from iisan.states.caching import cache
 from iisan.train.run import train
+from pictures import encoded, moving, noise
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
 BEGIN, END = "<!-- families: written by tests/backbones/test_families.py -->\n", "<!-- end of families -->\n"
@@ -296,13 +297,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory, save_model: Any) -> Call
 
 def pictures(number: int) -> list[bytes]:
     generator = np.random.default_rng(0)
-    contents = []
-    for index in range(number):
-        buffer = io.BytesIO()
-        size = (40 + 8 * index, 48, 3)
-        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(buffer, "PNG")
-        contents.append(buffer.getvalue())
-    return contents
+    return [encoded(Image.fromarray(noise(generator, 40 + 8 * index, 48))) for index in range(number)]
 
 
 @pytest.fixture(scope="session")
@@ -311,13 +306,10 @@ def media(prepared: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     sounds, clips = [], []
     for _ in range(30):
-        sound, clip = io.BytesIO(), io.BytesIO()
+        sound = io.BytesIO()
         soundfile.write(sound, generator.normal(scale=0.2, size=4000), 16_000, format="WAV")
         sounds.append(sound.getvalue())
-        frames = generator.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-        first, *others = (Image.fromarray(frame) for frame in frames)
-        first.save(clip, "GIF", save_all=True, append_images=others, duration=100)
-        clips.append(clip.getvalue())
+        clips.append(moving([Image.fromarray(frame) for frame in noise(generator, 4, 16, 16)]))
     old = Dataset.load(prepared.dataset)
     items = pl.DataFrame({"item_id": old.items["item_id"], "sound": sounds, "clip": clips})
     dataset = Dataset.from_frames(items, old.interactions(), columns={"sound": "audio", "clip": "video"})

@@ -1,6 +1,5 @@
 """What is refused at the door, and what identifies a model."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -18,14 +17,9 @@ from iisan.backbones.image import load_image
 from iisan.backbones.text import load_text
 from iisan.data.images import open_image
 from iisan.errors import BackboneError
+from pictures import encoded
 
 Folders = dict[str, Path]
-
-
-def encoded(image: Image.Image, form: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form)
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """The states that leave a backbone, against transformers' own hidden states and naive pooling."""
 
-import io
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +14,7 @@ from iisan.backbones.image import load_image
 from iisan.backbones.levels import parse_levels
 from iisan.backbones.text import load_text
 from iisan.errors import BackboneError, DataError
+from pictures import encoded, noise
 
 Folders = dict[str, Path]
 TEXTS = ["Red pump", "small steel valve for large blue pump and mask", "tape", "glove of steel with box"]
@@ -23,10 +22,7 @@ ALL = parse_levels("all", 4)
 
 
 def picture(seed: int, size: tuple[int, int] = (20, 24)) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.fromarray(noise(seed, *size)))
 
 
 @torch.inference_mode()

@@ -1,10 +1,8 @@
 """Video states against transformers' own hidden states, and image states averaged over frames."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -16,6 +14,7 @@ from iisan.backbones.levels import Level, parse_levels
 from iisan.backbones.video import load_video
 from iisan.data.videos import sample_frames
 from iisan.errors import BackboneError, DataError
+from pictures import encoded, moving, noise
 
 ALL = parse_levels("all", 4)
 NAMES = ["videomae", "vivit", "timesformer"]
@@ -23,11 +22,7 @@ NAMES = ["videomae", "vivit", "timesformer"]
 
 def video(frames: int, seed: int) -> bytes:
     """A GIF of noise."""
-    noise = np.random.default_rng(seed).integers(0, 256, (frames, 18, 20, 3), dtype=np.uint8)
-    first, *others = [Image.fromarray(frame) for frame in noise]
-    buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=100)
-    return buffer.getvalue()
+    return moving([Image.fromarray(frame) for frame in noise(seed, frames, 18, 20)])
 
 
 VIDEOS = [video(frames, seed) for seed, frames in enumerate((4, 11, 1))]
@@ -36,12 +31,6 @@ VIDEOS = [video(frames, seed) for seed, frames in enumerate((4, 11, 1))]
 @torch.inference_mode()
 def states(backbone: Backbone, contents: list[bytes], levels: tuple[Level, ...] = ALL) -> torch.Tensor:
     return backbone(backbone.prepare(contents), levels)
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @torch.inference_mode()
@@ -80,7 +69,7 @@ def test_states_of_image_models_are_means_over_frames(
     backbone, of_image = load_video(folder, pooling, frames=3), load_image(folder, pooling)
     got = states(backbone, VIDEOS)
     for number, content in enumerate(VIDEOS):
-        frames = [png(image) for image in sample_frames(content, 3)]
+        frames = [encoded(image) for image in sample_frames(content, 3)]
         torch.testing.assert_close(got[number], states(of_image, frames).mean(0), rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,3 @@
-import io
 import struct
 import zlib
 
@@ -10,12 +9,7 @@ from PIL import Image
 from iisan.data.images import find_images, open_image
 from iisan.data.media import inside, read_file
 from iisan.errors import DataError
-
-
-def encode(image, form="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
+from pictures import encoded
 
 
 def solid(color, mode="RGB", size=(4, 2)):
@@ -24,20 +18,20 @@ def solid(color, mode="RGB", size=(4, 2)):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_the_five_formats_open_as_rgb(form):
-    image = open_image(encode(solid((250, 10, 10)), form))
+    image = open_image(encoded(solid((250, 10, 10)), form))
     assert (image.mode, image.size) == ("RGB", (4, 2))
     assert np.abs(np.asarray(image).astype(int)[0, 0] - [250, 10, 10]).max() <= 4
 
 
 def test_other_formats_are_refused():
     with pytest.raises(DataError, match="not an image"):
-        open_image(encode(solid((1, 2, 3)), "TIFF"))
+        open_image(encoded(solid((1, 2, 3)), "TIFF"))
 
 
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to view
-    assert open_image(encode(solid((9, 9, 9)), "JPEG", exif=exif)).size == (2, 4)
+    assert open_image(encoded(solid((9, 9, 9)), "JPEG", exif=exif)).size == (2, 4)
 
 
 def test_draft_mode_keeps_the_edges_that_are_needed():
@@ -46,34 +40,34 @@ def test_draft_mode_keeps_the_edges_that_are_needed():
     )
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode(photo, "JPEG", exif=exif)
+    data = encoded(photo, "JPEG", exif=exif)
     sizes = {least: open_image(data, least).size for least in (None, 301, 300, 200, 150, 60, 1)}
     whole, half, quarter, eighth = (600, 800), (300, 400), (150, 200), (75, 100)
     assert sizes == {None: whole, 301: whole, 300: half, 200: half, 150: quarter, 60: eighth, 1: eighth}
     # An average of the same light, not every other pixel.
     reference = np.asarray(open_image(data).reduce(2)).astype(int)
     assert np.abs(np.asarray(open_image(data, 300)).astype(int) - reference).mean() < 1
-    assert open_image(encode(photo), 300).size == (800, 600)  # PNG
-    assert open_image(encode(photo.convert("L"), "JPEG"), 300).mode == "RGB"
+    assert open_image(encoded(photo), 300).size == (800, 600)  # PNG
+    assert open_image(encoded(photo.convert("L"), "JPEG"), 300).mode == "RGB"
 
 
 def test_transparency_becomes_white():
-    assert open_image(encode(solid((255, 0, 0, 0), "RGBA"))).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(encoded(solid((255, 0, 0, 0), "RGBA"))).getpixel((0, 0)) == (255, 255, 255)
     palette = solid(0, "P")
     palette.putpalette([200, 0, 0])
-    assert open_image(encode(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
-    assert open_image(encode(palette)).getpixel((0, 0)) == (200, 0, 0)
+    assert open_image(encoded(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(encoded(palette)).getpixel((0, 0)) == (200, 0, 0)
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped():
     grey = Image.fromarray(np.full((2, 2), 0x8000, dtype=np.uint16))
-    assert open_image(encode(grey)).getpixel((0, 0)) == (128, 128, 128)
+    assert open_image(encoded(grey)).getpixel((0, 0)) == (128, 128, 128)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_truncated_bytes_are_refused(form):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    data = encode(noise, form)
+    data = encoded(noise, form)
     with pytest.raises(DataError):
         open_image(data[: len(data) // 2])
 

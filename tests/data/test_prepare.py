@@ -11,6 +11,7 @@ from PIL import Image
 from iisan.data.dataset import Dataset
 from iisan.data.prepare import PrepareOptions, prepare
 from iisan.errors import DataError
+from pictures import encoded
 
 ITEMS = 'item_id,title\n007,Red &amp; blue\nb,\nc,"two\nlines, one comma"\n'
 INTERACTIONS = "user_id,item_id,timestamp\nu,007,30\nv,b,5\nu,b,10\nv,c,5\nu,c,20\nv,007,5\nu,007,30\nshort,c,1\n"
@@ -44,9 +45,7 @@ def histories(dataset):
 
 
 def png(color=(10, 20, 30), size=(3, 3)):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", size, color))
 
 
 def test_csv_by_hand(tmp_path):

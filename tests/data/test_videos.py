@@ -10,6 +10,7 @@ from PIL import Image
 from iisan.data import videos
 from iisan.data.videos import sample_frames
 from iisan.errors import DataError, MissingExtraError
+from pictures import encoded
 
 KINDS = [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("webm", "libvpx"), ("avi", "mpeg4"), ("mov", "mpeg4")]
 
@@ -114,9 +115,8 @@ def test_a_turned_camera_is_turned_back():
 
 
 def test_pictures_are_videos_of_one_frame():
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 6), (10, 200, 30)).save(buffer, "PNG")
-    assert [image.getpixel((0, 0)) for image in sample_frames(buffer.getvalue(), 2)] == [(10, 200, 30)] * 2
+    data = encoded(Image.new("RGB", (8, 6), (10, 200, 30)))
+    assert [image.getpixel((0, 0)) for image in sample_frames(data, 2)] == [(10, 200, 30)] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,15 @@
 """A small catalogue."""
 
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
 
 from iisan.backbones.image import ImageBackbone, load_image
 from iisan.backbones.text import TextBackbone, load_text
+from pictures import encoded, noise
 
 ADJECTIVES = ("red", "blue", "green", "small", "large", "steel")
 NOUNS = ("pump", "valve", "glove", "tape", "box", "mask")
@@ -40,10 +39,7 @@ class TinyCatalogue:
 
 
 def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (12, 18, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.fromarray(noise(seed, 12, 18)))
 
 
 @pytest.fixture

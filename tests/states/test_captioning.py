@@ -14,6 +14,7 @@ from iisan.demo.run import BACKBONES, CAPTIONER
 from iisan.errors import ConfigError, DataError
 from iisan.states import captioning
 from iisan.states.captioning import JOURNAL, caption
+from pictures import encoded, moving
 
 MODEL = str(BACKBONES / CAPTIONER)
 
@@ -21,9 +22,8 @@ MODEL = str(BACKBONES / CAPTIONER)
 def encode(shade, form="PNG", **options):
     rows, columns = np.mgrid[:64, :64]
     disc = ((rows - 32) ** 2 + (columns - 32) ** 2 < shade * 8)[..., None]
-    buffer = io.BytesIO()
-    Image.fromarray(np.where(disc, (shade, 255 - shade, 40), 230).astype(np.uint8)).save(buffer, form, **options)
-    return buffer.getvalue()
+    pixels = np.where(disc, (shade, 255 - shade, 40), 230).astype(np.uint8)
+    return encoded(Image.fromarray(pixels), form, **options)
 
 
 A, B, C = (encode(shade) for shade in (20, 60, 110))
@@ -127,13 +127,11 @@ def test_only_new_contents_are_described_and_other_settings_start_afresh(dataset
 
 
 def test_the_middle_frame_of_a_video(tmp_path, words):
-    frames = [Image.open(io.BytesIO(content)) for content in (A, B, C)]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=100)
-    items = pl.DataFrame({"item_id": ["a", "b"], "clip": [buffer.getvalue(), None]})
+    clip = moving([Image.open(io.BytesIO(content)) for content in (A, B, C)])
+    items = pl.DataFrame({"item_id": ["a", "b"], "clip": [clip, None]})
     interactions = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["a", "b", "a"], "timestamp": [1, 2, 3]})
     dataset = Dataset.from_frames(items, interactions, columns={"clip": "video"})
-    middle = sample_frames(buffer.getvalue(), 3)[1]
+    middle = sample_frames(clip, 3)[1]
     made = caption(dataset, tmp_path / "out", "m", column="clip")
     assert made.items["caption"].to_list() == [word(middle), None]
 
