@@ -100,3 +100,12 @@ def test_yaml_holds_plain_values_only():
     values = yaml.safe_load(Config().to_yaml())
     assert parse(values) == Config()
     assert all(isinstance(value, str | int | float | bool | list | dict | None) for _, value in flatten(values))
+
+
+def test_a_complete_file_takes_nothing_from_its_recipe(tmp_path):
+    """Dictionaries with fewer entries than the recipe's, and a name that is no recipe's."""
+    changed = recipe("versa").override(["items.bottlenecks={text: 8}", "optimizer.dense={}", "recipe=mine"])
+    path = tmp_path / "config.yaml"
+    path.write_text(changed.to_yaml())
+    assert load_config(path) == changed
+    assert load_config(path, ["items.width=32"]).items.width == 32

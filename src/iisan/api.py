@@ -102,9 +102,11 @@ class Recommender:
         """The dataset of the run, needed for known users only.
 
         Raises:
-            DataError: it is no longer where it was.
+            DataError: it is no longer where it was, or has other items now.
         """
-        return open_dataset(self.run.config)
+        dataset = open_dataset(self.run.config)
+        self.run.check_items(dataset)
+        return dataset
 
     @property
     def item_embeddings(self) -> np.ndarray[Any, Any]:

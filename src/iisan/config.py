@@ -248,7 +248,7 @@ class TrainingConfig(Section):
     epochs: PositiveInt = 100
     patience: NonNegativeInt = 10
     windows: Literal["last", "all"] = "last"
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     resident: NonNegativeFloat = 8.0

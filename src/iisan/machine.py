@@ -1,5 +1,6 @@
 """What this machine is, and what it has given to this process."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -26,6 +27,22 @@ def peak_resident_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return (own + children) * unit
+
+
+def forget_peak() -> None:
+    """Have ``peak_resident_bytes`` count from now on, where the system can do that for this process (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def wait_briefly() -> None:
+    """Have threads that wait for each other give their processor away soon; to be called before torch is loaded.
+
+    Otherwise, next to another process that computes, a thread of GNU's OpenMP spins for milliseconds after every
+    operator, on the processor that the thread it waits for would need. What the environment says already stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def keep_freed_memory() -> None:

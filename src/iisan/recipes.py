@@ -172,7 +172,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """A recipe by name, or a YAML file; then ``key.key=value`` overrides.
 
     A file states only what differs from the recipe that its key ``recipe`` names (``default`` where absent).
-    A resolved ``config.yaml`` of a run is complete and therefore reproduces itself.
+    One that has all sections, such as the ``config.yaml`` of a run, is complete and stands for itself.
 
     Raises:
         ConfigError: unknown recipe, file or key, or a value that does not fit.
@@ -187,5 +187,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
             "check the name",
         )
     values = read_yaml(path)
+    if values.keys() >= Config.model_fields.keys():
+        return parse(values).override(overrides)
     base = recipe(str(values.get("recipe", "default"))).model_dump(mode="json")
     return parse(merge(base, flatten(values))).override(overrides)

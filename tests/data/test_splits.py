@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,21 @@ def test_temporal_without_targets_is_refused():
     same = np.full(9, 5)
     with pytest.raises(DataError, match="no user has an interaction before and inside"):
         temporal(Sequences(OFFSETS, ITEMS, same), 5)
+
+
+def test_of_another_split_only_targets_that_were_not_trained_on_are_asked():
+    # Moments 1 and 5: the first user's target of the test period is one that leave-one-out trains on.
+    sequences = Sequences(np.array([0, 5, 9]), np.array([0, 1, 2, 3, 4, 0, 1, 2, 3], np.int32), None)
+    trained = leave_one_out(sequences, 5)
+    assert trained.train_ends.tolist() == [3, 7]
+    asked = replace(
+        trained, name="temporal", train_ends=np.array([1, 6]), validation=trained.test, test=trained.validation
+    )
+    early = replace(asked, test=replace(asked.test, ends=np.array([2, 7]), targets=np.array([2, 2])))
+    found = early.after(trained)
+    assert found.test.users.tolist() == [1]
+    assert found.validation.users.tolist() == [0, 1]
+    assert found.train_counts().tolist() == trained.train_counts().tolist()
+    assert found.name == "temporal"
+    with pytest.raises(DataError, match="was trained on all targets of the split temporal"):
+        replace(early, test=early.test[np.array([0])]).after(trained)

@@ -188,6 +188,16 @@ def test_states_that_are_pooled_to_the_narrower_width_equal_naive_means_and_trai
         torch.testing.assert_close(result[item], naive_item(network, own, settings, list(levels)))
 
 
+def test_pooled_states_in_bf16_are_those_of_fp32():
+    widths = {"image": 48, "text": 24}
+    network = SideNetwork({"image": 3, "text": 3}, widths, transform="pool")
+    states = {name: Hidden(torch.randn(5, 3, width) + 3, torch.arange(5)) for name, width in widths.items()}
+    whole = network(torch.arange(5), states)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(torch.arange(5), states).float()
+    torch.testing.assert_close(low, whole, atol=0.02, rtol=0.02)
+
+
 def test_with_two_modalities_the_inter_modal_tower_is_equation_2():
     """``c_i = SANB_i(β_i · h_i^image + (1 − β_i) · h_i^text + c_{i-1})``; β is 1 where there is no text."""
     torch.manual_seed(5)

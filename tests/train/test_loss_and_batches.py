@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from iisan.config import LossConfig
 from iisan.data.sequences import Sequences
 from iisan.data.splits import leave_one_out, temporal
+from iisan.errors import DataError
 from iisan.losses import candidate_cross_entropy
 from iisan.names import PAD
 from iisan.train.batches import Batches, training_windows
@@ -203,3 +204,9 @@ def test_rows_are_distinct_and_cover_all_slots():
         assert set(used.tolist()) == set(range(len(batch.rows)))
         multiplicity = torch.bincount(used, minlength=len(batch.rows))
         torch.testing.assert_close(batch.log_multiplicity.exp(), multiplicity.float())
+
+
+def test_nothing_to_learn_from_is_one_sentence():
+    split = leave_one_out(sequences_of([np.arange(3), np.arange(3)]), 3)
+    with pytest.raises(DataError, match="no user has 2 interactions in the training part"):
+        Batches(split, 3, 2, LossConfig(), "last", 0)

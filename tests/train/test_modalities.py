@@ -13,6 +13,7 @@ from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError, DataError, StoreError
 from iisan.recipes import recipe
 from iisan.states.caching import cache
+from iisan.states.importing import import_states, open_source
 from iisan.states.store import StateStore
 from iisan.train.run import train
 from iisan.train.setup import build, resolve
@@ -196,3 +197,18 @@ def test_vectors_alone_are_enough_to_start(many, tmp_path, capsys, monkeypatch):
     assert setup.network.source.widths == {"text": 16, "v": 3}
     # The inter tower has the one level that both have; the vector is mapped to the width of the hidden states.
     assert (setup.network.items.towers["inter"].steps, setup.network.items.towers["inter"].width) == (1, 16)
+
+
+def test_the_last_of_imported_states_is_the_last_that_came(many, tmp_path):
+    """Several levels, which have numbers where they were made elsewhere; `frozen` reads the last."""
+    folder, _ = many
+    dataset = Dataset.load(folder / "dataset")
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(30, 3, 8)).astype(np.float32))
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join(dataset.items["item_id"]))
+    import_states(dataset, open_source(tmp_path / "v.npy", ids), "v", tmp_path / "states", dtype="fp32")
+    config = recipe("frozen").override(["modalities=[v]", "loss.negatives=0", "training.epochs=1"])
+    config = config.model_copy(update={"dataset": folder / "dataset", "states": tmp_path / "states"})
+    setup = build(resolve(config))
+    read = setup.network.source(torch.tensor([4])).modalities["v"].values
+    torch.testing.assert_close(read[0, 0], torch.from_numpy(np.load(tmp_path / "v.npy")[4, -1]))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iisan.api import Recommender
 from iisan.config import Config, flatten
 from iisan.data.dataset import Dataset
-from iisan.errors import ConfigError, IisanError, RunError, StoreError
+from iisan.errors import ConfigError, DataError, IisanError, RunError, StoreError
 from iisan.evaluate.metrics import metrics_from_frame
 from iisan.evaluate.ranks import rank_targets
 from iisan.recipes import RECIPES, recipe
@@ -263,6 +264,84 @@ def test_another_configuration_is_refused(quick, tmp_path):
         train(quick("default", "training.epochs=1", "training.seed=4"), tmp_path / "run")
 
 
+@pytest.fixture
+def moved(prepared, tmp_path):
+    """Prepares other data in the place of the run's: fewer interactions, or the items in another order."""
+    folder = shutil.copytree(prepared.dataset, tmp_path / "data")
+
+    def change(reorder):
+        dataset = Dataset.load(folder)
+        items = dataset.items.reverse() if reorder else dataset.items
+        interactions = dataset.interactions() if reorder else dataset.interactions().slice(20)
+        shutil.rmtree(folder)
+        Dataset.from_frames(items, interactions).save(folder)
+
+    return folder, change
+
+
+def test_a_run_does_not_go_on_with_other_data(quick, tmp_path, moved):
+    folder, change = moved
+    config, out = quick("default", f"dataset={folder}"), tmp_path / "run"
+    train(config, out)
+    (out / "result.json").rename(tmp_path / "result.json")
+    change(reorder=False)
+    with pytest.raises(RunError, match=r"checkpoint.*was trained on other data than are there now"):
+        train(config, out)
+    (tmp_path / "result.json").rename(out / "result.json")
+    with pytest.raises(RunError, match="was trained on other data"):
+        train(config, out)
+
+
+def test_a_run_is_not_asked_about_other_items(quick, tmp_path, moved):
+    folder, change = moved
+    train(quick("default", f"dataset={folder}"), tmp_path / "run")
+    change(reorder=True)
+    run = TrainedRun.load(tmp_path / "run")
+    with pytest.raises(DataError, match="its items have another order"):
+        assess(run, run.config, with_baselines=False)
+    with pytest.raises(DataError, match="its items have another order"):
+        Recommender(run).recommend(user="u3")
+    assert len(Recommender(run).recommend(history=["i3"], k=4)) == 4
+
+
+def test_under_another_split_nothing_is_asked_that_was_trained_on(quick, tmp_path):
+    train(quick(), tmp_path / "run")
+    run = TrainedRun.load(tmp_path / "run")
+    (found,) = assess(run, run.config.override(["evaluation.split=temporal"]), with_baselines=False).values()
+    setup = build(resolve(quick("default", "evaluation.split=temporal")))
+    sequences, queries = setup.dataset.sequences, setup.split.test
+    late = queries.ends >= sequences.offsets[1:][queries.users] - 2
+    assert 0 < late.sum() < len(queries)
+    assert found.metrics["users"] == late.sum()
+
+
+def test_what_failed_before_its_first_epoch_leaves_its_folder_free(quick, tmp_path):
+    with pytest.raises(StoreError):
+        train(quick("default", f"states={tmp_path}", "modalities=[text]"), tmp_path / "run")
+    (tmp_path / "run" / ".config.yaml.x.part").touch()
+    assert train(quick(), tmp_path / "run")["status"] == "finished"
+    assert not list((tmp_path / "run").glob(".*.part"))
+
+
+def test_metrics_that_a_kill_kept_back_are_written_later(quick, tmp_path):
+    out = tmp_path / "run"
+    train(quick(), out)
+    metrics = out / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.unlink()
+    (out / "result.json").unlink()
+    train(quick(), out)
+    assert metrics.read_text() == whole
+
+
+def test_a_damaged_result_says_what_to_do(quick, tmp_path):
+    out = tmp_path / "run"
+    train(quick(), out)
+    (out / "result.json").write_text("{")
+    with pytest.raises(RunError, match=r"is damaged .*delete it"):
+        train(quick(), out)
+
+
 def test_a_folder_with_something_else_is_refused(quick, tmp_path):
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(RunError, match="no run folder and not empty"):
@@ -330,6 +409,7 @@ def test_states_made_otherwise_are_refused(override, sentence, quick, tmp_path):
         ("dataset=null", ConfigError, "no dataset is given"),
         ("states=null", ConfigError, "no modality is named"),
         ("training.device=warp", ConfigError, "training.device 'warp' cannot be used here"),
+        ("training.device=meta", ConfigError, "training.device 'meta' cannot be used here"),
     ],
 )
 def test_bad_paths(override, error, sentence, quick, tmp_path):

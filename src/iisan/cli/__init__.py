@@ -5,12 +5,14 @@ import sys
 from iisan.cli import data, runs, studies
 from iisan.cli.common import app
 from iisan.errors import IisanError
+from iisan.machine import wait_briefly
 
 __all__ = ["app", "data", "main", "runs", "studies"]
 
 
 def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
+    wait_briefly()
     try:
         app()
     except IisanError as error:

@@ -56,7 +56,8 @@ def evaluate(
     run: RunFolder,
     part: Annotated[Literal["validation", "test"], typer.Option("--split", help="Which targets.")] = "test",
     protocol: Annotated[
-        Literal["leave-one-out", "temporal"] | None, typer.Option(help="The run's own by default.")
+        Literal["leave-one-out", "temporal"] | None,
+        typer.Option(help="The run's own by default; under another, what it was trained on is not asked."),
     ] = None,
     policy: PolicyOption = None,
     baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,

@@ -1,7 +1,7 @@
 """What is trained on, what is validated on and what is tested on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -75,6 +75,25 @@ class Split:
         """Training interactions of every item, ``[N]``."""
         _, items = ragged(self.sequences.items, self.train_starts, self.train_ends)
         return np.bincount(items, minlength=self.num_items)
+
+    def after(self, trained: "Split") -> "Split":
+        """What may be asked of a model that was trained under another split: targets that it was not trained on.
+
+        Raises:
+            DataError: there are none.
+        """
+        parts = []
+        for queries in (self.validation, self.test):
+            # A target stands where its history ends.
+            unknown = np.flatnonzero(queries.ends >= trained.train_ends[queries.users])
+            if not len(unknown):
+                raise DataError(
+                    f"a run under the split {trained.name} was trained on all targets of the split {self.name}",
+                    "some that it has not seen",
+                    "evaluate it under its own split",
+                )
+            parts.append(queries[unknown])
+        return replace(self, train_ends=trained.train_ends, validation=parts[0], test=parts[1])
 
 
 def leave_one_out(sequences: Sequences, num_items: int) -> Split:

@@ -368,7 +368,7 @@ def _each_level(transforms: Sequence[nn.Module], states: Tensor) -> Tensor:
         [
             nn.functional.linear(level, transform.weight.to(level.dtype))
             if isinstance(transform, nn.Linear)
-            else transform(level)
+            else transform(level[None])[0]
             for transform, level in zip(transforms, states, strict=True)
         ]
     )

@@ -51,6 +51,8 @@ def assess(
 ) -> dict[str, Evaluation]:
     """Evaluate a run, and the baselines before it, under the protocol of ``config``.
 
+    Of another split than the run's own only those targets are asked for that the run was not trained on.
+
     Args:
         run: finished.
         config: the run's own, or one with another ``evaluation`` section or dataset folder.
@@ -59,11 +61,20 @@ def assess(
 
     Returns:
         Name -> evaluation, the run last, under its recipe's name.
+
+    Raises:
+        DataError: the dataset has other items than the run, or nothing is left to ask for.
     """
     dataset = open_dataset(config)
-    parts = split(dataset.sequences, dataset.num_items, config.evaluation.split)
+    run.check_items(dataset)
+    trained, parts = (
+        split(dataset.sequences, dataset.num_items, name)
+        for name in (run.config.evaluation.split, config.evaluation.split)
+    )
     scorers = baselines(config, dataset, parts) if with_baselines else {}
     scorers[run.config.recipe] = run.scorer
+    if parts.name != trained.name:
+        parts = parts.after(trained)
     return measure(scorers, config.evaluation, dataset, parts, part)
 
 

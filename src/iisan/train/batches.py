@@ -12,6 +12,7 @@ from torch import Tensor
 from iisan.config import LossConfig
 from iisan.data.sequences import Index, padded, ragged
 from iisan.data.splits import Split
+from iisan.errors import DataError
 from iisan.names import PAD
 from iisan.nn.hidden import sent
 from iisan.train.processes import Processes
@@ -101,6 +102,9 @@ class Batches:
         loss: candidates, negatives and exclusions.
         pieces: see ``training_windows``.
         seed: of order and negatives.
+
+    Raises:
+        DataError: there is nothing to learn from.
     """
 
     def __init__(self, split: Split, length: int, batch: int, loss: LossConfig, pieces: str, seed: int) -> None:
@@ -110,6 +114,12 @@ class Batches:
         self.loss = loss
         self.seed = seed
         self.windows = training_windows(split, length, pieces)
+        if not len(self.windows.users):
+            raise DataError(
+                f"no user has 2 interactions in the training part of the split {split.name}",
+                "at least one such user, as the next item is what is learnt",
+                "prepare the dataset with more interactions per user",
+            )
         counts = split.train_counts()
         self.popularity = counts / counts.sum()
         self.pool = np.flatnonzero(counts) if loss.pool == "trained" else np.arange(split.num_items)

@@ -1,6 +1,7 @@
 """The state of a training between two epochs, as one safetensors file."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,28 +65,49 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     progress: Progress,
+    inputs: Mapping[str, Any],
 ) -> None:
-    """Write everything that the next epoch depends on."""
+    """Write everything that the next epoch depends on; ``inputs`` says what was trained on."""
     tensors = {f"model.{name}": value for name, value in trainable_state(network).items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in state.items()}
     with aside(path) as temporary:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(asdict(progress))})
+        save_file(tensors, temporary, metadata=_metadata(progress=asdict(progress), inputs=inputs))
+
+
+def _metadata(**values: Any) -> dict[str, str]:
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Make sure that a training goes on with what it began with.
+
+    Raises:
+        RunError: the dataset, a store or a backbone is another one now.
+    """
+    changed = sorted(name for name in inputs if name in trained and trained[name] != inputs[name])
+    if changed:
+        raise RunError(
+            f"'{place}' was trained on other {' and '.join(changed)} than are there now",
+            "the same as at its beginning",
+            "choose another --out, or delete it",
+        )
 
 
 def load_checkpoint(
-    path: Path, network: SequentialRecommender, optimizer: torch.optim.Optimizer
+    path: Path, network: SequentialRecommender, optimizer: torch.optim.Optimizer, inputs: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], Progress]:
     """Restore network and optimizer; returns the best parameters so far and the progress.
 
     Raises:
-        RunError: the file is damaged or belongs to another network.
+        RunError: the file is damaged, belongs to another network or was trained on something else.
     """
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
     try:
         with safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
+            metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+            progress = Progress(**metadata["progress"])
             for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
                 group, name = key.split(".", 1)
                 # A copy: the file is mapped, and it is replaced while the training goes on.
@@ -96,6 +118,7 @@ def load_checkpoint(
             "a file that was written to its end",
             "delete it; the training then starts again",
         ) from None
+    check_inputs(path, metadata.get("inputs", {}), inputs)
     load_trainable(network, groups["model"])
     state = optimizer.state_dict()
     state["state"] = {}

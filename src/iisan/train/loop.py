@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Trainer:
         log: called with the record of every finished epoch.
         clock: for measuring.
         processes: those that train together; the first one writes the files.
+        inputs: what is trained on beside the configuration; a checkpoint of other inputs is refused.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Trainer:
         log: Callable[[dict[str, Any]], None] = lambda record: None,
         clock: Clock | None = None,
         processes: Processes = ALONE,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
         self.batches = batches
@@ -118,6 +120,7 @@ class Trainer:
         self.log = log
         self.clock = clock or Clock()
         self.processes = processes
+        self.inputs = dict(inputs or {})
         self.device = next(network.items.parameters()).device
         self.optimizer = torch.optim.Adam(
             parameter_groups(network, config.optimizer, config.tuning.rate), fused=True
@@ -129,11 +132,14 @@ class Trainer:
         """Train, from the checkpoint on where there is one; afterwards the network holds the best epoch's weights.
 
         Raises:
-            RunError: the loss is no longer finite.
+            RunError: the loss is no longer finite, or the checkpoint is of something else.
         """
         checkpoint = self.folder / CHECKPOINT
         if checkpoint.exists():
-            self.best, self.progress = load_checkpoint(checkpoint, self.network, self.optimizer)
+            self.best, self.progress = load_checkpoint(checkpoint, self.network, self.optimizer, self.inputs)
+            if self.processes.first:
+                # A kill may have come between the two files.
+                self._write_metrics()
         while not self._finished():
             record = self._epoch(self.progress.epoch + 1)
             self.progress.epoch = record["epoch"]
@@ -143,7 +149,7 @@ class Trainer:
                 self.progress.best_value, self.progress.best_epoch = value, record["epoch"]
                 self.best = trainable_state(self.network)
             if self.processes.first:
-                save_checkpoint(checkpoint, self.network, self.optimizer, self.best, self.progress)
+                save_checkpoint(checkpoint, self.network, self.optimizer, self.best, self.progress, self.inputs)
                 self._write_metrics()
                 self.log(record)
         self.network.source.hold(False)

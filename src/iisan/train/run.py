@@ -20,15 +20,16 @@ from iisan.evaluate.metrics import summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import aside, write_json
-from iisan.machine import peak_resident_bytes, processor_name
+from iisan.machine import forget_peak, peak_resident_bytes, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
 from iisan.nn.items import SideNetwork
 from iisan.train.assess import measure
 from iisan.train.batches import Batches
-from iisan.train.loop import Trainer
+from iisan.train.checkpoint import check_inputs
+from iisan.train.loop import CHECKPOINT, Trainer
 from iisan.train.processes import Processes, joined
-from iisan.train.setup import Setup, build, choose_device, resolve
+from iisan.train.setup import Setup, build, choose_device, open_dataset, resolve
 from iisan.train.trained import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
 
 Say = Callable[[str], None]
@@ -65,6 +66,8 @@ def train(
         processes.wait()
         finished = _finished_result(out)
         if finished is not None:
+            if dataset is not None or (config.dataset and config.dataset.exists()):
+                check_inputs(out, finished, {"data": _data(dataset or open_dataset(config))})
             say(f"{out} is finished already; nothing to do")
             return finished
         try:
@@ -82,7 +85,10 @@ def train(
 
 def _claim(out: Path, config: Config) -> None:
     path = out / CONFIG
-    if path.exists():
+    for unfinished in out.glob(".*.part"):
+        unfinished.unlink()
+    # What failed or was stopped before its first epoch leaves nothing to go on with.
+    if path.exists() and ((out / CHECKPOINT).exists() or _finished_result(out)):
         theirs = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
         ours = dict(flatten(config.model_dump(mode="json")))
         for key in sorted(theirs.keys() | ours.keys()):
@@ -93,7 +99,7 @@ def _claim(out: Path, config: Config) -> None:
                     "choose another --out",
                 )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not path.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
     with aside(path) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
@@ -103,8 +109,18 @@ def _finished_result(out: Path) -> dict[str, Any] | None:
     path = out / RESULT
     if not path.exists():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(
+            f"'{path}' is damaged ({error})", "the file that was written", "delete it; the training then goes on"
+        ) from None
     return result if result.get("status") == "finished" else None
+
+
+def _data(dataset: Dataset) -> str | None:
+    """What a dataset holds, as a hash."""
+    return dataset.manifest.get("content_hash")
 
 
 def _header(config: Config) -> dict[str, Any]:
@@ -124,6 +140,9 @@ def _header(config: Config) -> dict[str, Any]:
 
 def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
     config, split = setup.config, setup.split
+    forget_peak()
+    if setup.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     evaluation, training = config.evaluation, config.training
     batches = Batches(split, config.sequence.length, training.batch, config.loss, training.windows, training.seed)
 
@@ -151,22 +170,25 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
     empty = len(setup.network.source.empty)
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
-    trainer = Trainer(setup.network, batches, config, validate, out, log, processes=processes)
+    network = setup.network
+    inputs = {
+        "data": _data(setup.dataset),
+        "states": {modality: store.fingerprint for modality, store in setup.stores.items()},
+        "backbones": network.source.digests,
+    }
+    trainer = Trainer(network, batches, config, validate, out, log, processes=processes, inputs=inputs)
     progress = trainer.fit()
     if not processes.first:
         return
-    scorer = network_scorer(setup.network)
+    scorer = network_scorer(network)
     (test,) = measure({config.recipe: scorer}, evaluation, setup.dataset, split).values()
     _write_outputs(setup, out, scorer, trainer.best)
     with aside(out / PER_USER) as temporary:
         test.per_user.write_parquet(temporary)
-    network = setup.network
     result = {
         **_header(config),
         "status": "finished",
-        "data": setup.dataset.manifest.get("content_hash"),
-        "states": {modality: store.fingerprint for modality, store in setup.stores.items()},
-        "backbones": network.source.digests,
+        **inputs,
         "items_without_content": empty,
         "backbone_parameters": network.source.backbone_parameters,
         "store_bytes": {modality: store.size for modality, store in setup.stores.items()},

@@ -48,7 +48,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        # Tensors that have no numbers, as those of `meta`, can't be read back.
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError):
         raise ConfigError(
             f"training.device '{name}' cannot be used here",

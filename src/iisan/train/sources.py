@@ -12,7 +12,7 @@ from iisan.backbones.tuning import first_trained_block, tune
 from iisan.config import Config, Level, Levels
 from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError, StoreError
-from iisan.names import IMPORTED
+from iisan.names import IMPORTED, LAST
 from iisan.states.contents import Contents
 from iisan.states.sources import CachedStates, LiveStates, NoStates, PartialStates, StateSource
 from iisan.states.store import StateStore
@@ -39,8 +39,12 @@ def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:
 
 def _read_levels(config: Config, store: StateStore) -> tuple[Level, ...]:
     levels = config.levels_of(store.modality)
-    # What was made elsewhere has the levels it came with.
-    return store.levels if store.kind == IMPORTED and levels == "all" else kept_levels(levels, store.depth)
+    # What was made elsewhere has the levels it came with, whatever they are called.
+    if store.kind == IMPORTED and levels == "all":
+        return store.levels
+    if store.kind == IMPORTED and levels == (LAST,):
+        return store.levels[-1:]
+    return kept_levels(levels, store.depth)
 
 
 def open_stores(config: Config) -> dict[str, StateStore]:

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iisan.config import Config
-from iisan.errors import RunError
+from iisan.data.dataset import Dataset
+from iisan.errors import DataError, RunError
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import read_manifest
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
+from iisan.names import ITEM_ID
 from iisan.recipes import load_config
 from iisan.train.checkpoint import load_trainable
 
@@ -67,6 +69,22 @@ class TrainedRun:
     result: dict[str, Any]
     items: pl.DataFrame
     scorer: EmbeddingScorer
+
+    def check_items(self, dataset: Dataset) -> None:
+        """Make sure that a dataset has the run's items in the run's order, by which they are known here.
+
+        Raises:
+            DataError: it has not.
+        """
+        ours, theirs = self.items[ITEM_ID], dataset.items[ITEM_ID]
+        if not ours.equals(theirs):
+            added, gone = (len(set(one) - set(other)) for one, other in ((theirs, ours), (ours, theirs)))
+            raise DataError(
+                f"the dataset '{dataset.folder}' is not the one that the run in '{self.folder}' was trained on: "
+                + (f"{added} items are new, {gone} are gone" if added or gone else "its items have another order"),
+                "the same items in the same order",
+                "train a run on it, or name the run's own dataset",
+            )
 
     @classmethod
     def load(cls, folder: str | Path) -> "TrainedRun":
