@@ -104,3 +104,29 @@ def test_frames_in_frames_out(tmp_path):
     found = Recommender.fit(dataset, config="ids", out=tmp_path / "run", overrides=QUICK)
     frame = found.recommend(history=["3"], k=2).to_pandas()
     assert list(frame["rank"]) == [1, 2]
+
+
+def test_another_dataset_does_not_take_the_place_of_a_runs(tmp_path):
+    def fit(length):
+        items = pl.DataFrame({"item_id": [f"i{n}" for n in range(12)]})
+        log = pl.DataFrame(
+            {"user_id": [n // 5 for n in range(length)], "item_id": [f"i{n * 7 % 12}" for n in range(length)]}
+        )
+        return Recommender.fit(
+            Dataset.from_frames(items, log), config="ids", out=tmp_path / "run", overrides=QUICK
+        )
+
+    first = fit(100).recommend(user="3", k=3)
+    with pytest.raises(RunError, match="holds another dataset, that of a run"):
+        fit(80)
+    assert fit(100).recommend(user="3", k=3).equals(first)
+
+
+def test_states_may_stand_in_the_configuration(prepared, tmp_path):
+    given = [*QUICK, f"states={prepared.states}"]
+    found = Recommender.fit(prepared.dataset, out=tmp_path / "run", overrides=given)
+    assert found.run.config.states == prepared.states
+
+
+def test_a_list_is_no_longer_than_the_catalogue(recommender):
+    assert len(recommender.recommend(history=["i3"], k=10**11, include_seen=True)) == 30

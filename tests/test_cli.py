@@ -1,6 +1,7 @@
 """The command line as a user meets it: one sentence and exit code 2 for bad input, never a traceback."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -258,4 +259,34 @@ def test_comparisons_that_cannot_be_made(iisan, tmp_path, monkeypatch, arguments
     code, out, error = iisan(*arguments)
     assert (code, out) == (2, "")
     assert sentence in error
+    assert is_one_sentence(error)
+
+
+def test_a_dataset_that_moved_is_found_again(iisan, prepared, run_folder, tmp_path):
+    """Also where its name is no plain text."""
+    moved, run = tmp_path / "\N{GRINNING FACE} data", shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copytree(prepared.dataset, moved)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(prepared.dataset), str(tmp_path / "gone")))
+    code, _, error = iisan("recommend", run, "--user", "u3")
+    assert code == 2
+    assert is_one_sentence(error)
+    code, out, error = iisan("recommend", run, "--user", "u3", "--dataset", moved)
+    assert (code, "next for user u3" in out) == (0, True), error
+    code, out, error = iisan("evaluate", run, "--dataset", moved, "--no-baselines")
+    assert code == 0, error
+
+
+def test_who_stops_a_command_is_told_that_nothing_is_lost(iisan, run_folder, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.runs, "print_recommendations", stopped)
+    code, _, error = iisan("recommend", run_folder, "--user", "u3")
+    assert (code, error) == (130, "stopped; the same command goes on from here\n")
+
+
+def test_what_is_no_text_is_one_sentence(iisan, run_folder):
+    code, _, error = iisan("recommend", run_folder, "--user", "\udcff")
+    assert code == 2
     assert is_one_sentence(error)

@@ -17,8 +17,11 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
         ("items.kind=tabel", "'items.kind' has the value 'tabel'; expected 'side', 'projection' or 'table'"),
         ("optimizer.gates.foo=1", "settings of a tower 'foo', which is none of audio, image"),
         ("training.batch.x=1", "looks inside 'batch', which is a value"),
-        ("foo", "'foo' has no '='"),
+        ("foo", "'foo' is no assignment"),
         ("training.batch=[1", "is not YAML"),
+        ("dataset=2024-13-45", "is not YAML"),
+        ("training.batch=!!int many", "is not YAML"),
+        ("training.seed=18446744073709551616", "'training.seed' has the value 18446744073709551616"),
         ("evaluation.select=hr@7", "select 'hr@7' needs its cut-off among cutoffs"),
         ("modalities=[text,text]", "names one twice"),
         ("modalities=[]", "'table' learns from ids alone"),
@@ -58,7 +61,8 @@ def test_a_file_states_only_what_differs_from_its_recipe(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("- a\n- b\n", "holds list"), ("a: [", "cannot be read as YAML"), ("recipe: mine\n", "no recipe 'mine'")],
+    [("- a\n- b\n", "holds list"), ("a: [", "cannot be read as YAML"), ("recipe: mine\n", "no recipe 'mine'")]
+    + [(text, "cannot be read as YAML") for text in ("dataset: 2024-13-45", "training: &a {batch: *a}")],
 )
 def test_a_bad_file_is_explained(text, sentence, tmp_path):
     path = tmp_path / "mine.yaml"

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Recommender:
 
         Args:
             dataset: a dataset or its folder.
-            states: folder of state stores; not needed for ids.
+            states: folder of state stores, where the configuration names none; not needed for ids.
             config: a recipe's name, a YAML file, or a configuration.
             out: run folder; a temporary one where None (``save`` keeps it).
             overrides: ``key.key=value`` settings, such as ``"training.epochs=5"``.
@@ -59,25 +60,31 @@ class Recommender:
         Raises:
             IisanError: whatever is wrong with the input, in one sentence.
         """
-        folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="iisan-run-"))
+        folder = Path(out).resolve() if out is not None else Path(tempfile.mkdtemp(prefix="iisan-run-"))
         if isinstance(dataset, Dataset) and dataset.folder is None:
-            dataset = dataset.save(folder.with_name(folder.name + "-dataset"))
+            dataset = _saved(dataset, folder.with_name(folder.name + "-dataset"))
         path = dataset.folder if isinstance(dataset, Dataset) else Path(dataset)
         chosen = config if isinstance(config, Config) else load_config(config)
-        chosen = chosen.override(overrides).model_copy(
-            update={"dataset": path, "states": None if states is None else Path(states)}
-        )
+        given = {"dataset": path} | ({} if states is None else {"states": Path(states)})
+        chosen = chosen.override(overrides).model_copy(update=given)
         train(chosen, folder)
         return cls.load(folder)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Recommender":
+    def load(cls, folder: str | Path, dataset: str | Path | None = None) -> "Recommender":
         """Open a run folder that ``fit``, ``save`` or ``iisan train`` wrote.
+
+        Args:
+            folder: the run folder.
+            dataset: where the dataset is now, if it moved.
 
         Raises:
             RunError: absent, unfinished or damaged.
         """
-        return cls(TrainedRun.load(folder))
+        run = TrainedRun.load(folder)
+        if dataset is not None:
+            run = replace(run, config=run.config.model_copy(update={"dataset": Path(dataset)}))
+        return cls(run)
 
     def save(self, folder: str | Path) -> None:
         """Copy the run folder to ``folder``, which must not exist.
@@ -157,6 +164,7 @@ class Recommender:
         return lists.drop("query").insert_column(0, names.alias(USER_ID))
 
     def _lists(self, queries: Queries, k: int, include_seen: bool) -> pl.DataFrame:
+        k = min(k, self.run.scorer.num_items)
         policy: Policy = "none" if include_seen else "exclude-all"
         items, scores = top_k(self.run.scorer, queries, k, policy)
         found = items != PAD
@@ -171,6 +179,14 @@ class Recommender:
                 TEXT: chosen[TEXT],
             }
         )
+
+
+def _saved(dataset: Dataset, folder: Path) -> Dataset:
+    """Save a dataset beside its run; that of another run is not replaced."""
+    theirs = Dataset.load(folder).manifest if folder.exists() else dataset.manifest
+    if theirs.get("content_hash") != dataset.manifest.get("content_hash"):
+        raise RunError(f"'{folder}' holds another dataset, that of a run", "a new folder", "choose another out")
+    return dataset.save(folder)
 
 
 def _user_queries(dataset: Dataset, users: Index) -> Queries:

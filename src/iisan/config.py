@@ -1,6 +1,7 @@
 """Typed, validated configuration: YAML plus dotted overrides; an unknown key fails."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -411,11 +412,11 @@ def _parse_assignment(assignment: str) -> tuple[str, Any]:
     key, separator, value = assignment.partition("=")
     if not separator or not key:
         raise ConfigError(
-            f"the override '{assignment}' has no '='", "key.key=value", "write e.g. training.batch=128"
+            f"the override '{assignment}' is no assignment", "key.key=value", "write e.g. training.batch=128"
         )
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key.strip(), _load_yaml(value)
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"the value in '{assignment}' is not YAML", "a YAML value", "quote it") from None
 
 
@@ -470,6 +471,13 @@ def parse(values: Mapping[str, Any]) -> Config:
         ) from None
 
 
+def _load_yaml(text: str) -> Any:
+    value = yaml.safe_load(text)
+    # An alias may stand inside what it stands for.
+    json.dumps(value, default=str)
+    return value
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
@@ -477,10 +485,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: absent, unreadable, or something else than a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no file '{path}'", "a YAML file", "check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (yaml.YAMLError, ValueError, IsADirectoryError) as error:
         raise ConfigError(f"'{path}' cannot be read as YAML ({error})", "a YAML file", "mend it") from None
     if not isinstance(values, dict):
         raise ConfigError(f"'{path}' holds {type(values).__name__}", "a mapping of settings", "mend it")

@@ -90,5 +90,3 @@ def test_of_another_split_only_targets_that_were_not_trained_on_are_asked():
     assert found.validation.users.tolist() == [0, 1]
     assert found.train_counts().tolist() == trained.train_counts().tolist()
     assert found.name == "temporal"
-    with pytest.raises(DataError, match="was trained on all targets of the split temporal"):
-        replace(early, test=early.test[np.array([0])]).after(trained)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -11,8 +13,10 @@ from safetensors.torch import load_file
 from iisan.api import Recommender
 from iisan.config import Config, flatten
 from iisan.data.dataset import Dataset
+from iisan.data.splits import Split, leave_one_out
 from iisan.errors import ConfigError, DataError, IisanError, RunError, StoreError
-from iisan.evaluate.metrics import metrics_from_frame
+from iisan.evaluate.baselines import most_popular
+from iisan.evaluate.metrics import metrics_from_frame, summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.recipes import RECIPES, recipe
 from iisan.train import loop
@@ -307,18 +311,36 @@ def test_a_run_is_not_asked_about_other_items(quick, tmp_path, moved):
 def test_under_another_split_nothing_is_asked_that_was_trained_on(quick, tmp_path):
     train(quick(), tmp_path / "run")
     run = TrainedRun.load(tmp_path / "run")
-    (found,) = assess(run, run.config.override(["evaluation.split=temporal"]), with_baselines=False).values()
+    other = run.config.override(["evaluation.split=temporal"])
+    found = assess(run, other)
+    popular, found = found["most popular"], found["default"]
     setup = build(resolve(quick("default", "evaluation.split=temporal")))
     sequences, queries = setup.dataset.sequences, setup.split.test
     late = queries.ends >= sequences.offsets[1:][queries.users] - 2
     assert 0 < late.sum() < len(queries)
     assert found.metrics["users"] == late.sum()
+    assert f"of {len(late)} targets {len(late) - late.sum()} were trained on under leave-one-out" in found.protocol
+    # The baselines know what the run knows.
+    scorer = most_popular(leave_one_out(sequences, 30))
+    ranks = rank_targets(scorer, queries[np.flatnonzero(late)], run.config.evaluation.policy)
+    assert popular.metrics["hr@10"] == summarise(ranks.above, ranks.ties, (10,))["hr@10"]
+
+
+def test_a_protocol_with_nothing_unknown_is_refused(quick, tmp_path, monkeypatch):
+    train(quick(), tmp_path / "run")
+    run = TrainedRun.load(tmp_path / "run")
+    monkeypatch.setattr(Split, "after", lambda self, trained: replace(self, test=self.test[:0]))
+    other = run.config.override(["evaluation.split=temporal"])
+    with pytest.raises(DataError, match="targets of the temporal test were trained on under leave-one-out"):
+        assess(run, other)
+    assert assess(run, other, "validation", with_baselines=False)
 
 
 def test_what_failed_before_its_first_epoch_leaves_its_folder_free(quick, tmp_path):
     with pytest.raises(StoreError):
         train(quick("default", f"states={tmp_path}", "modalities=[text]"), tmp_path / "run")
     (tmp_path / "run" / ".config.yaml.x.part").touch()
+    (tmp_path / "run" / "tensorboard").mkdir()
     assert train(quick(), tmp_path / "run")["status"] == "finished"
     assert not list((tmp_path / "run").glob(".*.part"))
 
@@ -342,10 +364,29 @@ def test_a_damaged_result_says_what_to_do(quick, tmp_path):
         train(quick(), out)
 
 
-def test_a_folder_with_something_else_is_refused(quick, tmp_path):
-    (tmp_path / "photo.jpg").touch()
-    with pytest.raises(RunError, match="no run folder and not empty"):
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"photo.jpg": "", ".photo.part": "", ".config.yaml.x.part": ""}, "no run folder and not empty"),
+        ({"config.yaml": "recipe: default # mine\n"}, "holds a run with"),
+        ({"config.yaml": "whole", "thesis.txt": ""}, "holds a run with"),
+    ],
+)
+def test_a_folder_with_something_else_is_refused(files, sentence, quick, tmp_path):
+    """And left as it is."""
+    files = {name: recipe("ids").to_yaml() if text == "whole" else text for name, text in files.items()}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RunError, match=sentence):
         train(quick(), tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_a_damaged_configuration_is_one_sentence(quick, tmp_path):
+    train(quick(), tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        train(quick(), tmp_path / "run")
 
 
 def test_a_failure_is_written_down(quick, tmp_path):

@@ -23,9 +23,8 @@ def main() -> None:
         _stop(
             f"the system refused: {error.strerror or error}{where}; finished work is kept: mend that and run again"
         )
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except UnicodeEncodeError as error:
+        _stop(f"{error.object!r} is no text; expected UTF-8; check how it was typed")
 
 
 def _stop(message: str) -> None:

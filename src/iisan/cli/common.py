@@ -3,14 +3,27 @@
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from iisan.errors import ConfigError
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; who stops it is told that nothing is lost, which typer would keep to itself."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="iisan",
+    cls=_Commands,
     help="Content-aware next-item recommendation from frozen text and image models.",
     no_args_is_help=True,
     add_completion=False,

@@ -11,6 +11,13 @@ from iisan.cli.common import Json, Out, PolicyOption, RunFolder, Set, app, say_t
 from iisan.errors import ConfigError
 from iisan.printing import print_evaluations, print_json, print_recommendations
 
+Moved = Annotated[Path | None, typer.Option(help="Where the dataset is now, if it moved.")]
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of YAML."""
+    return json.dumps(str(path), ensure_ascii=False)
+
 
 @app.command()
 def train(
@@ -29,9 +36,7 @@ def train(
     from iisan.recipes import load_config
     from iisan.train.run import train as train_run
 
-    folders = [
-        f"{name}={json.dumps(str(path))}" for name, path in (("dataset", dataset), ("states", states)) if path
-    ]
+    folders = [f"{name}={_quoted(path)}" for name, path in (("dataset", dataset), ("states", states)) if path]
     result = train_run(load_config(config, [*folders, *(settings or [])]), out, say=say_to(as_json))
     if not first_process():
         return
@@ -61,7 +66,7 @@ def evaluate(
     ] = None,
     policy: PolicyOption = None,
     baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,
-    dataset: Annotated[Path | None, typer.Option(help="Where the dataset is now, if it moved.")] = None,
+    dataset: Moved = None,
     states: Annotated[Path | None, typer.Option(help="Where the state stores are now, if they moved.")] = None,
     out: Annotated[Path | None, typer.Option(help="Parquet file for the run's rank of every target.")] = None,
     as_json: Json = False,
@@ -75,8 +80,8 @@ def evaluate(
     changes = {
         "evaluation.split": protocol,
         "evaluation.policy": policy,
-        "dataset": dataset and json.dumps(str(dataset)),
-        "states": states and json.dumps(str(states)),
+        "dataset": dataset and _quoted(dataset),
+        "states": states and _quoted(states),
     }
     config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
     evaluations = assess(trained, config, part, baselines)
@@ -98,6 +103,7 @@ def recommend(
     out: Annotated[Path | None, typer.Option(help="Parquet file to write.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend seen items again.")] = False,
+    dataset: Moved = None,
     as_json: Json = False,
 ) -> None:
     """The next items for a known user, for any history, or for all users."""
@@ -112,7 +118,7 @@ def recommend(
         )
     if all_users and out is None:
         raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
-    recommender = Recommender.load(run)
+    recommender = Recommender.load(run, dataset)
     if all_users:
         lists = recommender.recommend_all(k, include_seen)
     else:

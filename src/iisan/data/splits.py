@@ -10,6 +10,7 @@ from iisan.data.sequences import Index, Sequences, padded, ragged
 from iisan.errors import DataError
 
 SplitName = Literal["leave-one-out", "temporal"]
+Part = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,22 @@ class Split:
         _, items = ragged(self.sequences.items, self.train_starts, self.train_ends)
         return np.bincount(items, minlength=self.num_items)
 
+    def part(self, name: Part) -> Queries:
+        """The queries of that name."""
+        return self.test if name == "test" else self.validation
+
     def after(self, trained: "Split") -> "Split":
         """What may be asked of a model that was trained under another split: targets that it was not trained on.
 
-        Raises:
-            DataError: there are none.
+        Its training part is that of the other split.
         """
-        parts = []
-        for queries in (self.validation, self.test):
+
+        def unknown(queries: Queries) -> Queries:
             # A target stands where its history ends.
-            unknown = np.flatnonzero(queries.ends >= trained.train_ends[queries.users])
-            if not len(unknown):
-                raise DataError(
-                    f"a run under the split {trained.name} was trained on all targets of the split {self.name}",
-                    "some that it has not seen",
-                    "evaluate it under its own split",
-                )
-            parts.append(queries[unknown])
-        return replace(self, train_ends=trained.train_ends, validation=parts[0], test=parts[1])
+            return queries[np.flatnonzero(queries.ends >= trained.train_ends[queries.users])]
+
+        validation, test = unknown(self.validation), unknown(self.test)
+        return replace(self, train_ends=trained.train_ends, validation=validation, test=test)
 
 
 def leave_one_out(sequences: Sequences, num_items: int) -> Split:

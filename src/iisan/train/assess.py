@@ -1,13 +1,13 @@
 """A finished run and the baselines, measured side by side under one protocol."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 
 from iisan.config import Config, EvaluationConfig
 from iisan.data.dataset import Dataset
-from iisan.data.splits import Split, split
+from iisan.data.splits import Part, Split, split
+from iisan.errors import DataError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.evaluation import Evaluation, evaluate
 from iisan.evaluate.scorer import Scorer
@@ -16,8 +16,6 @@ from iisan.states.store import StateStore
 from iisan.train.setup import open_dataset
 from iisan.train.sources import open_stores
 from iisan.train.trained import TrainedRun
-
-Part = Literal["validation", "test"]
 
 
 def _frozen_similarity(stores: Mapping[str, StateStore], dataset: Dataset) -> Scorer:
@@ -51,7 +49,8 @@ def assess(
 ) -> dict[str, Evaluation]:
     """Evaluate a run, and the baselines before it, under the protocol of ``config``.
 
-    Of another split than the run's own only those targets are asked for that the run was not trained on.
+    Under another split than the run's own all are trained on what the run was trained on, and only other targets
+    than these are asked for.
 
     Args:
         run: finished.
@@ -67,15 +66,22 @@ def assess(
     """
     dataset = open_dataset(config)
     run.check_items(dataset)
-    trained, parts = (
-        split(dataset.sequences, dataset.num_items, name)
-        for name in (run.config.evaluation.split, config.evaluation.split)
-    )
+    own, asked = run.config.evaluation.split, config.evaluation.split
+    parts = split(dataset.sequences, dataset.num_items, asked)
+    left_out = ""
+    if asked != own:
+        whole, parts = parts, parts.after(split(dataset.sequences, dataset.num_items, own))
+        targets, left = len(whole.part(part)), len(parts.part(part))
+        left_out = f" (of {targets:,} targets {targets - left:,} were trained on under {own} and are left out)"
+        if not left:
+            raise DataError(
+                f"all {targets:,} targets of the {asked} {part} were trained on under {own}",
+                "some that the run has not seen",
+                f"evaluate it under {own}",
+            )
     scorers = baselines(config, dataset, parts) if with_baselines else {}
     scorers[run.config.recipe] = run.scorer
-    if parts.name != trained.name:
-        parts = parts.after(trained)
-    return measure(scorers, config.evaluation, dataset, parts, part)
+    return measure(scorers, config.evaluation, dataset, parts, part, left_out)
 
 
 def measure(
@@ -84,13 +90,14 @@ def measure(
     dataset: Dataset,
     parts: Split,
     part: Part = "test",
+    remark: str = "",
 ) -> dict[str, Evaluation]:
-    """Evaluate several scorers on the same queries under the same protocol."""
+    """Evaluate several scorers on the same queries under the same protocol, whose name ``remark`` adds to."""
     return {
         name: evaluate(
             scorer,
-            parts.test if part == "test" else parts.validation,
-            name=f"{parts.name} {part}",
+            parts.part(part),
+            name=f"{parts.name} {part}{remark}",
             policy=config.policy,
             cutoffs=config.cutoffs,
             train_counts=parts.train_counts(),

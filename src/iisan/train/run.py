@@ -3,17 +3,17 @@
 import json
 import os
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors.torch import save_file
 
-from iisan.config import Config, flatten
+from iisan.config import Config, flatten, read_yaml
 from iisan.data.dataset import Dataset
 from iisan.errors import IisanError, RunError
 from iisan.evaluate.metrics import summarise
@@ -27,7 +27,7 @@ from iisan.nn.items import SideNetwork
 from iisan.train.assess import measure
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
-from iisan.train.loop import CHECKPOINT, Trainer
+from iisan.train.loop import CHECKPOINT, METRICS, Trainer
 from iisan.train.processes import Processes, joined
 from iisan.train.setup import Setup, build, choose_device, open_dataset, resolve
 from iisan.train.trained import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
@@ -36,6 +36,12 @@ Say = Callable[[str], None]
 
 #: Folder of TensorBoard events in a run folder.
 EVENTS = "tensorboard"
+#: What a run leaves that failed or was stopped before its first epoch, which is nothing to go on with.
+_BEFORE_AN_EPOCH = {CONFIG, RESULT, EVENTS}
+#: What a kill leaves of a file of a run that was being written.
+_UNFINISHED = re.compile(
+    rf"\.({'|'.join(map(re.escape, (CONFIG, RESULT, MODEL, ITEMS, PER_USER, CHECKPOINT, METRICS)))})\..*\.part"
+)
 
 
 def train(
@@ -84,25 +90,38 @@ def train(
 
 
 def _claim(out: Path, config: Config) -> None:
+    """Take a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
+
+    Raises:
+        RunError: anything else; nothing in it is touched.
+    """
+    entries = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
+    unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
+    names = {entry.name for entry in entries} - {entry.name for entry in unfinished}
     path = out / CONFIG
-    for unfinished in out.glob(".*.part"):
-        unfinished.unlink()
-    # What failed or was stopped before its first epoch leaves nothing to go on with.
-    if path.exists() and ((out / CHECKPOINT).exists() or _finished_result(out)):
-        theirs = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
-        ours = dict(flatten(config.model_dump(mode="json")))
-        for key in sorted(theirs.keys() | ours.keys()):
-            if theirs.get(key) != ours.get(key):
-                raise RunError(
-                    f"'{out}' holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}",
-                    "a new folder, or one of a run with the same settings",
-                    "choose another --out",
-                )
-        return
-    if out.exists() and not path.exists() and (not out.is_dir() or any(out.iterdir())):
+    if path.exists():
+        theirs = read_yaml(path)
+        whole = theirs.keys() >= Config.model_fields.keys()
+        begun = CHECKPOINT in names or _finished_result(out) is not None
+        if begun or not whole or not names <= _BEFORE_AN_EPOCH:
+            _check_same(out, theirs, config)
+    elif names:
         raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
+    for entry in unfinished:
+        entry.unlink()
     with aside(path) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
+    ours, before = dict(flatten(config.model_dump(mode="json"))), dict(flatten(theirs))
+    for key in sorted(before.keys() | ours.keys()):
+        if before.get(key) != ours.get(key):
+            raise RunError(
+                f"'{out}' holds a run with {key} = {before.get(key)!r}, not {ours.get(key)!r}",
+                "a new folder, or one of a run with the same settings",
+                "choose another --out",
+            )
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
