@@ -21,7 +21,7 @@ from iisan.efficiency.estimate import (
 )
 from iisan.efficiency.hardware import Operators
 from iisan.efficiency.transformer import kept_bytes
-from iisan.errors import BackboneError, ConfigError
+from iisan.errors import BackboneError, ConfigError, DataError
 from iisan.nn.sequences import SASRec
 from iisan.recipes import recipe
 from iisan.train.setup import build, resolve
@@ -255,6 +255,16 @@ def test_memory_and_time_by_hand():
     assert predicted("uncached").caching_seconds == 0
 
 
+@pytest.mark.parametrize("name", ["partial", "fft"])
+def test_an_epoch_is_the_mean_over_a_cycle_of_refreshing(name):
+    every, third = predicted(name), predicted(name, "tuning.refresh=3")
+    held = predicted("frozen", "loss.negatives=1600", dtype="fp32")
+    assert third.held_seconds_per_step == held.seconds_per_step < every.seconds_per_step / 10
+    assert third.seconds_per_epoch == pytest.approx((every.seconds_per_epoch + 2 * held.seconds_per_epoch) / 3)
+    assert third.seconds_per_step == every.seconds_per_step
+    assert third.disk_bytes == every.disk_bytes
+
+
 def test_peak_memory():
     found = predicted("fft")
     parts = found.memory
@@ -378,6 +388,13 @@ def test_shape_of_a_dataset(prepared):
     assert data.positions == pytest.approx(np.mean([length for length in lengths if length > 0]))
     counts = DataShape.of_counts([3, 0, 1], 2, 1.0, config)
     assert (counts.items, counts.distinct) == (3, 2)
+
+
+def test_a_dataset_without_a_training_window_has_no_shape(prepared):
+    whole = Dataset.load(prepared.dataset)
+    log = whole.interactions().group_by("user_id", maintain_order=True).head(3)
+    with pytest.raises(DataError, match="no user has 2 interactions"):
+        DataShape.of_dataset(Dataset.from_frames(whole.items, log), recipe("default"))
 
 
 def train_part(dataset, user):

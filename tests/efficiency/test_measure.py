@@ -53,6 +53,16 @@ def test_accumulation_makes_fewer_and_longer_steps(config):
     assert (found.steps, found.steps_per_epoch) == (2, 2)
 
 
+def test_settings_by_tower_are_measured_as_they_are(config):
+    # The recipe has a bottleneck of 512 for images, which this configuration has not.
+    versa = recipe("versa").model_copy(update={"dataset": config.dataset, "states": config.states})
+    changes = [f"{kind}.{key}" for kind in ("text", "image") for key in ("levels=layerdrop", "pooling=null")]
+    versa = versa.override((*changes, "items.bottlenecks={text: 8}", "training.batch=16"))
+    network = build(resolve(versa)).network
+    found = measure(versa, steps=1, warm_up=0, threads=1)
+    assert found.trainable_parameters == sum(value.numel() for _, value in network.trainable())
+
+
 def test_a_training_that_cannot_start(config, tmp_path):
     with pytest.raises(RunError, match=r"the measurement failed .*absent"):
         measure(config.override((f"dataset={tmp_path / 'absent'}",)), steps=1)

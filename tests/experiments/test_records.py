@@ -117,6 +117,14 @@ def test_scales_are_never_averaged():
         table([record("A", 0, 0.1), record("A", 1, 0.1, scale="full")])
 
 
+def test_data_and_protocols_are_never_mixed():
+    for field in ("data", "protocol"):
+        runs = [record(row, 0, 0.1, **{field: row}) for row in "AB"] + [record("C", 0, 0.1)]
+        with pytest.raises(ConfigError, match=rf"records of the {field}s? 'A', 'B' in one table"):
+            table(runs)
+        assert len(table(runs[1:])) == 2
+
+
 def test_a_seed_counts_once():
     twice = [record("A", 0, 0.1, source="x.json"), record("A", 0, 0.1, source="y.json")]
     with pytest.raises(ConfigError, match=r"seed 0 of 'A' finished twice \('x.json' and 'y.json'\)"):

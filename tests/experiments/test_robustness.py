@@ -1,13 +1,16 @@
 """What is left of a run when a modality is missing or wrong."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from iisan.cli import main
+from iisan.efficiency.tpme import PRESETS
 from iisan.errors import ConfigError, DataError
+from iisan.experiments.compare import compare_runs
 from iisan.experiments.robustness import decline
 from iisan.recipes import recipe
 from iisan.states.corruption import CorruptedStates
@@ -56,15 +59,53 @@ def test_only_the_named_items_are_harmed(runs):
         decline(runs / "plain", "text", [1.0], "remove", ids=["x"])
     with pytest.raises(ConfigError, match=r"the rates \[2.0\]"):
         decline(runs / "plain", "text", [2.0], "remove")
+    with pytest.raises(ConfigError, match="the seed -1; expected 0 or more"):
+        decline(runs / "plain", "text", [1.0], "remove", seed=-1)
 
 
-def test_the_command_prints_and_draws(runs, tmp_path, capsys, monkeypatch):
-    command = ["iisan", "robustness", runs / "plain", runs / "dropout", "--modality", "image", "--how", "swap"]
-    monkeypatch.setattr("sys.argv", [*map(str, command), "--rates", "0,0.5", "--out", str(tmp_path / "d.svg")])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 0
-    printed = capsys.readouterr().out
+@pytest.fixture
+def iisan(capsys, monkeypatch):
+    """Run a command in this process; returns exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["iisan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_prints_and_draws(runs, tmp_path, iisan):
+    command = ["robustness", runs / "plain", runs / "dropout", "--modality", "image", "--how", "swap"]
+    code, printed, _ = iisan(*command, "--rates", "0,0.5", "--out", tmp_path / "d.svg")
+    assert code == 0
     assert "wrong image" in printed
     assert "(100%)" in printed
     assert (tmp_path / "d.svg").read_text().startswith("<svg")
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(runs, tmp_path, iisan):
+    folders = [
+        shutil.copytree(runs / name, tmp_path / name / "run", dirs_exist_ok=True) for name in ("plain", "dropout")
+    ]
+    drawn = tmp_path / "d.svg"
+    code, printed, _ = iisan(
+        "robustness", *folders, "--modality", "text", "--rates", "0,1", "--out", drawn, "--json"
+    )
+    assert (code, [each["run"] for each in json.loads(printed)]) == (0, ["plain/run", "dropout/run"])
+    assert all(name in drawn.read_text() for name in ("plain/run", "dropout/run"))
+    assert list(compare_runs(folders, PRESETS["paper"]).tpme) == ["plain/run", "dropout/run"]
+
+
+def test_ids_that_are_no_text(runs, tmp_path, iisan):
+    (tmp_path / "ids").write_bytes("é".encode("latin-1"))
+    code, _, error = iisan("robustness", runs / "plain", "--modality", "text", "--items", tmp_path / "ids")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "ids' is not UTF-8 text; expected item ids, one a line: save it as UTF-8" in error
+
+
+def test_seeds_that_are_no_decimal_numbers(iisan):
+    code, _, error = iisan("experiment", "table-3", "--seeds", "0,²")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "the seeds '0,²'" in error

@@ -1,18 +1,22 @@
 """Experiments leave one record a run, failures included, and run nothing twice."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from iisan.config import Config, flatten
+from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError
 from iisan.experiments import run as run_module
 from iisan.experiments.records import read_records, table
 from iisan.experiments.run import _typical, run_experiment
 from iisan.experiments.tables import EXPERIMENTS, Scale, even_levels, experiment, full_settings, kept_levels
 from iisan.recipes import paper, recipe
+from iisan.states.caching import cache
 
 QUICK = ("training.epochs=1", "training.batch=64", "loss.negatives=0", "training.precision=fp32")
 
@@ -74,6 +78,58 @@ def test_equal_rows_of_two_experiments_share_a_training(scale, tmp_path):
     assert one["history"] == other["history"]
     # Three kinds of block and three further balances.
     assert len(list((tmp_path / "runs").iterdir())) == 6
+
+
+@pytest.fixture
+def again(scale, tmp_path, monkeypatch):
+    """Runs one row, on the scale with changes, and returns its record and whether it was finished already."""
+
+    def run(*overrides, **changes):
+        monkeypatch.setitem(EXPERIMENTS, "table-6", lambda s: {"row": s.row("frozen", *overrides)})
+        lines: list[str] = []
+        folder = run_experiment("table-6", replace(scale, **changes), tmp_path, say=lines.append)
+        record = json.loads((folder / "row-seed0.json").read_text())
+        assert record["status"] == "finished", lines
+        return record, lines == ["row, seed 0: finished already"]
+
+    return run
+
+
+def test_other_data_and_other_states_are_not_finished_though_their_folders_are_called_the_same(
+    again, prepared, model_folders, tmp_path
+):
+    folders = {name: shutil.copytree(getattr(prepared, name), tmp_path / name) for name in ("dataset", "states")}
+    first, _ = again(**folders)
+    assert again(**folders) == (first, True)
+    dataset = Dataset.load(prepared.dataset)
+    dataset.with_captions("more", dataset.items["item_id"], {"column": "image"}).save(folders["dataset"])
+    second, finished = again(**folders)
+    assert (second["data"] != first["data"], second["states"] == first["states"], finished) == (True, True, False)
+    shutil.rmtree(folders["states"])
+    models = {name: str(getattr(prepared, name)) for name in ("image", "text")}
+    cache(dataset, folders["states"], models, dtype="bf16")
+    third, finished = again(**folders)
+    assert (third["data"], finished) == (second["data"], False)
+    assert third["states"].keys() == first["states"].keys()
+    assert not set(third["states"].values()) & set(first["states"].values())
+
+
+def test_a_live_model_with_other_weights_is_not_finished(again, prepared, tmp_path):
+    model = shutil.copytree(prepared.text, tmp_path / "bert")
+    live = ("source=live", "modalities=[text]", f"text.backbone={model}")
+    first, _ = again(*live)
+    assert again(*live) == (first, True)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    second, finished = again(*live)
+    assert (second["backbones"] == first["backbones"], finished) == (False, False)
+
+
+def test_records_that_name_no_data_count_as_before(again, tmp_path):
+    record, _ = again()
+    del record["data"], record["states"]
+    (tmp_path / "demo" / "table-6" / "row-seed0.json").write_text(json.dumps(record))
+    assert again() == (record, True)
 
 
 def test_costs_are_measured_for_the_methods(scale, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What the experiments run on."""
 
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -103,6 +104,15 @@ def test_the_full_scale_caches_what_is_missing_and_takes_the_papers_settings(pre
     with pytest.raises(BackboneError, match="group layer-dropping of 6 out of 4 blocks"):
         build(published)
     build(published.override(("text.levels=all", "image.levels=all")))
+
+
+def test_backbones_of_one_last_name_are_all_taken(prepared, tmp_path):
+    google, facebook = (
+        shutil.copytree(prepared.image, tmp_path / owner / "x") for owner in ("google", "facebook")
+    )
+    images = [str(google), str(prepared.image), str(facebook)]
+    scale = full_scale(prepared.dataset, tmp_path / "states", [str(prepared.text)], images)
+    assert scale.backbones["image"] == {"google/x": images[0], "vit": images[1], "facebook/x": images[2]}
 
 
 def test_the_full_scale_needs_both_kinds_of_backbone(prepared, tmp_path):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from iisan.cli.common import DatasetFolder, Json, Out, Set, app, say_to
-from iisan.errors import ConfigError
+from iisan.errors import ConfigError, DataError
 from iisan.printing import print_comparison, print_declines, print_estimates, print_json, print_measurements
 
 
@@ -80,6 +80,7 @@ def robustness(
 ) -> None:
     """How quality declines when a modality is missing or wrong for more and more items."""
     from iisan.experiments.charts import decline_lines, svg
+    from iisan.experiments.naming import short_names
     from iisan.experiments.robustness import HARMED, decline
     from iisan.files import aside
 
@@ -87,8 +88,12 @@ def robustness(
         shares = [float(rate) for rate in rates.split(",")]
     except ValueError:
         raise ConfigError(f"the rates '{rates}'", "numbers with commas", "write e.g. 0,0.3,1") from None
-    ids = items.read_text(encoding="utf-8").split() if items else None
-    found = [decline(run, modality, shares, how, ids, seed) for run in runs]
+    try:
+        ids = items.read_text(encoding="utf-8").split() if items else None
+    except UnicodeDecodeError:
+        raise DataError(f"'{items}' is not UTF-8 text", "item ids, one a line", "save it as UTF-8") from None
+    names = short_names([run.absolute() for run in runs])
+    found = [decline(run, modality, shares, how, ids, seed, name) for run, name in zip(runs, names, strict=True)]
     if out is not None:
         with aside(out) as temporary:
             lines = {each.name: each.values("hr@10") for each in found}
@@ -122,7 +127,7 @@ def experiment(
 
     title = (named(name).__doc__ or name).splitlines()[0]
     numbers = [seed.strip() for seed in seeds.split(",")]
-    if not all(number.isdigit() for number in numbers):
+    if not all(number.isascii() and number.isdecimal() for number in numbers):
         raise ConfigError(f"the seeds '{seeds}'", "whole numbers, such as 0,1,2", "write them with commas")
     say = say_to(False)
     if scale == "demo":

@@ -181,9 +181,9 @@ def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000, extend
             users have tastes in. Titles and pictures are those of the ordinary catalogue, its users are others.
 
     Raises:
-        ConfigError: too few items or users.
+        ConfigError: a negative seed, or too few items or users.
     """
-    for name, value, least in (("num_items", num_items, 100), ("num_users", num_users, 1)):
+    for name, value, least in (("seed", seed, 0), ("num_items", num_items, 100), ("num_users", num_users, 1)):
         if value < least:
             raise ConfigError(f"{name} = {value}", f"at least {least}", f"ask for {least} or more")
 

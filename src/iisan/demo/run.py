@@ -12,9 +12,11 @@ from iisan.data.prepare import PrepareOptions, prepare
 from iisan.data.splits import split
 from iisan.demo.catalogue import Catalogue, generate
 from iisan.demo.oracle import OracleScorer
+from iisan.errors import DataError
 from iisan.evaluate.baselines import most_popular
 from iisan.evaluate.evaluation import Evaluation
 from iisan.evaluate.scorer import Scorer
+from iisan.files import read_manifest, write_json
 from iisan.names import AUDIO, IMAGE, ITEM_ID, TEXT, VIDEO
 from iisan.recipes import recipe
 from iisan.states.caching import cache
@@ -25,6 +27,11 @@ from iisan.train.trained import TrainedRun
 BACKBONES = Path(__file__).parent / "backbones"
 #: The one of them that writes captions.
 CAPTIONER = "captioner"
+
+#: Beside the raw files: which catalogue they are of.
+CATALOGUE = "catalogue.json"
+KIND = "iisan-catalogue"
+SCHEMA = 1
 
 Runs = dict[str, tuple[str, tuple[str, ...]]]
 
@@ -127,6 +134,8 @@ def run_demo(
         say: called with lines for a person.
 
     Raises:
+        ConfigError: a negative seed.
+        DataError: ``out`` holds another catalogue.
         MissingExtraError: ``extended`` without the extras ``audio`` and ``video``.
     """
     modalities = (IMAGE, TEXT, *((AUDIO, VIDEO) if extended else ()))
@@ -151,9 +160,15 @@ def run_demo(
 
 
 def demo_dataset(catalogue: Catalogue, out: Path) -> Dataset:
-    """Write a catalogue's raw files and prepare them, or open what an earlier call prepared."""
+    """Write a catalogue's raw files and prepare them, or open what an earlier call prepared.
+
+    Raises:
+        DataError: ``out`` holds another catalogue.
+    """
     raw, folder = out / "raw", out / "dataset"
-    if (folder / "dataset.json").exists():
+    prepared = (folder / "dataset.json").exists()
+    _claim(raw / CATALOGUE, catalogue, prepared)
+    if prepared:
         return Dataset.load(folder)
     catalogue.write(raw)
     if catalogue.extended:
@@ -161,6 +176,24 @@ def demo_dataset(catalogue: Catalogue, out: Path) -> Dataset:
     else:
         options = PrepareOptions(images=raw / "images")
     return prepare("table", [raw / "items.csv", raw / "interactions.csv"], folder, options)
+
+
+def _claim(path: Path, catalogue: Catalogue, prepared: bool) -> None:
+    """Note which catalogue a folder holds, before there is anything of it, or check that it is this one."""
+    ours = {"seed": catalogue.seed, "extended": catalogue.extended}
+    if not path.exists():
+        if not prepared:  # else by a version that noted nothing
+            write_json(path, {"kind": KIND, "schema": SCHEMA, **ours})
+        return
+    cure = "choose another --out"
+    theirs = read_manifest(path, KIND, SCHEMA, DataError, cure)
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise DataError(
+                f"'{path.parent}' holds a catalogue with {name} = {theirs.get(name)!r}, not {value!r}",
+                "a new folder, or one of the same catalogue",
+                cure,
+            )
 
 
 def _run(

@@ -73,10 +73,14 @@ _UPDATE_BYTES = 7 * 4
 class Estimate:
     """What training will cost; of one step where nothing else is said, an update being one step.
 
+    Steps and memory are those of epochs that train the backbones, where ``tuning.refresh`` has others too.
+
     Attributes:
         flops: operations in ``forward`` and ``backward``.
         stages: seconds of ``forward``, ``backward`` and ``update``.
         steps_per_epoch: updates.
+        refresh: epochs of a cycle, of which the first trains the backbones.
+        held_seconds_per_step: in the others, which train on their last states in memory; 0 if there are none.
         trainable_parameters: exact.
         total_parameters: exact.
         memory: bytes of ``weights``, ``gradients``, ``moments`` (Adam's two), ``activations`` kept for the
@@ -91,6 +95,8 @@ class Estimate:
     flops: dict[str, float]
     stages: dict[str, float]
     steps_per_epoch: int
+    refresh: int
+    held_seconds_per_step: float
     trainable_parameters: int
     total_parameters: int
     memory: dict[str, float]
@@ -107,8 +113,9 @@ class Estimate:
 
     @property
     def seconds_per_epoch(self) -> float:
-        """Of training, without validation."""
-        return self.seconds_per_step * self.steps_per_epoch
+        """Of training, without validation, which computes the states that are held; mean over a cycle."""
+        cycle = self.seconds_per_step + (self.refresh - 1) * self.held_seconds_per_step
+        return cycle / self.refresh * self.steps_per_epoch
 
 
 def store_bytes(rows: float, levels: int, width: int, dtype: str) -> int:
@@ -342,6 +349,10 @@ def estimate(
         "states": largest * cost.states,
         "working": cost.working,
     }
+    refresh, held = config.tuning.refresh, 0.0
+    if refresh > 1:
+        frozen_config = config.model_copy(update={"source": "cached", "tuning": _FROZEN})
+        held = estimate(frozen_config, backbones, data, hardware, "fp32").seconds_per_step
     # Gradients are there during the next forward pass only where several batches make an update.
     never_together = min(memory["gradients"], memory["activations"]) if again == 1 else 0.0
     return Estimate(
@@ -351,6 +362,8 @@ def estimate(
             "update": _UPDATE_BYTES * trained / hardware.bandwidth,
         },
         steps_per_epoch=-(-batches // again),
+        refresh=refresh,
+        held_seconds_per_step=held,
         trainable_parameters=trained,
         total_parameters=total,
         memory=memory,

@@ -12,6 +12,7 @@ from iisan.config import flatten
 from iisan.efficiency.tpme import Measurement, Weights, shares, tpme
 from iisan.errors import ConfigError
 from iisan.evaluate.significance import Comparison, compare, holm
+from iisan.experiments.naming import short_names
 from iisan.experiments.records import Spread, spread
 from iisan.train.trained import PER_USER, TrainedRun
 
@@ -23,7 +24,7 @@ class Group:
     """Runs that differ in their seed alone.
 
     Attributes:
-        name: of the recipe, or of the folder where several groups share a recipe.
+        name: of the recipe, or of the first run's folder where several groups share a recipe.
         runs: finished.
     """
 
@@ -164,7 +165,8 @@ def _groups(runs: Sequence[TrainedRun]) -> list[Group]:
         settings.pop("training.seed")
         members.setdefault(str(sorted(settings.items(), key=lambda pair: pair[0])), []).append(run)
     recipes = [same[0].config.recipe for same in members.values()]
+    folders = short_names([same[0].folder.absolute() for same in members.values()])
     return [
-        Group(recipe if recipes.count(recipe) == 1 else same[0].folder.name, tuple(same))
-        for recipe, same in zip(recipes, members.values(), strict=True)
+        Group(recipe if recipes.count(recipe) == 1 else folder, tuple(same))
+        for recipe, folder, same in zip(recipes, folders, members.values(), strict=True)
     ]

@@ -196,7 +196,8 @@ def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]
         The rows by their positions, then as first seen; also those of which every run failed.
 
     Raises:
-        ConfigError: no such record, several experiments or scales, or a seed that finished twice in a row.
+        ConfigError: no such record, several experiments, scales, data or protocols, or a seed that finished twice
+            in a row.
     """
     chosen = [record for record in records if experiment is None or record.experiment == experiment]
     if not chosen:
@@ -205,6 +206,8 @@ def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]
         raise ConfigError(wanted, f"one of {', '.join(names)}" if names else "at least one", CURE)
     _require_one("experiments", {record.experiment for record in chosen})
     _require_one("scales", {record.scale for record in chosen})
+    _require_one("data", {record.data for record in chosen if record.data})
+    _require_one("protocols", {record.protocol for record in chosen if record.protocol})
     names = list(dict.fromkeys(record.row for record in sorted(chosen, key=lambda record: record.position)))
     return [_row(name, [record for record in chosen if record.row == name]) for name in names]
 
@@ -212,7 +215,11 @@ def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]
 def _require_one(what: str, names: set[str]) -> None:
     if len(names) > 1:
         listed = ", ".join(f"'{name}'" for name in sorted(names))
-        raise ConfigError(f"records of the {what} {listed} in one table", "records of one", "choose one of them")
+        raise ConfigError(
+            f"records of the {what} {listed} in one table",
+            "records of one",
+            "leave the others out; an --out of its own for each keeps them apart",
+        )
 
 
 def _row(name: str, records: Sequence[Record]) -> Row:

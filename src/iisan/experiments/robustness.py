@@ -54,6 +54,7 @@ def decline(
     harm: Harm,
     ids: Sequence[str] | None = None,
     seed: int = 0,
+    name: str | None = None,
 ) -> Decline:
     """Evaluate a run's test queries with one modality removed from, or corrupted for, more and more items.
 
@@ -66,14 +67,17 @@ def decline(
         harm: see ``CorruptedStates``.
         ids: the items that may be harmed; None is all of them.
         seed: of the choice among them.
+        name: of the run in the answer; that of its folder if None.
 
     Raises:
-        ConfigError: a rate that is no share, or a modality that the run has not.
+        ConfigError: a rate that is no share, a negative seed, or a modality that the run has not.
         DataError: an unknown item.
         RunError: no finished run.
     """
     if not rates or not all(0 <= rate <= 1 for rate in rates):
         raise ConfigError(f"the rates {list(rates)}", "shares from 0 to 1", "write e.g. 0,0.3,1")
+    if seed < 0:
+        raise ConfigError(f"the seed {seed}", "0 or more", "choose another seed")
     run = TrainedRun.load(folder)
     setup = build(run.config)
     network = restore(run, setup.network)
@@ -87,4 +91,4 @@ def decline(
         network.source = CorruptedStates(whole, modality, harmed, harm, seed)
         scorers = {folder.name: network_scorer(network)}
         found += measure(scorers, run.config.evaluation, dataset, setup.split).values()
-    return Decline(folder.name, tuple(rates), tuple(found))
+    return Decline(name or folder.name, tuple(rates), tuple(found))

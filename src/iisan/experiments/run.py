@@ -6,15 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from iisan.backbones.load import load_backbone
 from iisan.config import Config
 from iisan.efficiency.measure import measure
+from iisan.errors import IisanError
 from iisan.experiments.records import KIND, SCHEMA
 from iisan.experiments.tables import WITH_COSTS, Scale, experiment
 from iisan.files import sha256_json, write_json
 from iisan.names import IMAGE, TEXT
 from iisan.train.loop import METRICS
 from iisan.train.run import train
-from iisan.train.setup import resolve
+from iisan.train.setup import open_dataset, resolve
+from iisan.train.sources import open_stores
 
 #: What a record takes over from a run's result.
 _COPIED = (
@@ -36,7 +39,8 @@ def run_experiment(
     """Run every row of an experiment with every seed.
 
     A row that fails is recorded with its error, and the others go on. Rows of several experiments that have equal
-    configurations share one training.
+    configurations share one training. A finished row is run again where data, states or live backbones are others
+    than those that its record names.
 
     Args:
         name: of the experiment.
@@ -73,7 +77,7 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
     settings = _portable(config)
     try:
         resolved = resolve(config)
-        folder = runs / sha256_json(resolved.model_dump(mode="json"))[:16]
+        folder = runs / sha256_json([resolved.model_dump(mode="json"), _inputs(resolved)])[:16]
         result = train(resolved, folder)
         history = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         efficiency = {key: result[key] for key in ("trainable_parameters", "total_parameters")}
@@ -121,6 +125,21 @@ def _portable(config: Config) -> dict[str, Any]:
     return settings
 
 
+def _inputs(config: Config) -> dict[str, Any]:
+    """What a resolved row reads, by fingerprints under the names that a record has them."""
+    found: dict[str, Any] = {
+        "data": open_dataset(config).manifest.get("content_hash"),
+        "states": {modality: store.fingerprint for modality, store in open_stores(config).items()},
+    }
+    if config.source == "live":  # those of stored states are in the fingerprints of their stores
+        named = {modality: config.states_of(modality) for modality in config.modalities or ()}
+        found["backbones"] = {
+            modality: load_backbone(str(wanted.kind), str(wanted.backbone)).weight_digest
+            for modality, wanted in named.items()
+        }
+    return found
+
+
 def _gates(values: list[Any]) -> list[float]:
     """One weight a level: the inter tower's rows hold one for each modality, of which the first is kept."""
     return [value[0] if isinstance(value, list) else value for value in values]
@@ -130,7 +149,14 @@ def _finished(path: Path, config: Config) -> bool:
     if not path.exists():
         return False
     record = json.loads(path.read_text(encoding="utf-8"))
-    return record["status"] == "finished" and record["config"] == _portable(config)
+    if record["status"] != "finished" or record["config"] != _portable(config):
+        return False
+    try:
+        inputs = _inputs(resolve(config))
+    except IisanError:  # which running the row tells
+        return False
+    # Older records lack some of them.
+    return all(record.get(name) in (None, value) for name, value in inputs.items())
 
 
 def _slug(row: str) -> str:

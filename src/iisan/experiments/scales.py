@@ -8,6 +8,7 @@ from iisan.data.dataset import Dataset
 from iisan.demo.catalogue import generate
 from iisan.demo.run import BACKBONES, CAPTIONER, SETTINGS, demo_dataset
 from iisan.errors import ConfigError
+from iisan.experiments.naming import short_names
 from iisan.experiments.tables import Scale, full_settings
 from iisan.names import IMAGE, TEXT
 from iisan.recipes import recipe
@@ -63,7 +64,8 @@ def full_scale(
             "at least one for text and one for images, as in the paper",
             "pass --text bert-base-uncased --image google/vit-base-patch16-224",
         )
-    backbones = {IMAGE: {Path(name).name: name for name in image}, TEXT: {Path(name).name: name for name in text}}
+    named = {IMAGE: image, TEXT: text}
+    backbones = {kind: dict(zip(short_names(models), models, strict=True)) for kind, models in named.items()}
     loaded = Dataset.load(dataset)
     return _scale("full", full_settings, loaded, states, backbones, say, loaded)
 
