@@ -1,6 +1,7 @@
 """Runs side by side."""
 
 import json
+import shutil
 
 import polars as pl
 import pytest
@@ -54,6 +55,13 @@ def test_groups_of_one_recipe_bear_their_folders_names(runs):
 def test_one_method_has_nothing_to_be_tested_against(runs):
     report = compare_runs([runs("ids")], PRESETS["paper"])
     assert (report.tpme, report.tests) == ({}, [])
+
+
+def test_a_run_counts_once(runs, tmp_path):
+    first = runs("ids")
+    copy = shutil.copytree(first, tmp_path / "copy")
+    with pytest.raises(ConfigError, match="have the same settings and the same seed"):
+        compare_runs([first, copy], PRESETS["paper"])
 
 
 def test_runs_under_different_protocols_are_refused(runs):

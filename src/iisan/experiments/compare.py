@@ -128,7 +128,7 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
     """Compare run folders; those that differ in their seed alone are one method.
 
     Raises:
-        ConfigError: runs of different data or protocols.
+        ConfigError: runs of different data or protocols, or a run twice.
         RunError: a folder that is no finished run, or runs of different users.
     """
     runs = [TrainedRun.load(folder) for folder in folders]
@@ -164,6 +164,16 @@ def _groups(runs: Sequence[TrainedRun]) -> list[Group]:
         settings = dict(flatten(run.config.model_dump(mode="json")))
         settings.pop("training.seed")
         members.setdefault(str(sorted(settings.items(), key=lambda pair: pair[0])), []).append(run)
+    for same in members.values():
+        first: dict[int, TrainedRun] = {}
+        for run in same:
+            before = first.setdefault(run.config.training.seed, run)
+            if before is not run:
+                raise ConfigError(
+                    f"'{before.folder}' and '{run.folder}' have the same settings and the same seed",
+                    "each run once, as its seeds tell how much a method varies",
+                    "leave one of them out",
+                )
     recipes = [same[0].config.recipe for same in members.values()]
     folders = short_names([same[0].folder.absolute() for same in members.values()])
     return [

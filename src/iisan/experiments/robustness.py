@@ -71,7 +71,7 @@ def decline(
 
     Raises:
         ConfigError: a rate that is no share, a negative seed, or a modality that the run has not.
-        DataError: an unknown item.
+        DataError: an unknown item, or a dataset with other items than the run's.
         RunError: no finished run.
     """
     if not rates or not all(0 <= rate <= 1 for rate in rates):
@@ -82,6 +82,7 @@ def decline(
     setup = build(run.config)
     network = restore(run, setup.network)
     whole, dataset = network.source, setup.dataset
+    run.check_items(dataset)
     candidates = np.arange(dataset.num_items) if ids is None else dataset.item_index(ids)
     order = np.random.default_rng(seed).permutation(candidates)
     found: list[Evaluation] = []
