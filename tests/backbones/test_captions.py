@@ -1,5 +1,8 @@
 """Captions against a naive greedy search, one picture and one token at a time."""
 
+import itertools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,35 @@ def test_settings_say_what_decides_the_captions(folders: dict[str, Path]) -> Non
     asked = [writer(folders, "llava", prompt=prompt).settings for prompt in ("red", "blue")]
     assert asked[0] | {"prompt": "blue"} == asked[1]
     assert len({each["weight_digest"] for each in (settings, *asked)}) == 2
+
+
+def test_settings_hold_what_the_files_of_a_model_decide(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["llava"], tmp_path / "llava"))
+    settings = [writer({"llava": folder}, "llava").settings]
+    for file, entry in (
+        ("generation_config.json", {"repetition_penalty": 2.0}),
+        ("config.json", {"vision_feature_layer": -1}),
+        ("tokenizer_config.json", {"truncation_side": "left"}),
+    ):
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+        settings.append(writer({"llava": folder}, "llava").settings)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("box", "glove"))
+    settings.append(writer({"llava": folder}, "llava").settings)
+    differing = [
+        {name for name in before if before[name] != after[name]} for before, after in itertools.pairwise(settings)
+    ]
+    assert differing == [{"generation_digest"}, {"config_digest"}, {"processor_digest"}, {"processor_digest"}]
+
+
+def test_wrong_entries_of_a_configuration_are_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
+    for number, entry in enumerate(({"encoder": [1]}, {"decoder": {"model_type": "nope"}})):
+        folder = Path(shutil.copytree(folders["vit-gpt2"], tmp_path / str(number)))
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+        with pytest.raises(BackboneError, match="no usable configuration"):
+            Captioner(str(folder))
 
 
 def test_pictures_are_images_or_middle_frames() -> None:

@@ -549,6 +549,18 @@ def test_the_statistics_of_batch_normalisation_are_weights(
     assert before.weight_digest != after.weight_digest
 
 
+def test_training_leaves_the_statistics_of_batch_normalisation(folder_of: Callable[[str], Path]) -> None:
+    backbone, contents = load_image(str(folder_of("ResNet"))), pictures(3)
+    frozen = states(backbone, contents)
+    statistics = {name: values.clone() for name, values in backbone.named_buffers()}
+    tune(backbone, "full")
+    assert any("running_mean" in name for name in statistics)
+    trained = backbone.train()(backbone.prepare(contents), parse_levels("all", backbone.depth))
+    assert torch.equal(trained.detach(), frozen)
+    assert all(torch.equal(values, statistics[name]) for name, values in backbone.named_buffers())
+    assert backbone.tower.training
+
+
 def table(folder_of: Callable[[str], Path], media_folders: dict[str, Path]) -> str:
     lines = [
         "| kind | family | for example | tower | pooling | default |",

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from iisan.backbones.image import load_image
 from iisan.backbones.text import load_text
+from iisan.backbones.video import load_video
 from iisan.data.images import open_image
 from iisan.errors import BackboneError
 from pictures import encoded
@@ -65,6 +66,56 @@ def test_settings_identify_weights_and_processor(model_folders: Folders, bert: P
     (bert / "tokenizer.json").write_text(json.dumps(rules))
     cased = load_text(str(bert), "mean", 10).settings
     assert {name for name in changed if changed[name] != cased[name]} == {"processor_digest"}
+
+
+def changed(folder: Path, file: str, **entries: Any) -> None:
+    """Change entries of a JSON file."""
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "digest"),
+    [
+        ("config.json", {"hidden_act": "relu"}, {"config_digest"}),
+        ("config.json", {"layer_norm_eps": 0.1}, {"config_digest"}),
+        ("config.json", {"num_attention_heads": 4}, {"config_digest"}),
+        ("tokenizer_config.json", {"truncation_side": "left"}, {"processor_digest"}),
+        ("config.json", {"architectures": ["BertForMaskedLM"], "transformers_version": "4.0"}, set()),
+        ("config.json", {"id2label": {"0": "pump"}, "label2id": {"pump": 0}, "dtype": "bfloat16"}, set()),
+    ],
+)
+def test_settings_hold_what_the_configuration_decides(
+    bert: Path, file: str, entry: dict[str, Any], digest: set[str]
+) -> None:
+    before = load_text(str(bert)).settings
+    changed(bert, file, **entry)
+    after = load_text(str(bert)).settings
+    assert {name for name in before if before[name] != after[name]} == digest
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("layer.0.", "layer.2."), ("layer.1.attention.self.query.weight", "layer.1.attention.self.key.weight")],
+)
+def test_weights_in_each_others_place_are_other_weights(bert: Path, one: str, other: str) -> None:
+    before = load_text(str(bert)).settings
+    weights = load_file(bert / "model.safetensors")
+    swapped = {
+        name.replace(one, other) if one in name else name.replace(other, one): weights[name] for name in weights
+    }
+    assert swapped.keys() == weights.keys()
+    save_file(swapped, bert / "model.safetensors", {"format": "pt"})
+    after = load_text(str(bert)).settings
+    assert {name for name in before if before[name] != after[name]} == {"weight_digest"}
+
+
+def test_the_same_tower_with_a_head_is_the_same_model(model_folders: Folders, bert: Path) -> None:
+    head: Any = transformers.BertForMaskedLM.from_pretrained(bert)
+    head.save_pretrained(bert)
+    assert any(name.startswith("bert.") for name in load_file(bert / "model.safetensors"))
+    plain = load_text(str(model_folders["bert"])).settings
+    assert load_text(str(bert)).settings == plain | {"backbone": str(bert)}
 
 
 def test_use_does_not_change_the_settings(model_folders: Folders) -> None:
@@ -169,6 +220,27 @@ def test_a_text_model_with_an_image_processor_is_no_image_model(model_folders: F
         load_image(str(bert))
 
 
+def test_a_tokenizer_of_another_model_is_one_sentence(bert: Path) -> None:
+    weights = load_file(bert / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    save_file(weights | {name: weights[name][:5].clone()}, bert / "model.safetensors", {"format": "pt"})
+    changed(bert, "config.json", vocab_size=5)
+    backbone = load_text(str(bert))
+    with pytest.raises(BackboneError, match="gives token 9; expected tokens below the 5"):
+        backbone.prepare(["pump"])
+
+
+def test_pictures_of_another_size_are_one_sentence(model_folders: Folders, tmp_path: Path) -> None:
+    for name, load in (("vit", load_image), ("siglip", load_image), ("vit", load_video)):
+        folder = Path(shutil.copytree(model_folders[name], tmp_path / load.__name__ / name))
+        changed(folder, "preprocessor_config.json", size={"height": 24, "width": 32})
+        backbone = load(str(folder))
+        pixels = torch.zeros(1, 2, 3, 24, 32) if load is load_video else backbone.prepare([backbone.sample()])
+        inputs = {"pixel_values": pixels} if load is load_video else pixels
+        with pytest.raises(BackboneError, match=r"pictures of 24 × 32 pixels \(.*\); expected 16 × 16"):
+            backbone(inputs, ["last"])
+
+
 def test_unknown_pooling(model_folders: Folders) -> None:
     with pytest.raises(BackboneError, match="'max'"):
         load_text(str(model_folders["bert"]), "max")
@@ -185,6 +257,20 @@ def test_code_of_a_models_own_runs_only_when_asked(bert: Path) -> None:
         load_text(str(bert))
     (bert / "config.json").write_text(json.dumps(config | {"model_type": "future"}))
     with pytest.raises(BackboneError, match="upgrade transformers"):
+        load_text(str(bert))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"model_type": ["bert"]}, r"has model_type \['bert'\]"),
+        ({"num_attention_heads": 0}, "cannot be loaded .*by zero"),
+        ({"hidden_act": "nope"}, "cannot be loaded"),
+    ],
+)
+def test_wrong_entries_of_a_configuration(bert: Path, entry: dict[str, Any], message: str) -> None:
+    changed(bert, "config.json", **entry)
+    with pytest.raises(BackboneError, match=message):
         load_text(str(bert))
 
 
@@ -247,6 +333,6 @@ def test_a_hub_model_is_pinned_and_brings_one_set_of_weights(
 
 
 def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(tmp_path: Path) -> None:
-    for path in (str(tmp_path / "absent"), "./absent", "../absent"):
+    for path in (str(tmp_path / "absent"), "./absent", "../absent", "~nobody1/x", "./" + 300 * "a", "./a\0b"):
         with pytest.raises(BackboneError, match="no folder"):
             load_text(path)

@@ -78,3 +78,24 @@ def test_a_damaged_file_is_one_sentence(sentence_folder: Any) -> None:
     (Path(folder) / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(BackboneError, match=r"1_Pooling/config\.json' cannot be read"):
         load_text(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", {"path": "1_Pooling"}, "holds a dict.*expected an array"),
+        ("modules.json", ["1_Pooling"], "expected objects with 'path' and 'type'"),
+        ("modules.json", [{"type": TYPES[1]}], "expected objects with 'path' and 'type'"),
+        ("1_Pooling/config.json", ["mean"], "holds a list.*expected an object"),
+        ("1_Pooling/config.json", {"pooling_mode": [["mean"]]}, "pools its tokens by"),
+        ("sentence_bert_config.json", [12], "holds a list.*expected an object"),
+        ("sentence_bert_config.json", {"max_seq_length": -3}, "max_tokens -3 .*expected 3 to 40"),
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "max_tokens 0 .*expected 3 to 40"),
+    ],
+)
+def test_what_is_no_such_file_is_one_sentence(sentence_folder: Any, file: str, content: Any, message: str) -> None:
+    folder = sentence_folder({"pooling_mode": "mean"})
+    (Path(folder) / file).write_text(json.dumps(content))
+    with pytest.raises(BackboneError, match=message):
+        load_text(folder)
+    assert load_text(folder, "mean", 10).max_tokens == 10

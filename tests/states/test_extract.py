@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from iisan.backbones import precision as precision_module
 from iisan.backbones.text import TextBackbone, load_text
 from iisan.errors import BackboneError, ConfigError, DataError, StoreError
+from iisan.files import sha256_file
 from iisan.states import extract as extract_module
 from iisan.states.caching import cache
 from iisan.states.contents import Contents
@@ -263,6 +265,35 @@ def test_an_overflow_outside_the_sample_names_its_item(catalogue: Any, bert: Tex
     assert files_of(store.folder) == before
 
 
+def test_another_spelling_of_a_folder_is_the_same_backbone(
+    catalogue: Any, model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Path(shutil.copytree(model_folders["bert"], tmp_path / "m" / "bert"))
+    monkeypatch.chdir(tmp_path)
+    contents = Contents.of(catalogue, "text")
+    for spelling in ("m/bert", "./m/bert", "m/../m/bert/", str(first)):
+        store = extract(load_text(spelling), contents, tmp_path)
+        assert store.settings["backbone"] == str(first)
+        for wanted in ("m/bert", "./m/bert", str(first)):
+            assert StateStore.find(tmp_path, "text", {"backbone": wanted}).folder == store.folder
+    monkeypatch.chdir(tmp_path / "m")
+    with pytest.raises(StoreError, match="expected backbone 'm/bert'"):
+        StateStore.find(tmp_path, "text", {"backbone": "m/bert"})
+
+
+def test_a_model_that_moved_is_found_again_once_it_is_cached_again(
+    catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    contents = Contents.of(catalogue, "text")
+    old, new = str(model_folders["bert"]), str(shutil.copytree(model_folders["bert"], tmp_path / "bert"))
+    store = extract(load_text(old), contents, tmp_path)
+    with pytest.raises(StoreError, match="run `iisan cache` again"):
+        StateStore.find(tmp_path, "text", {"backbone": new})
+    again = extract(load_text(new), contents, tmp_path)
+    assert (again.folder, len(again)) == (store.folder, len(store))
+    assert StateStore.find(tmp_path, "text", {"backbone": new}).manifest == again.manifest
+
+
 def test_nothing_to_encode(bert: TextBackbone, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no item has text"):
         extract(bert, Contents.of_texts([None, None]), tmp_path)
@@ -316,7 +347,7 @@ def test_a_store_from_before_there_were_counts_is_read_and_added_to(bert: TextBa
     path = store.folder / "shard-00000.parquet"
     pl.read_parquet(path).drop("count").write_parquet(path)
     manifest = json.loads((store.folder / "manifest.json").read_text())
-    manifest["shards"][0]["keys"]["bytes"] = path.stat().st_size
+    manifest["shards"][0]["keys"] |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     (store.folder / "manifest.json").write_text(json.dumps(manifest))
     more = Contents.of_texts(["red pump", "blue pump", "green pump"])
     again = extract(bert, more, tmp_path, precision="fp32")

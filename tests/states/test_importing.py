@@ -62,6 +62,18 @@ def test_importing_again_adds_what_is_new(catalogue: Any, folder: Path, tmp_path
         import_states(catalogue, open_source(folder), "bert", tmp_path)
 
 
+def test_other_numbers_in_files_of_the_same_size_are_another_source(
+    catalogue: Any, folder: Path, arrays: np.ndarray, tmp_path: Path
+) -> None:
+    first = import_states(catalogue, open_source(folder), "bert", tmp_path, dtype="fp32")
+    for file in folder.iterdir():
+        torch.save(2 * torch.load(file), file)
+    again = import_states(catalogue, open_source(folder), "bert", tmp_path, dtype="fp32")
+    assert again.folder != first.folder
+    rows = torch.from_numpy(again.rows_for(catalogue)[:30])
+    np.testing.assert_array_equal(again.read(rows).numpy(), 2 * arrays[:30])
+
+
 def test_vectors_of_an_array_are_one_level(catalogue: Any, arrays: np.ndarray, tmp_path: Path) -> None:
     vectors = arrays[:30, 0].astype(np.float64)
     np.save(tmp_path / "v.npy", vectors)
@@ -112,6 +124,72 @@ def test_what_cannot_be_imported(catalogue: Any, arrays: np.ndarray, tmp_path: P
         open_source(tmp_path / "v.npy")
     with pytest.raises(StoreError, match="cannot be read"):
         open_source(tmp_path / "absent.parquet", column="v")
+
+
+def test_a_column_of_arrays_of_one_length(catalogue: Any, arrays: np.ndarray) -> None:
+    vectors = pl.Series("v", arrays[:30, 0], dtype=pl.Array(pl.Float32, WIDTH))
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(30)], "v": vectors})
+    source = column_source(items, "v", "items")
+    assert torch.equal(source.states([4, 7])[:, 0], torch.from_numpy(arrays[[4, 7], 0]))
+    lists = items.with_columns(pl.col("v").cast(pl.List(pl.Float32)))
+    assert source.digest == column_source(lists, "v", "items").digest
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (np.array([["red"], ["blue"]]), "holds <U4; expected one array of real numbers"),
+        (np.array([[1 + 1j], [2]]), "holds complex128; expected one array of real numbers"),
+        (np.zeros((2, 0)), r"item 'i0' .*shape \[1, 0\]"),
+    ],
+)
+def test_arrays_that_hold_no_states(catalogue: Any, array: np.ndarray, sentence: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", array)
+    (tmp_path / "ids.txt").write_text("i0\ni1\n")
+    with pytest.raises(StoreError, match=sentence):
+        import_states(catalogue, open_source(tmp_path / "v.npy", tmp_path / "ids.txt"), "v", tmp_path)
+
+
+def test_files_that_are_no_array(arrays: np.ndarray, tmp_path: Path) -> None:
+    path, ids = tmp_path / "v.npy", tmp_path / "ids.txt"
+    ids.write_text("i0\n")
+    path.touch()
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_source(path, ids)
+    np.savez(tmp_path / "v.npz", arrays)
+    (tmp_path / "v.npz").rename(path)
+    with pytest.raises(StoreError, match="holds several arrays"):
+        open_source(path, ids)
+
+
+@pytest.mark.parametrize(
+    ("lists", "sentence"),
+    [
+        ([[1.0, None], [2.0, 3.0]], "the list of item 'i0' in 'items' has nulls"),
+        ([[], []], r"item 'i0' .*shape \[1, 0\]"),
+        ([[1.0], []], r"item 'i1' .*shape \[1, 0\]"),
+    ],
+)
+def test_lists_that_hold_no_states(catalogue: Any, lists: list[Any], sentence: str, tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": ["i0", "i1"], "v": pl.Series(lists, dtype=pl.List(pl.Float64))})
+    with pytest.raises(StoreError, match=sentence):
+        import_states(catalogue, column_source(items, "v", "items"), "v", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world\n", b"id,red\n1,2\n", b"0123\n"])
+def test_a_text_is_no_tensor(catalogue: Any, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "i0.pt").write_bytes(content)
+    with pytest.raises(StoreError, match=r"i0\.pt' cannot be read safely"):
+        import_states(catalogue, open_source(tmp_path / "texts"), "v", tmp_path)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(3) * 1j, torch.ones(3).to_sparse()])
+def test_complex_and_sparse_tensors_are_refused(catalogue: Any, tensor: torch.Tensor, tmp_path: Path) -> None:
+    (tmp_path / "tensors").mkdir()
+    torch.save(tensor, tmp_path / "tensors" / "i0.pt")
+    with pytest.raises(StoreError, match=r"expected one tensor of real numbers"):
+        import_states(catalogue, open_source(tmp_path / "tensors"), "v", tmp_path)
 
 
 class Shout:

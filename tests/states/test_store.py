@@ -1,6 +1,7 @@
 """What a store refuses, and how it reads."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,34 @@ def test_a_changed_byte_is_found_by_verify(store: StateStore, name: str) -> None
         StateStore.open(store.folder).verify()
 
 
+def use(store: StateStore) -> None:
+    store.rows_of(["a key"])
+    store.read(torch.tensor([35]))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("shard-00002.safetensors", b"{", b"["),
+        ("shard-00002.safetensors", b'"states"', b'"status"'),
+        ("shard-00002.safetensors", b'"I8"', b'"U8"'),
+        ("mean.safetensors", b"{", b"["),
+        ("mean.safetensors", b'"mean"', b'"meal"'),
+        ("shard-00000.parquet", b"PAR1", b"PAR2"),
+    ],
+)
+def test_a_damaged_file_of_the_right_size_is_one_sentence(
+    store: StateStore, name: str, old: bytes, new: bytes
+) -> None:
+    path = store.folder / name
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    damaged = StateStore.open(store.folder)
+    with pytest.raises(StoreError, match=f"{name}' is not what was written.*run `iisan cache` again"):
+        use(damaged)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -160,6 +189,21 @@ def test_finding_one_of_several(
     assert store.folder.name in str(raised.value)
     assert other.folder.name in str(raised.value)
     assert StateStore.find(tmp_path, "text", {"max_tokens": 9}).folder == other.folder
+
+
+def test_of_stores_that_differ_in_their_levels_alone_the_whole_one_is_found(
+    catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from iisan.backbones.text import load_text
+
+    bert, contents = load_text(str(model_folders["bert"])), Contents.of(catalogue, "text")
+    some, _, every = (extract(bert, contents, tmp_path, levels=levels) for levels in ("layerdrop", "last", "all"))
+    assert StateStore.find(tmp_path, "text").folder == every.folder
+    shutil.rmtree(every.folder)
+    extract(bert, contents, tmp_path, levels="0,1")
+    with pytest.raises(StoreError, match=r"holds several text stores.*move the others elsewhere"):
+        StateStore.find(tmp_path, "text")
+    assert StateStore.find(some.folder, "text").folder == some.folder
 
 
 def test_every_decision_changes_the_fingerprint(

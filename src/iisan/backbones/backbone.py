@@ -5,6 +5,7 @@ Legend: n contents in the batch, S tokens, K wanted levels, D width, T blocks.
 
 import functools
 import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,29 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from iisan.backbones.blocks import Pool, find_blocks, pooled_states
 from iisan.backbones.levels import Level
 from iisan.backbones.loading import PLAIN, Loading, Source, module_weights
 from iisan.errors import BackboneError
+from iisan.files import sha256_json
 from iisan.names import LAST
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+#: Entries of a configuration that say whose it is, which version wrote it and what its classes are called.
+_NAMES = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",  # stands in the settings, where it is not plain fp32
+    "id2label",
+    "label2id",
+    "torch_dtype",
+    "transformers_version",
+}
 
 
 class Backbone(nn.Module):
@@ -63,10 +78,16 @@ class Backbone(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set the mode of the modules that are trained."""
+        """Set the mode of the modules that are trained; batch normalisation keeps the statistics it came with.
+
+        They are in no checkpoint, and moving they would leave those that a store was made with.
+        """
         super().train(False)
         for module in self.active if mode else ():
             module.train()
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     @property
@@ -86,10 +107,11 @@ class Backbone(nn.Module):
         """All that decides the states' values, as JSON."""
         return {
             "kind": self.kind,
-            "backbone": self.source.name,
+            "backbone": self.source.full_name,
             "revision": self.source.revision,
             "architecture": type(self.tower).__name__,
             "weight_digest": self.weight_digest,
+            "config_digest": config_digest(self.tower.config),
             "processor_digest": self.processor_digest,
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
@@ -242,9 +264,9 @@ def _pass_on(
 def weight_digest(model: nn.Module, in_turn: bool = False) -> str:
     """SHA-256 over a model's parameters.
 
-    Tensors are hashed one by one and their digests sorted, so that parameter names, which change between
-    versions of transformers, do not matter. The running statistics of batch normalisation count as
-    parameters. Of a quantised model the packed integers are hashed as they lie in memory.
+    Tensors are hashed one by one, in the order in which the model lists them: their places matter, and their
+    names, which change between versions of transformers, do not. The running statistics of batch normalisation
+    count as parameters. Of a quantised model the packed integers are hashed as they lie in memory.
 
     Args:
         model: whole, quantised or spread.
@@ -252,8 +274,17 @@ def weight_digest(model: nn.Module, in_turn: bool = False) -> str:
     """
     with ThreadPoolExecutor() as pool:
         each = map if in_turn else pool.map
-        digests = sorted(each(_tensor_digest, module_weights(model)))
+        digests = list(each(_tensor_digest, module_weights(model)))
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def config_digest(config: Any) -> str:
+    """SHA-256 over the entries of a model's (or its generation's) configuration that may decide values."""
+
+    def without_names(entries: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in entries.items() if name not in _NAMES}
+
+    return sha256_json(json.loads(config.to_json_string(use_diff=False), object_hook=without_names))
 
 
 def _tensor_digest(tensor: Tensor) -> str:

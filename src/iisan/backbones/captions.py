@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from iisan.backbones.backbone import weight_digest
+from iisan.backbones.backbone import config_digest, weight_digest
 from iisan.backbones.loading import (
     check_folder,
     check_weights,
@@ -15,6 +15,7 @@ from iisan.backbones.loading import (
     quiet,
 )
 from iisan.backbones.precision import autocast, choose_precision
+from iisan.backbones.text import tokenizer_rules
 from iisan.data.images import open_image
 from iisan.data.videos import sample_frames
 from iisan.errors import BackboneError, ConfigError
@@ -64,9 +65,7 @@ class Captioner:
             raise ConfigError(f"captions of at most {max_tokens} tokens", "at least 1", "raise max_tokens")
         self._source = source = locate(name_or_folder)
         check_folder(source, trust_remote_code)
-        config = hf.AutoConfig.from_pretrained(
-            source.folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        config = load_processor(hf.AutoConfig, source, "configuration", trust_remote_code)
         if type(config) not in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
             raise BackboneError(
                 f"'{source.name}' ({config.model_type}) writes no text about pictures",
@@ -125,12 +124,15 @@ class Captioner:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the captions, as JSON."""
-        pixels = self._pixels if self._chat is None else self._chat.image_processor
+        processor = self._pixels if self._chat is None else self._chat
+        template = None if self._chat is None else self._chat.chat_template
         return {
-            "model": self._source.name,
+            "model": self._source.full_name,
             "revision": self._source.revision,
             "weight_digest": weight_digest(self._model),
-            "processor_digest": sha256_json(pixels.to_dict()),
+            "config_digest": config_digest(self._model.config),
+            "generation_digest": config_digest(self._model.generation_config),
+            "processor_digest": sha256_json([processor.to_dict(), tokenizer_rules(self._tokenizer), template]),
             "prompt": None if self._chat is None else self._prompt,
             "max_tokens": self._max_tokens,
             "precision": self._precision,

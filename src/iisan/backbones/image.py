@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from iisan.backbones.backbone import Backbone
 from iisan.backbones.blocks import Pool, grid_means, has_class_token, masked_mean
+from iisan.backbones.levels import Level
 from iisan.backbones.loading import PLAIN, Loading, Source, check_folder, load_image_processor, load_tower, locate
 from iisan.data.images import open_image
 from iisan.errors import BackboneError
@@ -100,6 +102,27 @@ class ImageBackbone(Backbone):
         images = [open_image(content, self.draft_edge) for content in contents]
         processed = self.processor(images=images, return_tensors="pt")
         return {name: processed[name] for name in processed if name in self._accepted}
+
+    def forward(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
+        """Compute the pooled states [n, K, D] of some levels; blocks above the highest are not run.
+
+        Raises:
+            BackboneError: pictures of a size that the tower does not take.
+        """
+        try:
+            return super().forward(inputs, levels)
+        except (ValueError, RuntimeError) as error:
+            edges: Any = getattr(self.tower.config, "image_size", None)
+            wanted = [edges] * 2 if isinstance(edges, int) else edges and list(edges)
+            got = [*inputs["pixel_values"].shape[-2:]]
+            if not wanted or got == wanted or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise BackboneError(
+                f"the image processor of '{self.source.name}' gives pictures of {got[0]} × {got[1]} pixels "
+                f"({' '.join(str(error).split())[:120]})",
+                f"{wanted[0]} × {wanted[1]}, as the model takes them",
+                "mend the size in its preprocessor_config.json, or download the model again",
+            ) from None
 
     def sample(self) -> bytes:
         """A small grey picture."""

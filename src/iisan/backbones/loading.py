@@ -39,14 +39,19 @@ class Source:
     """A model folder on this machine.
 
     Attributes:
-        name: hub id or folder as the user gave it.
-        folder: where its files lie.
+        name: hub id or folder as the user gave it, for messages.
+        folder: where its files lie, an absolute path.
         revision: commit hash of a hub model, ``None`` for a folder of the user's own.
     """
 
     name: str
     folder: Path
     revision: str | None
+
+    @property
+    def full_name(self) -> str:
+        """Hub id, or the folder's absolute path: one name however the user spelt it."""
+        return str(self.folder) if self.revision is None else self.name
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,14 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def folder_of(name: str) -> Path:
+    """The absolute path of the folder that a name stands for, if it stands for one."""
+    path = Path(name)
+    with contextlib.suppress(RuntimeError, ValueError):  # no such user as in "~someone", or no path at all
+        path = path.expanduser().resolve()
+    return path
+
+
 def locate(name: str) -> Source:
     """Find a model: a folder, else the hub's copy on this machine, else a download.
 
@@ -140,9 +153,10 @@ def locate(name: str) -> Source:
     Raises:
         BackboneError: no such folder or hub model, or the hub cannot be reached.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return Source(name, folder, None)
+    folder = folder_of(name)
+    with contextlib.suppress(OSError):  # too long for a path
+        if folder.is_dir():
+            return Source(name, folder, None)
     if not _HUB_ID.fullmatch(name):
         raise BackboneError(
             f"there is no folder '{name}'",
@@ -216,7 +230,9 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
         )
     from transformers import CONFIG_MAPPING
 
-    if config.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+    model_type = config.get("model_type")
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    if not known and not trust_remote_code:
         if "auto_map" in config:
             raise BackboneError(
                 f"'{source.name}' brings program code of its own",
@@ -224,7 +240,7 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
                 "read that code and, if you trust it, set trust_remote_code",
             )
         raise BackboneError(
-            f"'{source.name}' has model_type {config.get('model_type')!r}",
+            f"'{source.name}' has model_type {model_type!r}",
             "a type that transformers knows",
             "upgrade transformers, or use another model",
         )
@@ -288,8 +304,6 @@ def load_model(
         BackboneError: not loadable.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
-    from safetensors import SafetensorError
-
     arguments = loading.arguments(source.name)
     try:
         with quiet():
@@ -300,7 +314,7 @@ def load_model(
                 output_loading_info=True,
                 **arguments,
             )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # a wrong entry of the configuration raises whatever its use raises
         raise BackboneError(
             f"'{source.name}' cannot be loaded ({' '.join(str(error).split())[:200]})",
             "a whole Hugging Face model",

@@ -20,26 +20,31 @@ _POOLINGS = {
     "lasttoken": "last",
 }
 
+_JSON = {list: "an array", dict: "an object"}
+
 
 def own_pooling(source: Source) -> str | None:
     """The pooling that the folder asks for, ``None`` where it is no Sentence-Transformers folder.
 
     Raises:
-        BackboneError: a pooling that is not known here.
+        BackboneError: a pooling that is not known here, or a damaged file.
     """
-    modules = _read(source.folder / "modules.json") or []
-    paths = [module["path"] for module in modules if module["type"].rpartition(".")[2] == "Pooling"]
+    path = source.folder / "modules.json"
+    modules = _read(path, list)
+    if not all(isinstance(each, dict) and {"path", "type"} <= each.keys() for each in modules):
+        raise _damaged(path, "an entry is no module", "objects with 'path' and 'type'")
+    paths = [each["path"] for each in modules if str(each["type"]).rpartition(".")[2] == "Pooling"]
     if not paths:
         return None
-    config = _read(source.folder / paths[0] / "config.json") or {}
+    config = _read(source.folder / str(paths[0]) / "config.json", dict)
     prefix = "pooling_mode_"
     modes = [name.removeprefix(prefix) for name, on in config.items() if name.startswith(prefix) and on is True]
     if "pooling_mode" in config:
         named = config["pooling_mode"]
-        modes = named if isinstance(named, list) else [named]
+        modes = [str(each) for each in (named if isinstance(named, list) else [named])]
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         raise BackboneError(
-            f"'{source.name}' pools its tokens by {' and '.join(map(str, modes)) or 'nothing that is known'}",
+            f"'{source.name}' pools its tokens by {' and '.join(modes) or 'nothing that is known'}",
             f"one of {', '.join(_POOLINGS)}",
             "choose a pooling yourself, such as mean",
         )
@@ -47,16 +52,27 @@ def own_pooling(source: Source) -> str | None:
 
 
 def own_length(source: Source) -> int | None:
-    """The number of tokens at which the folder cuts texts, special tokens included; ``None`` if it says none."""
-    config = _read(source.folder / "sentence_bert_config.json") or {}
-    length = config.get("max_seq_length")
+    """The number of tokens at which the folder cuts texts, special tokens included; ``None`` if it says none.
+
+    Raises:
+        BackboneError: a damaged file.
+    """
+    length = _read(source.folder / "sentence_bert_config.json", dict).get("max_seq_length")
     return length if isinstance(length, int) else None
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, kind: type[list[Any] | dict[str, Any]]) -> Any:
+    """What a JSON file holds, which must be of a kind; nothing where there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BackboneError(f"'{path}' cannot be read ({error})", "JSON", "download it again") from None
+        return kind()
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error), "JSON") from None
+    if not isinstance(value, kind):
+        raise _damaged(path, f"it holds a {type(value).__name__}", _JSON[kind])
+    return value
+
+
+def _damaged(path: Path, why: str, expected: str) -> BackboneError:
+    return BackboneError(f"'{path}' cannot be read ({why})", expected, "download it again")

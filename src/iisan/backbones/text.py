@@ -40,7 +40,9 @@ class TextBackbone(Backbone):
         self.tokenizer = tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        self._max_tokens = self._resolve_max_tokens(max_tokens, usual_tokens or DEFAULT_MAX_TOKENS)
+        self._embedded = _embedded_tokens(tower)
+        usual = DEFAULT_MAX_TOKENS if usual_tokens is None else usual_tokens
+        self._max_tokens = self._resolve_max_tokens(max_tokens, usual)
         self._accepted = {"input_ids", "attention_mask", "token_type_ids"} & set(
             inspect.signature(tower.forward).parameters
         )
@@ -58,15 +60,8 @@ class TextBackbone(Backbone):
 
     @property
     def processor_digest(self) -> str:
-        """SHA-256 over vocabulary, normalisation and special tokens."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            rules = json.loads(backend.to_str())
-            # These two are the state of the latest call, not settings.
-            rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
-        else:
-            rules = {"class": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.get_vocab()}
-        return sha256_json(rules)
+        """SHA-256 over vocabulary, normalisation, special tokens and the end at which texts are cut."""
+        return sha256_json(tokenizer_rules(self.tokenizer))
 
     def sample(self) -> str:
         """A word."""
@@ -88,7 +83,7 @@ class TextBackbone(Backbone):
         """Tokenise n texts, padded to the longest: tensors [n, S].
 
         Raises:
-            BackboneError: a text without any token.
+            BackboneError: a text without any token, or with one that the model does not know.
         """
         encoded = self._tokenize(
             contents,
@@ -99,6 +94,13 @@ class TextBackbone(Backbone):
             return_tensors="pt",
             return_attention_mask=True,
         )
+        highest = int(encoded["input_ids"].max()) if encoded["input_ids"].numel() else 0
+        if highest >= self._embedded:
+            raise BackboneError(
+                f"the tokenizer of '{self.source.name}' gives token {highest}",
+                f"tokens below the {self._embedded} that the model knows",
+                "download the model again, tokenizer and weights together",
+            )
         empty = (encoded["attention_mask"].sum(1) == 0).nonzero()
         if len(empty):
             raise BackboneError(
@@ -138,7 +140,7 @@ class TextBackbone(Backbone):
                 limit = min(limit, positions.num_embeddings - positions.padding_idx - 1)
         least = self.tokenizer.num_special_tokens_to_add() + 1
         if requested is None:
-            return min(usual, limit)
+            requested = min(usual, limit)
         if not least <= requested <= limit:
             raise BackboneError(
                 f"max_tokens {requested} for '{self.source.name}'",
@@ -154,6 +156,26 @@ class TextBackbone(Backbone):
         ids = torch.tensor([[1, 1], [1, 2]], device=device)
         states = self({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [1])
         return bool(torch.allclose(states[0], states[1], rtol=1e-6, atol=1e-9))
+
+
+def _embedded_tokens(tower: Any) -> int:
+    """How many tokens a tower has embeddings of; no bound where that cannot be told."""
+    try:
+        return int(tower.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return 2**63
+
+
+def tokenizer_rules(tokenizer: Any) -> dict[str, Any]:
+    """All that decides which tokens a text has, as JSON."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        # These two are the state of the latest call, not settings.
+        rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return {**rules, "truncation_side": tokenizer.truncation_side}
 
 
 def load_text(
@@ -185,5 +207,6 @@ def load_text(
     check_folder(source, trust_remote_code)
     tokenizer = load_processor(AutoTokenizer, source, "tokenizer", trust_remote_code)
     pooling = pooling or own_pooling(source) or "mean"
+    usual_tokens = own_length(source) if max_tokens is None else None
     tower = load_tower(source, TEXT, trust_remote_code, loading)
-    return TextBackbone(tower, source, pooling, tokenizer, max_tokens, loading, own_length(source))
+    return TextBackbone(tower, source, pooling, tokenizer, max_tokens, loading, usual_tokens)

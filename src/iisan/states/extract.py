@@ -130,6 +130,7 @@ def extract(
     order = _order(backbone, contents, keys)
     folder, initial = _place(job, order, Path(out), precision, say)
     with StateWriter(folder, initial, say) as writer:
+        writer.settle(job.settings)
         stored = StateStore(folder, writer.manifest).rows_of([keys[index] for index in order])
         todo = [index for index, row in zip(order, stored.tolist(), strict=True) if row < 0]
         _append_all(job, writer, todo, keys, shard_rows)

@@ -4,7 +4,6 @@ Legend: n items of the source, K levels, D width.
 """
 
 import hashlib
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,16 +51,16 @@ class Source:
         """States [n, K, D] in fp32 of some items.
 
         Raises:
-            StoreError: an item whose array has another shape.
+            StoreError: an item whose array has another shape, or no number.
         """
         states = [self.read(position).float() for position in positions]
         states = [each.unsqueeze(0) if each.ndim == 1 else each for each in states]
         expected = shape or tuple(states[0].shape)
         for position, each in zip(positions, states, strict=True):
-            if each.ndim != 2 or tuple(each.shape) != expected:
+            if each.ndim != 2 or tuple(each.shape) != expected or not each.numel():
                 raise StoreError(
                     f"{self.label(position)} in '{self.name}' has states of the shape {list(each.shape)}",
-                    "[levels, width] or [width], the same for all items",
+                    "[levels, width] or [width], the same for all items and at least 1",
                     "mend that entry",
                 )
         return torch.stack(states)
@@ -86,7 +85,7 @@ def open_source(path: Path, ids: Path | None = None, column: str | None = None) 
             return _array(path, ids.read_text(encoding="utf-8").split("\n"))
         if path.suffix == ".parquet" and column is not None:
             return column_source(pl.read_parquet(path, glob=False), column, str(path))
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, EOFError, ValueError, pl.exceptions.PolarsError) as error:
         raise StoreError(f"'{path}' cannot be read ({error})", "states of items", "check the path") from None
     raise StoreError(
         f"'{path}' is nothing to import as it stands",
@@ -99,7 +98,7 @@ def column_source(items: pl.DataFrame, column: str, name: str) -> Source:
     """Vectors in a column of lists, next to ``item_id``; null where an item has none.
 
     Raises:
-        StoreError: no such column, or one of another type.
+        StoreError: no such column, one of another type, or a list with a null in it.
     """
     for wanted in (ITEM_ID, column):
         if wanted not in items.columns:
@@ -112,8 +111,11 @@ def column_source(items: pl.DataFrame, column: str, name: str) -> Source:
             f"the column '{column}' of '{name}' is of type {dtype}", "lists of numbers", "choose another column"
         )
     rows = items.select(pl.col(ITEM_ID).cast(pl.String), column).drop_nulls(column)
-    vectors = rows[column]
+    vectors = rows[column].cast(pl.List(pl.Float32))
     ids = rows[ITEM_ID].to_list()
+    holes = vectors.list.contains(None).arg_true()
+    if len(holes):
+        raise StoreError(f"the list of item '{ids[holes[0]]}' in '{name}' has nulls", "numbers", "mend that entry")
     values = vectors.explode().to_numpy().tobytes()
     digest = sha256_json([ids, vectors.list.len().to_list(), hashlib.sha256(values).hexdigest()])
     return Source(name, ids, digest, lambda position: torch.tensor(vectors[position].to_list()))
@@ -125,22 +127,27 @@ def _folder_of_tensors(folder: Path) -> Source:
     def read(position: int) -> Tensor:
         try:
             tensor = torch.load(files[position], map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            first = str(error).split("\n")[0]
+        except Exception as error:  # what is no such file raises whatever its bytes lead to
             raise StoreError(
-                f"'{files[position]}' cannot be read safely ({first})", "a file with one tensor", "leave it out"
+                f"'{files[position]}' cannot be read safely ({type(error).__name__})",
+                "a file with one tensor",
+                "leave it out",
             ) from None
-        if not isinstance(tensor, Tensor):
-            raise StoreError(f"'{files[position]}' holds a {type(tensor).__name__}", "one tensor", "leave it out")
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if not dense or tensor.is_complex() or tensor.is_quantized:
+            held = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise StoreError(f"'{files[position]}' holds a {held}", "one tensor of real numbers", "leave it out")
         return tensor.squeeze()
 
-    # Sizes stand for the contents, which are as large as the store.
-    digest = sha256_json([[file.name, file.stat().st_size] for file in files])
+    digest = sha256_json([[file.name, sha256_file(file)] for file in files])
     return Source(str(folder), [file.stem for file in files], digest, read)
 
 
 def _array(path: Path, ids: list[str]) -> Source:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        held = array.dtype if isinstance(array, np.ndarray) else "several arrays"
+        raise StoreError(f"'{path}' holds {held}", "one array of real numbers", "save it with numpy.save")
     names = [each.strip() for each in ids if each.strip()]
     if array.ndim not in (2, 3) or len(array) != len(names):
         raise StoreError(

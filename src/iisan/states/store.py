@@ -4,7 +4,7 @@ Legend: N items, n rows, K levels, D width.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from iisan.backbones.levels import Level
+from iisan.backbones.loading import folder_of
 from iisan.errors import StoreError
 from iisan.files import sha256_file
 from iisan.names import IMPORTED, KINDS
@@ -24,6 +25,8 @@ from iisan.states.contents import Catalogue, Contents
 from iisan.states.manifest import MANIFEST, MEAN, RECACHE, File, Manifest
 
 KEY, ROW, COUNT, MEAN_TENSOR = "key", "row", "count", "mean"
+
+_Format = tuple[torch.dtype, tuple[int, ...]]
 
 
 class StateStore:
@@ -114,19 +117,21 @@ class StateStore:
     ) -> "StateStore":
         """Open the one store of a modality (of its tokens) in a folder of stores, which may be that store itself.
 
+        Of several that differ in their levels alone it is the one that has those of all others.
+
         Raises:
             StoreError: none, several, or the only one was made under other settings.
         """
         expect = {"modality": modality, **(expect or {})}
         candidates = cls.folders(folder, modality, tokens)
         if len(candidates) > 1:
-            settings = {path: Manifest.read(path).settings for path in candidates}
-            fitting = [
-                path
-                for path in candidates
-                if all(_fits(settings[path], name, value) for name, value in expect.items())
-            ]
-            candidates = fitting or candidates
+            manifests = {path: Manifest.read(path) for path in candidates}
+            fitting = {
+                path: manifest
+                for path, manifest in manifests.items()
+                if all(_fits(manifest.settings, name, value) for name, value in expect.items())
+            }
+            candidates = _most_levels(fitting or manifests)
         if not candidates:
             kind, cure = f"{modality} states", RECACHE
             if tokens:
@@ -137,7 +142,7 @@ class StateStore:
             raise StoreError(
                 f"'{folder}' holds several {modality} stores ({names})",
                 "one that fits",
-                "pass the folder of the store itself",
+                f"move the others elsewhere, or say which with settings such as {modality}.backbone or pooling",
             )
         return cls.open(candidates[0], expect)
 
@@ -152,12 +157,12 @@ class StateStore:
             StoreError: a file that changed after it was written.
         """
         for file in self.manifest.files():
-            path = self.folder / file.name
-            if not is_whole(self.folder, file) or sha256_file(path) != file.sha256:
-                cure = "delete its folder" if file.name == MEAN else "delete it"
-                raise StoreError(
-                    f"'{path}' is not what was written", "its recorded checksum", f"{cure} and {RECACHE}"
-                )
+            self._verify(file)
+
+    def _verify(self, file: File) -> None:
+        path = self.folder / file.name
+        if not is_whole(self.folder, file) or sha256_file(path) != file.sha256:
+            raise _damaged(path)
 
     def rows_of(self, keys: Sequence[str | None]) -> np.ndarray:
         """Rows of content keys, the first of each where a content has several.
@@ -265,21 +270,25 @@ class StateStore:
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._mapped:
-            path = self.folder / self.manifest.shards[shard].states.name
-            with safe_open(path, framework="pt") as file:
-                self._mapped[shard] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            rows, dtype = self.manifest.shards[shard].rows, self.manifest.dtype
+            expected: dict[str, _Format] = {STATES: (DTYPES[dtype], (rows, len(self.levels), self.width))}
+            if dtype == "int8":
+                expected[SCALES] = torch.float32, (rows, len(self.levels))
+            self._mapped[shard] = _tensors(self.folder / self.manifest.shards[shard].states.name, expected)
         return self._mapped[shard]
 
     @cached_property
     def mean(self) -> Tensor:
         """What :meth:`read` adds to the stored differences, fp32 [K, D]."""
-        with safe_open(self.folder / MEAN, framework="pt") as file:
-            mean: Tensor = file.get_tensor(MEAN_TENSOR).clone()
-        return mean
+        expected = {MEAN_TENSOR: (torch.float32, (len(self.levels), self.width))}
+        return _tensors(self.folder / MEAN, expected)[MEAN_TENSOR].clone()
 
     @cached_property
     def _index(self) -> pl.DataFrame:
         ends = self._ends.tolist()
+        for shard in self.manifest.shards:
+            # Small, read whole, and able to end the whole process where it is damaged.
+            self._verify(shard.keys)
         parts = [
             pl.read_parquet(self.folder / shard.keys.name).with_columns(pl.col(ROW) + start)
             for shard, start in zip(self.manifest.shards, ends, strict=False)
@@ -295,12 +304,47 @@ def store_folder(out: Path, modality: str, fingerprint: str, tokens: bool = Fals
 
 
 def _fits(settings: dict[str, Any], name: str, expected: Any) -> bool:
-    """Whether a store was made with a setting; a switch that is off need not be recorded."""
+    """Whether a store was made with a setting, where a backbone's folder may be spelt in another way.
+
+    A switch that is off need not be recorded.
+    """
+    if name == "backbone" and settings.get(name) == str(folder_of(expected)):
+        return True
     return settings.get(name) == expected or (expected is False and name not in settings)
+
+
+def _most_levels(manifests: Mapping[Path, Manifest]) -> list[Path]:
+    """The store whose states are those of all others and more, or all stores where there is none."""
+    for path, ours in manifests.items():
+        others = manifests.values()
+        alike = all(
+            (each.settings, each.dtype, each.precision) == (ours.settings, ours.dtype, ours.precision)
+            for each in others
+        )
+        if alike and all(set(each.levels) <= set(ours.levels) for each in others):
+            return [path]
+    return list(manifests)
 
 
 def _prefix(modality: str, tokens: bool) -> str:
     return f"tokens-{modality}" if tokens else modality
+
+
+def _tensors(path: Path, expected: Mapping[str, _Format]) -> dict[str, Tensor]:
+    """The mapped tensors of a file, which must have the expected names, formats and shapes."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        raise _damaged(path) from None
+    if {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} != expected:
+        raise _damaged(path)
+    return tensors
+
+
+def _damaged(path: Path) -> StoreError:
+    cure = "delete its folder" if path.name == MEAN else "delete it"
+    return StoreError(f"'{path}' is not what was written", "its recorded checksum", f"{cure} and {RECACHE}")
 
 
 def is_whole(folder: Path, file: File) -> bool:

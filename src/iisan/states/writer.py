@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import polars as pl
 from filelock import FileLock, Timeout
@@ -92,6 +93,12 @@ class StateWriter:
         manifest = self.manifest.model_copy(update={"shards": [*self.manifest.shards, shard]})
         manifest.write(self._folder)
         self.manifest = manifest
+
+    def settle(self, settings: dict[str, Any]) -> None:
+        """Record where the model lies now, which has no part in the fingerprint, if that has changed."""
+        if settings != self.manifest.settings:
+            self.manifest = self.manifest.model_copy(update={"settings": settings})
+            self.manifest.write(self._folder)
 
     def _recover(self) -> None:
         if (self._folder / MANIFEST).is_file():

@@ -143,9 +143,11 @@ def _check_tokens(store: StateStore, backbone: Backbone, top: int | None) -> Non
             f"those that enter block {level}, for tuning.top {top}",
             f"run `iisan cache --top-blocks {top}`, or set tuning.top to {backbone.depth - int(store.levels[0])}",
         )
-    if store.settings["weight_digest"] != backbone.weight_digest:
+    settings = backbone.settings
+    if any(store.settings.get(name) != settings[name] for name in ("weight_digest", "config_digest")):
         raise StoreError(
-            f"the tokens in '{store.folder}' were made with other weights than those of '{backbone.source.name}'",
+            f"the tokens in '{store.folder}' were made with other weights or another config.json than those of "
+            f"'{backbone.source.name}'",
             "the same backbone",
             "run `iisan cache --top-blocks` again",
         )
