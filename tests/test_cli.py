@@ -262,6 +262,18 @@ def test_comparisons_that_cannot_be_made(iisan, tmp_path, monkeypatch, arguments
     assert is_one_sentence(error)
 
 
+def test_an_experiment_with_failed_runs_does_not_end_well(iisan, prepared, tmp_path, monkeypatch):
+    def failing(*_):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("iisan.experiments.run.train", failing)
+    full = ["--scale", "full", "--dataset", prepared.dataset, "--states", tmp_path / "states", "--out", tmp_path]
+    code, out, error = iisan("experiment", "balance", *full, "--text", prepared.text, "--image", prepared.image)
+    assert code == 1
+    assert "MemoryError: too large" in out
+    assert error.endswith("4 of 4 runs failed; the same command runs them again\n")
+
+
 def test_a_dataset_that_moved_is_found_again(iisan, prepared, run_folder, tmp_path):
     """Also where its name is no plain text."""
     moved, run = tmp_path / "\N{GRINNING FACE} data", shutil.copytree(run_folder, tmp_path / "run")

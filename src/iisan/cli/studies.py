@@ -1,5 +1,6 @@
 """Costs, comparisons, experiments."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -138,8 +139,13 @@ def experiment(
         chosen = full_scale(dataset, states, text or [], image or [], say)
     folder = run_experiment(name, chosen, out, [int(number) for number in numbers], say)
     print(f"\n{name} ({scale}): {title}\n")
-    print(markdown(read_records([folder]), name))
+    records = read_records([folder])
+    print(markdown(records, name))
     print(f"next: iisan report {out} --out report.html")
+    failed = sum(not record.finished for record in records)
+    if failed:
+        print(f"{failed} of {len(records)} runs failed; the same command runs them again", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()
