@@ -1,4 +1,4 @@
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,8 @@ def test_texts_are_unescaped_and_spaced_with_case_kept():
     assert clean_texts(pl.Series([None, None])).to_list() == [None, None]
     with pytest.raises(DataError, match="texts of type List"):
         clean_texts(pl.Series([["a", "b"]]))
+    with pytest.raises(DataError, match="texts of type Duration"):
+        clean_texts(pl.Series([timedelta(1)]))
 
 
 def test_ids_are_strings_and_never_floats():
@@ -43,6 +45,7 @@ MORNING = 1577934245 * SECOND  # 2020-01-02 03:04:05 UTC
         ([3.0, None], [3, None], "as in the source"),
         ([3.5, 1.0, float("nan")], [3_500_000, 1_000_000, None], "millionths of the source's"),
         (["1e3", "2"], [1000, 2], "as in the source"),
+        ([None, None, "2"], [None, None, 2], "as in the source"),
         (["1.25", "2"], [1_250_000, 2_000_000], "millionths of the source's"),
         (["2020-01-02", "2020-01-02 00:01"], [MORNING - 11045 * SECOND, MORNING - 10985 * SECOND], "microseconds"),
         (
@@ -58,6 +61,12 @@ def test_timestamps(raw, expected, unit):
     moments, found = clean_timestamps(pl.Series("timestamp", raw))
     assert moments.dtype == pl.Int64
     assert (moments.to_list(), found) == (expected, unit)
+
+
+@pytest.mark.parametrize("bad", [[1], timedelta(1), b"\xff", time(1), True])
+def test_timestamps_of_other_types_are_refused(bad):
+    with pytest.raises(DataError, match="timestamps of type"):
+        clean_timestamps(pl.Series("timestamp", [bad]))
 
 
 events = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40).map(sorted)

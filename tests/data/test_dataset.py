@@ -154,6 +154,53 @@ def test_an_unfinished_folder_is_refused_and_can_be_written_again(tmp_path):
     assert not list(folder.glob("*unfinished")) + list(folder.glob(".*.part"))
 
 
+def test_foreign_files_in_the_folder_are_not_the_datasets(tmp_path):
+    folder = tmp_path / "d"
+    make().save(folder)
+    foreign = [folder / "mine.parquet", folder / "sequences" / "mine.npy"]
+    for path in foreign:
+        path.write_bytes(b"mine")
+    files = make().save(folder).manifest["files"]
+    assert sorted(files) == [
+        "interactions.parquet",
+        "items.parquet",
+        *(f"sequences/{name}.npy" for name in ("items", "offsets", "timestamps")),
+        "skipped.jsonl",
+        "users.parquet",
+    ]
+    for path in foreign:
+        path.unlink()
+    assert Dataset.load(folder).num_items == 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series([{"bytes": b"x", "path": "a.png"}] * 3),
+        pl.Series([[b"x"]] * 3),
+        pl.Series([[{"deep": [b"x"]}]] * 3),
+        pl.Series([object()] * 3, dtype=pl.Object),
+    ],
+)
+def test_columns_that_cannot_be_stored_are_refused(values):
+    with pytest.raises(DataError, match="the items frame has the column 'more' of type"):
+        Dataset.from_frames(ITEMS.with_columns(more=values), INTERACTIONS)
+    kept = ITEMS.with_columns(more=pl.Series([{"Binary": ["x"]}] * 3))
+    assert "more" in Dataset.from_frames(kept, INTERACTIONS).items.columns
+
+
+def test_names_that_would_be_there_twice():
+    items = ITEMS.with_columns(pl.lit("x").alias("text"), pl.lit("y").alias("text_original"))
+    with pytest.raises(DataError, match="the items frame has a column in the way of 'text_original'"):
+        Dataset.from_frames(items, INTERACTIONS, text="title")
+    with pytest.raises(DataError, match="in the way of '__line__'"):
+        Dataset.from_frames(ITEMS.with_columns(__line__=1), INTERACTIONS)
+    with pytest.raises(DataError, match="the items frame has one column 'item_id'"):
+        Dataset.from_frames(ITEMS, INTERACTIONS, text="item_id")
+    with pytest.raises(DataError, match="the interactions frame has one column 'item_id'"):
+        Dataset.from_frames(ITEMS, INTERACTIONS, user_id="item_id")
+
+
 @pytest.mark.parametrize("name", ["items.parquet", "interactions.parquet", "sequences/items.npy"])
 def test_truncated_and_missing_files_are_refused(tmp_path, name):
     make().save(tmp_path / "d")

@@ -182,6 +182,7 @@ BAD_ROWS = {
     ),
     "too few fields": ({"interactions": INTERACTIONS + "u,b\n"}, "interactions.csv, line 10", "malformed row"),
     "after a quoted line break": ({"items": ITEMS + "d\n"}, "items.csv, line 6", "malformed row"),
+    "text behind a quoted field": ({"items": ITEMS + 'd,"x" y\n'}, "items.csv, line 6", "malformed row"),
     "quote that is not closed": ({"items": ITEMS + 'd,"x\n'}, "items.csv, line 6", "malformed row"),
     "not UTF-8": (
         {"interactions": INTERACTIONS.encode() + b"u,\xe9,1\n"},
@@ -228,6 +229,64 @@ def test_all_bad_rows_are_counted_and_lines_stay_true_after_skipped_ones(tmp_pat
     assert dataset.skipped["where"].to_list()[3:] == ["interactions.csv, line 12", "interactions.csv, line 14"]
 
 
+def test_quotes_inside_unquoted_fields_are_ordinary_characters(tmp_path):
+    titles = ['12" ruler', "x", "y, z", 'two\nlines of 3"', '5" clamp', '6" by 6"', "w"]
+    cells = ['12" ruler', "x", '"y, z"', '"two\nlines of 3"""', '5" clamp', '6" by 6"', "w"]
+    rows = "".join(f"B{number},{cell}\n" for number, cell in enumerate(cells))
+    interactions = "user_id,item_id\nu,B0\nu,B4\nu,B6\n"
+    dataset = run(tmp_path, items="item_id,title\n" + rows, interactions=interactions)
+    assert dataset.items["text"].to_list() == [title.replace("\n", " ") for title in titles]
+
+
+def test_a_quote_that_is_not_closed_is_counted_in_lines(tmp_path):
+    items = ITEMS + 'd,"x\ne,y\nf,"z"\ng,w\n'
+    error = refused(tmp_path, "line 6: malformed row 'd,\"x' .3 such rows", items=items)
+    assert "--no-quotes" in error.cure
+    dataset = run(tmp_path, items=items, on_bad="skip")
+    assert dataset.items["item_id"].to_list() == ["007", "b", "c", "g"]
+    assert dataset.skipped["where"].to_list() == [f"items.csv, line {number}" for number in (6, 7, 8)]
+
+
+def test_damage_is_shown_without_unprintable_characters(tmp_path):
+    error = refused(tmp_path, "malformed row", items=ITEMS + "d\0,\x1b[1m,\x85\n")
+    assert "'d\\x00,\\x1b[1m,\\x85'" in error.got
+
+
+@pytest.mark.parametrize("rows", [3, 20_000])
+def test_damaged_headers(tmp_path, rows):
+    refused(tmp_path, "a stray quote in its header", items='item_id,"title\n' + "B1,a ruler\n" * rows)
+    refused(tmp_path, "ends its lines with CR alone", items="item_id,title\r" + "B1,a ruler\r" * rows)
+    refused(tmp_path, "cannot be read .field larger", items=f'item_id,"{"x" * 200_000}"\nB1,a ruler\n')
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"columns": {"title": "text"}}, "one column 'title', asked for as 'text' and as 'title'"),
+        ({"columns": {"title": "text"}, "text": "title"}, "'title', asked for as 'text' and as 'title'"),
+        ({"text": "item_id"}, "'item_id', asked for as 'item_id' and as 'text'"),
+        ({"timestamp": "item_id"}, "'item_id', asked for as 'item_id' and as 'timestamp'"),
+        ({"columns": {"item_id": "text"}}, "'item_id', asked for as 'item_id' and as 'item_id'"),
+    ],
+)
+def test_one_column_is_not_used_twice(tmp_path, options, match):
+    error = refused(tmp_path, match, **options)
+    assert "name another column with --" in error.cure
+
+
+def test_a_column_that_is_asked_for_is_no_default(tmp_path):
+    items = "title,text,item_id\nx,A,007\ny,,b\n,C,c\n"
+    dataset = run(tmp_path, items=items, columns={"text": "text", "title": "text"})
+    assert dataset.items.select("text", "title").rows() == [("A", "x"), (None, "y"), ("C", None)]
+    titles = run(
+        tmp_path,
+        items="title\n007\nb\nc\n",
+        interactions=INTERACTIONS.replace("item_id", "title"),
+        item_id="title",
+    )
+    assert titles.items.select("item_id", "text").rows() == [("007", None), ("b", None), ("c", None)]
+
+
 @pytest.mark.parametrize("bad", ['{"user_id": ', "[1, 2]", "nothing"])
 def test_malformed_json_lines(tmp_path, bad):
     rows = [dict(zip(("user_id", "item_id"), pair, strict=True)) for pair in [("u", "b"), ("u", "c"), ("u", "b")]]
@@ -238,6 +297,28 @@ def test_malformed_json_lines(tmp_path, bad):
         prepare("table", sources, tmp_path / "out")
     dataset = prepare("table", sources, tmp_path / "out", PrepareOptions(on_bad="skip"))
     assert histories(dataset) == {"u": ["b", "c", "b"]}
+
+
+def test_json_lines_whose_times_begin_late(tmp_path):
+    rows = [{"user_id": f"u{number}", "item_id": "b"} for number in range(10_050)]
+    late = [{"user_id": "u", "item_id": item, "timestamp": time} for item, time in (("c", 2), ("b", 1))]
+    text = "\n".join(json.dumps(row) for row in rows + late)
+    sources = lay(tmp_path, items__csv=ITEMS, interactions__jsonl=text)
+    dataset = prepare("table", sources, tmp_path / "out", PrepareOptions(min_length=0, on_bad="skip"))
+    assert dataset.manifest["skipped"] == {"unparsable timestamp": 10_050}
+    assert histories(dataset) == {"u": ["b", "c"]}
+
+
+@pytest.mark.parametrize("damage", [b"", b"u\xe9\n"])
+def test_json_lines_and_quoted_headers_behind_a_byte_order_mark(tmp_path, damage):
+    mark = b"\xef\xbb\xbf"
+    rows = [{"user_id": "u", "item_id": item} for item in ("b", "c", "b")]
+    text = "\n".join(json.dumps(row) for row in rows) + "\n"
+    items = ITEMS.replace("item_id,title", '"item_id","title"')
+    sources = lay(tmp_path, items__csv=mark + items.encode(), interactions__jsonl=mark + text.encode() + damage)
+    dataset = prepare("table", sources, tmp_path / "out", PrepareOptions(on_bad="skip"))
+    assert histories(dataset) == {"u": ["b", "c", "b"]}
+    assert dataset.num_items == 3
 
 
 def test_sources_that_are_not_there(tmp_path):
@@ -327,6 +408,17 @@ def test_images_by_column_of_bytes(tmp_path):
     assert dataset.items["image"].is_null().to_list() == [False, True, True]
     assert dataset.content_bytes("image", 0) == png()
     assert dataset.image_root is None
+
+
+def test_images_in_the_layout_of_hugging_face(tmp_path):
+    pictures = [{"bytes": png(), "path": "a.png"}, None, {"bytes": None, "path": None}]
+    items = pl.DataFrame({"item_id": ["007", "b", "c"], "image": pictures})
+    interactions = pl.read_csv(io.StringIO(INTERACTIONS))
+    dataset = Dataset.from_frames(items, interactions).save(tmp_path / "out")
+    assert dataset.items["image"].to_list() == [png(), None, None]
+    pictures[1] = {"bytes": None, "path": "b.png"}
+    with pytest.raises(DataError, match="'image' of type Struct"):
+        Dataset.from_frames(items.with_columns(image=pl.Series(pictures)), interactions)
 
 
 @pytest.mark.parametrize("check", [True, False])

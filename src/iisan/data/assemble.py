@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from iisan.data.clean import clean_ids, clean_texts, clean_timestamps
+from iisan.data.clean import check_types, clean_ids, clean_texts, clean_timestamps
 from iisan.data.filters import Events, apply_filters, renumber, to_sequences
 from iisan.data.images import find_images
 from iisan.data.media import checked_files, clean_files, has_paths
@@ -53,7 +53,7 @@ def item_roles(options: PrepareOptions) -> list[Role]:
         Role.of(TEXT, options.text, TEXT, "title", required=False),
         Role.of(IMAGE, options.image, IMAGE, required=False),
         *(
-            Role(name, (name,), cure=f"correct or leave out --column {name}={kind}")
+            Role(name, (name,), cure=f"correct or leave out --column {name}={kind}", given=True)
             for name, kind in options.columns.items()
             if name not in (TEXT, IMAGE)
         ),
@@ -159,11 +159,13 @@ def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> 
     if TEXT not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.String).alias(TEXT))
     name = table.where.split(",")[0]
-    return frame.with_columns(
+    frame = frame.with_columns(
         clean_texts(frame[column]) if kind == TEXT else clean_files(frame[column], name)
         for column, kind in kinds.items()
         if column in frame.columns
     )
+    check_types(frame, name)
+    return frame
 
 
 def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:

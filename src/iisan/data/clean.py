@@ -1,6 +1,7 @@
 """From raw columns to clean ones: ids, texts, timestamps. Pure functions on polars series."""
 
 import html
+from typing import Any
 
 import polars as pl
 
@@ -10,6 +11,30 @@ from iisan.errors import DataError
 _NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M")
 _WITH_OFFSET = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%z")
 _LARGEST = 2.0**63
+_TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
+
+
+def check_types(frame: pl.DataFrame, table: str) -> None:
+    """Make sure that a dataset can hold and hash all columns.
+
+    Raises:
+        DataError: bytes inside lists or structs, or Python objects.
+    """
+    for name, dtype in frame.schema.items():
+        if pl.Object in (parts := _parts(dtype)) or pl.Binary in parts[1:]:
+            raise DataError(
+                f"{table} has the column '{name}' of type {dtype}",
+                "no Python objects, and no bytes inside lists or structs",
+                "leave that column out, or make it one of plain bytes",
+            )
+
+
+def _parts(dtype: Any) -> list[Any]:
+    """A type and all those inside it."""
+    inside = [part.dtype for part in dtype.fields] if dtype == pl.Struct else []
+    if dtype in (pl.List, pl.Array):
+        inside = [dtype.inner]
+    return [dtype, *(part for one in inside for part in _parts(one))]
 
 
 def clean_ids(ids: pl.Series, table: str) -> pl.Series:
@@ -27,7 +52,7 @@ def clean_ids(ids: pl.Series, table: str) -> pl.Series:
                 f"{table} has the {ids.name} {fractional[0]}", "strings or whole numbers", "write ids as strings"
             )
         ids = whole
-    if not (ids.dtype.is_integer() or ids.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
+    if not (ids.dtype.is_integer() or ids.dtype in _TEXTS):
         raise DataError(
             f"{table} has {ids.name}s of type {ids.dtype}", "strings or whole numbers", "write ids as strings"
         )
@@ -40,7 +65,7 @@ def clean_texts(texts: pl.Series) -> pl.Series:
     Raises:
         DataError: values that are no texts, such as lists.
     """
-    if texts.dtype.is_nested() or texts.dtype == pl.Binary:
+    if texts.dtype.is_nested() or texts.dtype in (pl.Binary, pl.Duration, pl.Object):
         raise DataError(f"texts of type {texts.dtype}", "strings", "join them into one string per item")
     texts = texts.cast(pl.String)
     escaped = texts.filter(texts.str.contains("&", literal=True)).unique()
@@ -59,6 +84,9 @@ def clean_timestamps(timestamps: pl.Series) -> tuple[pl.Series, str]:
 
     Returns:
         Int64, null where unparsable, and the unit.
+
+    Raises:
+        DataError: neither numbers nor dates nor strings.
     """
     if timestamps.dtype.is_temporal() and timestamps.dtype not in (pl.Time, pl.Duration):
         return timestamps.cast(pl.Datetime("us")).dt.epoch("us"), "microseconds"
@@ -66,12 +94,16 @@ def clean_timestamps(timestamps: pl.Series) -> tuple[pl.Series, str]:
         return timestamps.cast(pl.Int64, strict=False), "as in the source"
     if timestamps.dtype.is_float():
         return _from_floats(timestamps)
+    if not (timestamps.dtype.is_decimal() or timestamps.dtype in _TEXTS):
+        raise DataError(
+            f"timestamps of type {timestamps.dtype}", "numbers, dates or ISO strings", "write one of those"
+        )
     texts = timestamps.cast(pl.String).str.strip_chars()
     whole = texts.cast(pl.Int64, strict=False)
     if not whole.null_count():
         return whole, "as in the source"
     numbers = texts.cast(pl.Float64, strict=False)
-    if 2 * numbers.null_count() <= len(numbers):
+    if 2 * numbers.count() >= texts.count():
         other_than_whole = numbers.filter(whole.is_null() & numbers.is_not_null())
         return _from_floats(numbers) if len(other_than_whole) else (whole, "as in the source")
     return _from_dates(texts), "microseconds"

@@ -223,12 +223,14 @@ class Dataset:
         (folder / _MANIFEST).unlink(missing_ok=True)
         for leftover in folder.rglob(".*.part"):  # of a writing that was killed
             leftover.unlink()
-        _write_parquet(self.items, folder / "items.parquet")
-        _write_parquet(self.user_ids.alias(USER_ID).to_frame(), folder / "users.parquet")
-        _write_parquet(self.interactions(), folder / "interactions.parquet")
-        self.sequences.save(folder / "sequences")
+        users = self.user_ids.alias(USER_ID).to_frame()
+        frames = {"items": self.items, "users": users, "interactions": self.interactions()}
+        tables = {folder / f"{name}.parquet": frame for name, frame in frames.items()}
+        for path, frame in tables.items():
+            _write_parquet(frame, path)
+        arrays = self.sequences.save(folder / "sequences")
         write_skipped(self.skipped, folder / "skipped.jsonl")
-        written = [*folder.glob("*.parquet"), *folder.glob("sequences/*.npy"), folder / "skipped.jsonl"]
+        written = [*tables, *arrays, folder / "skipped.jsonl"]
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(written)}
         write_json(folder / _MANIFEST, self.manifest | {"files": sizes})
         (folder / _UNFINISHED).unlink()
@@ -376,7 +378,7 @@ def _table(frame: Any, roles: Sequence[Role], name: str, *, rest: bool) -> Table
     if not isinstance(frame, pl.DataFrame):
         frame = _from_pandas(frame, name)
     found = resolve(frame.columns, roles, name)
-    frame = renamed(frame if rest else frame.select(list(found)), found)
+    frame = renamed(frame if rest else frame.select(list(found)), found, name)
     if frame.is_empty():
         raise DataError(f"{name} is empty", "a table with rows", "check what made it")
     return Table(frame.with_row_index(LINE, 1), f"{name}, row")

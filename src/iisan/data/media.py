@@ -64,21 +64,30 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def clean_files(values: pl.Series, table: str) -> pl.Series:
-    """Paths or bytes; null where they are empty.
+    """Paths or bytes, those of Hugging Face's ``{bytes, path}`` too; null where they are empty.
 
     Raises:
         DataError: values of another type.
     """
     if values.dtype == pl.Null:
         return values.cast(pl.String)
+    if isinstance(values.dtype, pl.Struct) and values.dtype.to_schema().get("bytes") == pl.Binary:
+        values = _embedded(values)
     if values.dtype not in (pl.String, pl.Binary):
         raise DataError(
             f"{table} has the column '{values.name}' of type {values.dtype}",
-            "paths (strings) or bytes (binary)",
+            "paths (strings) or bytes (binary, in every row where a struct holds them)",
             "write one of those, or choose another column",
         )
     nothing = "" if values.dtype == pl.String else b""
     return values.to_frame().select(pl.when(pl.col(values.name) != nothing).then(values.name)).to_series()
+
+
+def _embedded(values: pl.Series) -> pl.Series:
+    """The bytes of structs, unless a row has something else, such as a path, in their place."""
+    content = values.struct.field("bytes")
+    others = values.struct.unnest().drop("bytes").filter(content.is_null())
+    return values if any(others[name].count() for name in others.columns) else content.alias(values.name)
 
 
 def has_paths(values: pl.Series) -> bool:

@@ -16,6 +16,11 @@ _SCHEMA = {REASON: pl.String, WHERE: pl.String, VALUE: pl.String}
 _SHOWN = 120
 
 
+def printable(text: str) -> str:
+    """A text on one line, whatever cannot be printed escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Problems:
     """Collects bad rows under one policy.
 
@@ -27,13 +32,14 @@ class Problems:
         self.on_bad = on_bad
         self._reports: list[pl.DataFrame] = []
 
-    def report(self, rows: pl.DataFrame, reason: str, expected: str) -> None:
+    def report(self, rows: pl.DataFrame, reason: str, expected: str, hint: str = "") -> None:
         """Take note of bad rows, which the caller leaves out; no rows are no problem.
 
         Args:
             rows: columns ``where`` and ``value``, in file order.
             reason: what is wrong with them, such as "duplicate item id".
             expected: what would have been right.
+            hint: what else cures it, to be put behind the rest.
 
         Raises:
             DataError: the policy is ``stop``; names the first row and the number of rows.
@@ -49,9 +55,9 @@ class Problems:
             _, where, value = rows.row(0)
             count = "1 such row" if len(rows) == 1 else f"{len(rows):,} such rows"
             raise DataError(
-                f"{where}: {reason} '{value}' ({count})",
+                f"{where}: {reason} '{printable(value)}' ({count})",
                 expected,
-                "correct it, or pass --on-bad skip (on_bad='skip') to leave such rows out",
+                "correct it, or pass --on-bad skip (on_bad='skip') to leave such rows out" + hint,
             )
         self._reports.append(rows)
 

@@ -36,8 +36,8 @@ class Sequences:
         """Interactions of each user, ``[users]``."""
         return np.diff(self.offsets)
 
-    def save(self, folder: Path) -> None:
-        """Write the arrays as ``.npy`` files into ``folder``."""
+    def save(self, folder: Path) -> list[Path]:
+        """Write the arrays as ``.npy`` files into ``folder``; returns those that were written."""
         arrays: dict[str, npt.NDArray[np.integer] | None] = {
             "offsets": self.offsets,
             "items": self.items,
@@ -50,6 +50,7 @@ class Sequences:
                 continue
             with aside(path) as temporary, temporary.open("wb") as file:
                 np.save(file, array)
+        return [folder / f"{name}.npy" for name, array in arrays.items() if array is not None]
 
     @classmethod
     def load(cls, folder: Path) -> "Sequences":

@@ -7,6 +7,7 @@ where a row is malformed nor that one has too few fields.
 import csv
 import difflib
 import gzip
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 import polars as pl
 from polars.exceptions import ComputeError, PolarsError
 
-from iisan.data.problems import VALUE, WHERE, Problems
+from iisan.data.problems import VALUE, WHERE, Problems, printable
 from iisan.errors import DataError
 
 #: Number of the line or row of the file that a row comes from.
@@ -23,6 +24,11 @@ LINE = "__line__"
 _TEXT = "__text__"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
+_BOM = "\ufeff"
+#: Stands for two quotes, which in a quoted field are one; no text has this character.
+_PAIR = "\ufdd0"
+_QUOTES = "quotes that open and close a field"
+_NO_QUOTES = "pass --no-quotes (quotes=False) where quotes mean nothing"
 SUFFIXES = (*_SEPARATORS, *_JSON_LINES, ".parquet")
 
 
@@ -35,17 +41,19 @@ class Role:
         candidates: what it may be called in the table, best first.
         required: its absence is an error.
         cure: what to do when it is absent; None names the option that is called like the column.
+        given: the user named it; no other column is looked for under that name.
     """
 
     name: str
     candidates: tuple[str, ...]
     required: bool = True
     cure: str | None = None
+    given: bool = False
 
     @classmethod
     def of(cls, name: str, given: str | None, *defaults: str, required: bool = True) -> "Role":
         """A column under the name that the user gave, which must exist, or under a default name."""
-        return cls(name, defaults, required) if given is None else cls(name, (given,))
+        return cls(name, defaults, required) if given is None else cls(name, (given,), given=True)
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,21 @@ def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[s
     """Find the columns: a mapping from their names in the table to the canonical ones.
 
     Raises:
-        DataError: a required column is missing; names those that are there.
+        DataError: a required column is missing, or one column is asked for twice.
     """
+    given: dict[str, Role] = {}
+    for role in roles:
+        if role.given and given.setdefault(role.candidates[0], role) is not role:
+            raise _twice(table, role.candidates[0], given[role.candidates[0]], role)
     found = {}
     for role in roles:
-        name = next((candidate for candidate in role.candidates if candidate in columns), None)
-        if name is not None:
-            found[name] = role.name
+        present = [candidate for candidate in role.candidates if candidate in columns]
+        free = [candidate for candidate in present if role.given or candidate not in given]
+        if free:
+            found[free[0]] = role.name
+        # A further column that takes the only text away is a mistake; an id that does may be meant.
+        elif present and (role.required or given[present[0]].cure):
+            raise _twice(table, present[0], role, given[present[0]])
         elif role.required:
             wanted = role.candidates[0]
             close = difflib.get_close_matches(wanted, columns, n=1)
@@ -93,10 +109,29 @@ def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[s
     return found
 
 
-def renamed(frame: pl.DataFrame, found: dict[str, str]) -> pl.DataFrame:
-    """Give columns their canonical names; another column of that name is kept as ``<name>_original``."""
+def _twice(table: str, name: str, first: Role, second: Role) -> DataError:
+    cures = [role.cure or f"name another column with --{role.name.replace('_', '-')}" for role in (first, second)]
+    return DataError(
+        f"{table} has one column '{name}', asked for as '{first.name}' and as '{second.name}'",
+        "a column of its own for each",
+        ", or ".join(cures),
+    )
+
+
+def renamed(frame: pl.DataFrame, found: dict[str, str], table: str) -> pl.DataFrame:
+    """Give columns their canonical names; another column of that name is kept as ``<name>_original``.
+
+    Raises:
+        DataError: two columns would have one name, or one that of ``LINE``.
+    """
     taken = {name: f"{name}_original" for name in found.values() if name in frame.columns and name not in found}
-    return frame.rename(taken | found)
+    names = taken | found
+    seen = {LINE}
+    for name in (names.get(column, column) for column in frame.columns):
+        if name in seen:
+            raise DataError(f"{table} has a column in the way of '{name}'", "unique names", f"rename '{name}'")
+        seen.add(name)
+    return frame.rename(names)
 
 
 def suffix_of(path: Path) -> str:
@@ -151,12 +186,12 @@ def read_table(
             return _read_json_lines(path, roles, rest, problems)
         quoted = suffix == ".csv" if quotes is None else quotes
         return _read_separated(path, _SEPARATORS[suffix], roles, rest, quoted, header, problems)
-    except (PolarsError, EOFError, gzip.BadGzipFile) as error:
+    except (PolarsError, csv.Error, EOFError, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    first = str(error).split("\n")[0]
+    first = printable(str(error).split("\n")[0])
     return DataError(f"'{path}' cannot be read ({first})", "a whole table", "mend the file or fetch it again")
 
 
@@ -169,11 +204,11 @@ def _read_parquet(path: Path, roles: Sequence[Role], rest: bool) -> Table:
     frame = pl.read_parquet(path, columns=None if rest else list(found), glob=False)
     if frame.is_empty():
         raise _empty(path)
-    return Table(renamed(frame, found).with_row_index(LINE, 1), f"{path.name}, row")
+    return Table(renamed(frame, found, f"'{path}'").with_row_index(LINE, 1), f"{path.name}, row")
 
 
 def _lines(path: Path, problems: Problems) -> tuple[pl.DataFrame, bool]:
-    """All lines but blank ones (``_TEXT``, numbered from 1 in ``LINE``), and whether none was left out."""
+    """All lines but blank ones (``_TEXT``, numbered from 1 in ``LINE``), and whether this is the whole file."""
     try:
         lines = pl.read_lines(path, name=_TEXT, glob=False).with_row_index(LINE, 1)
     except ComputeError:
@@ -183,8 +218,11 @@ def _lines(path: Path, problems: Problems) -> tuple[pl.DataFrame, bool]:
         if error.errno is not None:
             raise
         raise _damaged(path, error) from None  # a truncated .gz
+    marked = len(lines) > 0 and lines[_TEXT][0].startswith(_BOM)
+    if marked:
+        lines = lines.with_columns(pl.col(_TEXT).str.strip_prefix(_BOM))
     full = lines.filter(pl.col(_TEXT).str.strip_chars() != "")
-    return full, len(full) == len(lines)
+    return full, not marked and len(full) == len(lines)
 
 
 def _utf8_lines(path: Path, problems: Problems) -> pl.DataFrame:
@@ -201,6 +239,7 @@ def _utf8_lines(path: Path, problems: Problems) -> pl.DataFrame:
     problems.report(rows, "not UTF-8", "text in UTF-8")
     for number in bad:
         raw[number] = b""
+    raw[0] = raw[0].removeprefix(_BOM.encode())
     text = pl.Series(_TEXT, raw).cast(pl.String).str.strip_suffix("\r")
     return pl.DataFrame({_TEXT: text}).with_row_index(LINE, 1)
 
@@ -226,26 +265,35 @@ def _read_separated(
     if lines.is_empty():
         raise _empty(path)
     records = _records(lines, separator, quotes)
-    del lines
     if header is None:
-        first = records[_TEXT][0].removeprefix("\ufeff")
+        first = records[_TEXT][0]
+        if "\r" in first:
+            raise DataError(f"'{path}' ends its lines with CR alone", "LF or CR LF", "convert its line ends")
+        if not records["fields"][0]:
+            raise DataError(f"'{path}' has a stray quote in its header", _QUOTES, f"mend it, or {_NO_QUOTES}")
         columns = next(csv.reader([first], delimiter=separator)) if quotes else first.split(separator)
     else:
         columns = list(header)
     if len(set(columns)) < len(columns):
         raise DataError(f"'{path}' has two columns of one name: {columns}", "unique names", "rename one")
     found = resolve(columns, roles, f"'{path}'")
-    table = Table(records.slice(header is None), f"{path.name}, line")
     malformed = pl.col("fields") != len(columns)
-    bad = table.rows(malformed, pl.col(_TEXT))
-    problems.report(bad, "malformed row", f"{len(columns)} fields ({', '.join(columns)})")
-    kept = table.without(malformed) if len(bad) else table
-    if kept.frame.is_empty():
+    some_bad, stray = records.select(malformed.any().alias("bad"), pl.any("stray")).row(0)
+    kept = records.slice(header is None)
+    if some_bad:
+        # Lines are reported, not records: a quote that opens by mistake joins all lines up to the next one.
+        marked = lines.join_asof(records.select(LINE, malformed.alias("bad")), on=LINE)
+        bad = Table(marked, f"{path.name}, line").rows(pl.col("bad"), pl.col(_TEXT))
+        expected = f"{len(columns)} fields ({printable(', '.join(columns))})"
+        quoted = quotes and bad[VALUE].str.contains('"', literal=True).any()
+        problems.report(bad, "malformed row", expected, f", or {_NO_QUOTES}" if quoted else "")
+        kept = kept.filter(~malformed)
+    if kept.is_empty():
         raise _empty(path)
-    numbers = kept.frame[LINE]
-    clean = whole and not len(bad)
-    source = path if clean else _joined(kept.frame[_TEXT])
-    del records, table, kept
+    numbers = kept[LINE]
+    clean = whole and not some_bad and not stray
+    source = path if clean else _joined(_requoted(kept, separator))
+    del lines, records, kept
     frame = pl.read_csv(
         source,
         separator=separator,
@@ -259,10 +307,10 @@ def _read_separated(
     if len(frame) != len(numbers):
         raise DataError(
             f"'{path}' has rows that cannot be told apart: {len(numbers):,} or {len(frame):,}",
-            "quotes that open and close a field",
-            "mend the quotes, or pass --no-quotes (quotes=False) where they mean nothing",
+            _QUOTES,
+            f"mend the quotes, or {_NO_QUOTES}",
         )
-    return Table(renamed(frame, found).with_columns(numbers), f"{path.name}, line")
+    return Table(renamed(frame, found, f"'{path}'").with_columns(numbers), f"{path.name}, line")
 
 
 def _joined(lines: pl.Series) -> bytes:
@@ -270,24 +318,68 @@ def _joined(lines: pl.Series) -> bytes:
 
 
 def _records(lines: pl.DataFrame, separator: str, quotes: bool) -> pl.DataFrame:
-    """Join the lines of quoted fields that hold line breaks; count the fields of every record."""
+    """Join the lines of quoted fields that hold line breaks.
+
+    Returns:
+        Records with the number of their ``fields``, 0 where quotes are amiss, and whether they hold a ``stray``
+        quote inside a field without quotes.
+    """
     text = pl.col(_TEXT)
     if not (quotes and lines.select(text.str.contains('"', literal=True).any()).item()):
-        return lines.with_columns(fields=text.str.count_matches(separator, literal=True) + 1)
-    odd = text.str.count_matches('"', literal=True) % 2
-    if lines.select(odd.any()).item():
-        # A record ends where the number of quotes so far is even.
-        ended = (odd.cum_sum() % 2 == 0).shift(1, fill_value=True)
-        lines = (
-            lines.group_by(ended.cum_sum().alias("record"), maintain_order=True)
-            .agg(text.str.join("\n"), pl.col(LINE).first())
-            .drop("record")
-        )
+        return lines.with_columns(fields=text.str.count_matches(separator, literal=True) + 1, stray=False)
     # A quoted field begins right after a separator; quotes elsewhere are ordinary characters.
-    bare = text.str.replace_all(rf'(?s)(^|{separator})"(?:[^"]|"")*"', "${1}")
-    unclosed = bare.str.contains(rf'(^|{separator})"')
-    fields = bare.str.count_matches(separator, literal=True) + 1
-    return lines.with_columns(fields=pl.when(unclosed).then(0).otherwise(fields))
+    start = rf"(^|{separator})"
+    opening = rf'{start}{_PAIR}*"'
+
+    def bare(text: pl.Expr) -> pl.Expr:
+        """The text with ``""`` for every quoted field that is closed."""
+        return text.str.replace_all(rf'{opening}[^"]*"', '${1}""')
+
+    plain = text.str.replace_all('""', _PAIR, literal=True)
+    unclosed = rf'{opening}([^"]|$)'
+    lines = lines.with_columns(bare=bare(plain))
+    opens = pl.col("bare").str.contains(unclosed)
+    if lines.select(opens.any()).item():
+        stays = bare('"' + plain).str.contains(unclosed)
+        lines = _joined_where(lines, opens, stays).with_columns(bare=bare(plain))
+    fields = pl.col("bare").str.count_matches(separator, literal=True) + 1
+    beyond = rf'{start}(""[^{separator}]|{_PAIR}+[^{separator}"{_PAIR}])'
+    amiss = pl.col("bare").str.contains(f"{unclosed}|{beyond}")
+    unquoted = pl.col("bare").str.replace_all(rf'{start}(""|{_PAIR}+)', "${1}")
+    stray = unquoted.str.contains(f'["{_PAIR}]')
+    return lines.select(LINE, _TEXT, fields=pl.when(amiss).then(0).otherwise(fields), stray=stray)
+
+
+def _joined_where(lines: pl.DataFrame, opens: pl.Expr, stays: pl.Expr) -> pl.DataFrame:
+    """Join lines to records.
+
+    Args:
+        lines: all lines.
+        opens: a quoted field is open at the end of a line if none was at its start.
+        stays: a quoted field is open at the end of a line if one was at its start.
+    """
+    # Some lines say it whatever was before them; between those, lines that turn it round are counted.
+    turns = (opens & ~stays).cum_sum()
+    known = pl.when(opens == stays).then(opens + turns).forward_fill().fill_null(0)
+    ended = ((known + turns) % 2 == 0).shift(1, fill_value=True)
+    return (
+        lines.group_by(ended.cum_sum().alias("record"), maintain_order=True)
+        .agg(pl.col(_TEXT).str.join("\n"), pl.col(LINE).first())
+        .drop("record")
+    )
+
+
+def _requoted(records: pl.DataFrame, separator: str) -> pl.Series:
+    """The texts of records, stray quotes quoted: the parser takes them for quotes that open or close a field."""
+    texts, stray = records[_TEXT], records["stray"].arg_true()
+    return texts.scatter(stray, [_quoted(text, separator) for text in texts.gather(stray)])
+
+
+def _quoted(text: str, separator: str) -> str:
+    record = io.StringIO()
+    writer = csv.writer(record, delimiter=separator, lineterminator="\n")
+    writer.writerows(csv.reader([text], delimiter=separator))
+    return record.getvalue().removesuffix("\n")
 
 
 def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Problems) -> Table:
@@ -311,15 +403,15 @@ def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Pr
 
 
 def _parse_json(source: Path | bytes, path: Path, roles: Sequence[Role], rest: bool) -> pl.DataFrame:
-    # Keys may be absent from many rows, so a table whose other columns are wanted is looked at as a whole.
-    columns = pl.scan_ndjson(source, infer_schema_length=None if rest else 10_000).collect_schema().names()
+    # Keys may be absent from many rows, so the table is looked at as a whole.
+    columns = pl.scan_ndjson(source, infer_schema_length=None).collect_schema().names()
     found = resolve(columns, roles, f"'{path}'")
     strings = dict.fromkeys(found, pl.String)
     if rest:
         frame = pl.read_ndjson(source, infer_schema_length=None, schema_overrides=strings)
     else:
         frame = pl.read_ndjson(source, schema=strings)
-    return renamed(frame, found)
+    return renamed(frame, found, f"'{path}'")
 
 
 def _is_json_object(line: str) -> bool:
