@@ -368,7 +368,7 @@ def test_a_damaged_result_says_what_to_do(quick, tmp_path):
     ("files", "sentence"),
     [
         ({"photo.jpg": "", ".photo.part": "", ".config.yaml.x.part": ""}, "no run folder and not empty"),
-        ({"config.yaml": "recipe: default # mine\n"}, "holds a run with"),
+        ({"config.yaml": "recipe: default # mine\n"}, "no run folder and not empty"),
         ({"config.yaml": "whole", "thesis.txt": ""}, "holds a run with"),
     ],
 )

@@ -72,7 +72,8 @@ def assess(
     if asked != own:
         whole, parts = parts, parts.after(split(dataset.sequences, dataset.num_items, own))
         targets, left = len(whole.part(part)), len(parts.part(part))
-        left_out = f" (of {targets:,} targets {targets - left:,} were trained on under {own} and are left out)"
+        if left < targets:
+            left_out = f" (of {targets:,} targets {targets - left:,} were trained on under {own} and are left out)"
         if not left:
             raise DataError(
                 f"all {targets:,} targets of the {asked} {part} were trained on under {own}",

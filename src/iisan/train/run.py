@@ -99,13 +99,12 @@ def _claim(out: Path, config: Config) -> None:
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
     names = {entry.name for entry in entries} - {entry.name for entry in unfinished}
     path = out / CONFIG
-    if path.exists():
-        theirs = read_yaml(path)
-        whole = theirs.keys() >= Config.model_fields.keys()
-        begun = CHECKPOINT in names or _finished_result(out) is not None
-        if begun or not whole or not names <= _BEFORE_AN_EPOCH:
-            _check_same(out, theirs, config)
-    elif names:
+    theirs = read_yaml(path) if path.exists() else {}
+    whole = theirs.keys() >= Config.model_fields.keys()
+    begun = CHECKPOINT in names or _finished_result(out) is not None
+    if begun or (whole and not names <= _BEFORE_AN_EPOCH):
+        _check_same(out, theirs, config)
+    elif names and not whole:
         raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
     for entry in unfinished:
         entry.unlink()
