@@ -105,6 +105,12 @@ def test_ids_that_are_no_text(runs, tmp_path, iisan):
     assert "ids' is not UTF-8 text; expected item ids, one a line: save it as UTF-8" in error
 
 
+def test_an_id_is_a_line(runs, tmp_path, iisan):
+    (tmp_path / "ids").write_text(" i3 \r\n\ni 5\n")
+    code, _, error = iisan("robustness", runs / "plain", "--modality", "text", "--items", tmp_path / "ids")
+    assert (code, "unknown item 'i 5'" in error) == (2, True)
+
+
 def test_seeds_that_are_no_decimal_numbers(iisan):
     code, _, error = iisan("experiment", "table-3", "--seeds", "0,²")
     assert (code, error.count("\n")) == (2, 1)

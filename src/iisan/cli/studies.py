@@ -90,9 +90,10 @@ def robustness(
     except ValueError:
         raise ConfigError(f"the rates '{rates}'", "numbers with commas", "write e.g. 0,0.3,1") from None
     try:
-        ids = items.read_text(encoding="utf-8").split() if items else None
+        ids = items.read_text(encoding="utf-8").splitlines() if items else None
     except UnicodeDecodeError:
         raise DataError(f"'{items}' is not UTF-8 text", "item ids, one a line", "save it as UTF-8") from None
+    ids = ids and [each.strip() for each in ids if each.strip()]
     names = short_names([run.absolute() for run in runs])
     found = [decline(run, modality, shares, how, ids, seed, name) for run, name in zip(runs, names, strict=True)]
     if out is not None:
