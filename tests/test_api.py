@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from iisan import Dataset, Recommender
+from iisan.data.dataset import claim
 from iisan.errors import DataError, RunError
 from iisan.evaluate.ranks import rank_targets
 
@@ -130,3 +131,13 @@ def test_states_may_stand_in_the_configuration(prepared, tmp_path):
 
 def test_a_list_is_no_longer_than_the_catalogue(recommender):
     assert len(recommender.recommend(history=["i3"], k=10**11, include_seen=True)) == 30
+
+
+def test_a_dataset_whose_saving_was_killed_is_saved_again(tmp_path):
+    claim(tmp_path / "run-dataset")
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(12)]})
+    log = pl.DataFrame(
+        {"user_id": [n // 5 for n in range(100)], "item_id": [f"i{n * 7 % 12}" for n in range(100)]}
+    )
+    found = Recommender.fit(Dataset.from_frames(items, log), config="ids", out=tmp_path / "run", overrides=QUICK)
+    assert len(found.recommend(user="3", k=3)) == 3

@@ -183,8 +183,9 @@ class Recommender:
 
 def _saved(dataset: Dataset, folder: Path) -> Dataset:
     """Save a dataset beside its run; that of another run is not replaced."""
-    theirs = Dataset.load(folder).manifest if folder.exists() else dataset.manifest
-    if theirs.get("content_hash") != dataset.manifest.get("content_hash"):
+    # One whose writing was killed has no manifest, and is written again.
+    finished = (folder / "dataset.json").exists()
+    if finished and Dataset.load(folder).content_hash != dataset.content_hash:
         raise RunError(f"'{folder}' holds another dataset, that of a run", "a new folder", "choose another out")
     return dataset.save(folder)
 

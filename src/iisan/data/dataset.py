@@ -71,6 +71,11 @@ class Dataset:
         """Number of interactions."""
         return len(self.sequences.items)
 
+    @property
+    def content_hash(self) -> str | None:
+        """See the function of that name; None in datasets that do not say it."""
+        return self.manifest.get("content_hash")
+
     def text(self, index: int) -> str | None:
         """The text of an item, None where missing."""
         text: str | None = self.items[TEXT][index]

@@ -16,7 +16,7 @@ from iisan.files import sha256_json, write_json
 from iisan.names import IMAGE, TEXT
 from iisan.train.loop import METRICS
 from iisan.train.run import train
-from iisan.train.setup import open_dataset, resolve
+from iisan.train.setup import fingerprints, open_dataset, resolve
 from iisan.train.sources import open_stores
 
 #: What a record takes over from a run's result.
@@ -127,10 +127,7 @@ def _portable(config: Config) -> dict[str, Any]:
 
 def _inputs(config: Config) -> dict[str, Any]:
     """What a resolved row reads, by fingerprints under the names that a record has them."""
-    found: dict[str, Any] = {
-        "data": open_dataset(config).manifest.get("content_hash"),
-        "states": {modality: store.fingerprint for modality, store in open_stores(config).items()},
-    }
+    found = fingerprints(open_dataset(config), open_stores(config))
     if config.source == "live":  # those of stored states are in the fingerprints of their stores
         named = {modality: config.states_of(modality) for modality in config.modalities or ()}
         found["backbones"] = {

@@ -29,7 +29,7 @@ from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
 from iisan.train.loop import CHECKPOINT, METRICS, Trainer
 from iisan.train.processes import Processes, joined
-from iisan.train.setup import Setup, build, choose_device, open_dataset, resolve
+from iisan.train.setup import Setup, build, choose_device, fingerprints, open_dataset, resolve
 from iisan.train.trained import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
 
 Say = Callable[[str], None]
@@ -64,7 +64,8 @@ def train(
         RunError: ``out`` holds something else, or the training diverged.
     """
     config = resolve(config)
-    with joined(choose_device(config.training.device)) as processes:
+    device = choose_device(config.training.device)
+    with joined(device) as processes:
         if processes.first:
             _claim(out, config)
         else:
@@ -73,9 +74,12 @@ def train(
         finished = _finished_result(out)
         if finished is not None:
             if dataset is not None or (config.dataset and config.dataset.exists()):
-                check_inputs(out, finished, {"data": _data(dataset or open_dataset(config))})
+                check_inputs(out, finished, {"data": (dataset or open_dataset(config)).content_hash})
             say(f"{out} is finished already; nothing to do")
             return finished
+        forget_peak()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         try:
             _train(build(config, dataset), out, say, processes)
         except Exception as error:
@@ -136,11 +140,6 @@ def _finished_result(out: Path) -> dict[str, Any] | None:
     return result if result.get("status") == "finished" else None
 
 
-def _data(dataset: Dataset) -> str | None:
-    """What a dataset holds, as a hash."""
-    return dataset.manifest.get("content_hash")
-
-
 def _header(config: Config) -> dict[str, Any]:
     return {
         "kind": "iisan-run",
@@ -158,9 +157,6 @@ def _header(config: Config) -> dict[str, Any]:
 
 def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
     config, split = setup.config, setup.split
-    forget_peak()
-    if setup.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     evaluation, training = config.evaluation, config.training
     batches = Batches(split, config.sequence.length, training.batch, config.loss, training.windows, training.seed)
 
@@ -189,11 +185,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
     network = setup.network
-    inputs = {
-        "data": _data(setup.dataset),
-        "states": {modality: store.fingerprint for modality, store in setup.stores.items()},
-        "backbones": network.source.digests,
-    }
+    inputs = {**fingerprints(setup.dataset, setup.stores), "backbones": network.source.digests}
     trainer = Trainer(network, batches, config, validate, out, log, processes=processes, inputs=inputs)
     progress = trainer.fit()
     if not processes.first:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,6 +37,12 @@ class Setup:
     stores: Mapping[str, StateStore]
     network: SequentialRecommender
     device: torch.device
+
+
+def fingerprints(dataset: Dataset, stores: Mapping[str, StateStore]) -> dict[str, Any]:
+    """What is trained on, under the names that checkpoints, results and records have for it."""
+    states = {modality: store.fingerprint for modality, store in stores.items()}
+    return {"data": dataset.content_hash, "states": states}
 
 
 def choose_device(name: str) -> torch.device:
