@@ -31,10 +31,10 @@ from PIL import Image
 from timing import PRODUCT, faster, products, take_turns, told, write_record
 
 from iisan.ahead import ahead
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.image import load_image
-from iisan.backbones.text import load_text
 from iisan.data.prepare import prepare
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.image import load_image
+from iisan.encoders.text import load_text
 from iisan.names import IMAGE, TEXT
 from iisan.states import extract as extraction_module
 from iisan.states.contents import Contents
@@ -65,7 +65,7 @@ def jpeg(number: int, edge: int = 256) -> bytes:
     return buffer.getvalue()
 
 
-def make_model(folder: Path, kind: str, tokenizer: str) -> Backbone:
+def make_model(folder: Path, kind: str, tokenizer: str) -> Encoder:
     """Of bert-base's or vit-base's shape, with random weights."""
     torch.manual_seed(0)
     if kind == TEXT:
@@ -77,7 +77,7 @@ def make_model(folder: Path, kind: str, tokenizer: str) -> Backbone:
     return load_image(str(folder / kind), "cls")
 
 
-def extraction(backbone: Backbone, contents: Contents, folder: Path, precision: str) -> Callable[[], object]:
+def extraction(encoder: Encoder, contents: Contents, folder: Path, precision: str) -> Callable[[], object]:
     """Each call fills a new store, of which a few contents were there before: the error is measured on these."""
     few = Contents(contents.modality, contents.kind, contents.present.copy(), contents.get, contents.label)
     few.present[8:] = False
@@ -88,7 +88,7 @@ def extraction(backbone: Backbone, contents: Contents, folder: Path, precision: 
         made += 1
         for part in (few, contents):
             extract(
-                backbone,
+                encoder,
                 part,
                 folder / str(made),
                 precision=precision,
@@ -111,11 +111,11 @@ def utilisation(folder: Path, tokenizer: str, counts: dict[str, int], turns: int
     }
     found: dict[str, Any] = {}
     for kind, tokens in ((TEXT, TOKENS), (IMAGE, PATCHES)):
-        backbone = make_model(folder, kind, tokenizer)
+        encoder = make_model(folder, kind, tokenizer)
         contents = contents_of(values[kind], kind)
         sides: dict[str, Callable[[], object]] = {}
         for precision, dtype in DTYPES.items():
-            sides[precision] = extraction(backbone, contents, folder / f"{kind}-{precision}", precision)
+            sides[precision] = extraction(encoder, contents, folder / f"{kind}-{precision}", precision)
             sides[f"peak {precision}"] = products(dtype, PRODUCTS[precision])
         seconds = take_turns(sides, turns)
         found[kind] = {"contents": counts[kind], "seconds": seconds}

@@ -3,7 +3,7 @@
     python benchmarks/methods.py DATA TOKENIZER --out benchmarks/results/methods.json
 
 DATA is the folder of the Scientific tables, TOKENIZER a folder with BERT's tokenizer (any BERT-like model has it).
-The backbones have the shapes of bert-base and vit-base and random weights, since the cost does not depend on the
+The encoders have the shapes of bert-base and vit-base and random weights, since the cost does not depend on the
 weights; pictures are noise, one an item; cached states are random numbers in a store of full size. Sequences and
 titles are real. fp32, the settings of the recipe ``paper`` but for the batch.
 """
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from synthetic import make_backbones, make_dataset, make_store
+from synthetic import make_dataset, make_encoders, make_store
 
-from iisan.backbones.image import load_image
-from iisan.backbones.text import load_text
-from iisan.efficiency.estimate import BackboneShape, DataShape, Estimate, Hardware, estimate
+from iisan.efficiency.estimate import DataShape, EncoderShape, Estimate, Hardware, estimate
 from iisan.efficiency.measure import Efficiency, measure
 from iisan.efficiency.tpme import Measurement, tpme
+from iisan.encoders.image import load_image
+from iisan.encoders.text import load_text
 from iisan.experiments.tables import full_settings
 from iisan.files import aside, write_json
 from iisan.machine import processor_name
@@ -58,19 +58,19 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--users", type=int, default=4, help="users a batch")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations of trained backbones")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations of trained encoders")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--steps", type=int, help="measured steps of every method but the cached one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         dataset = make_dataset(arguments.data, folder)
-        models = make_backbones(arguments.tokenizer, folder)
+        models = make_encoders(arguments.tokenizer, folder)
         make_store(load_text(str(models["text"]), "cls", 30), dataset, folder / "states")
         make_store(load_image(str(models["image"]), "cls"), dataset, folder / "states")
         hardware = Hardware.measure("cpu", "fp32")
         shapes = {
-            modality: BackboneShape.of_folder(str(path), modality, TOKENS if modality == TEXT else None)
+            modality: EncoderShape.of_folder(str(path), modality, TOKENS if modality == TEXT else None)
             for modality, path in models.items()
         }
         found: dict[str, Efficiency] = {}
@@ -83,10 +83,10 @@ def main() -> None:
                     f"dataset={folder / 'data'}",
                     f"states={folder / 'states'}",
                     "modalities=[image, text]",
-                    *(f"{modality}.backbone={path}" for modality, path in models.items()),
-                    f"training.batch={arguments.users}",
+                    *(f"{modality}.encoder={path}" for modality, path in models.items()),
+                    f"training.batch_size={arguments.users}",
                     "training.precision=fp32",
-                    f"tuning.checkpointing={checkpointing}",
+                    f"tuning.gradient_checkpointing={checkpointing}",
                 )
             )
             if arguments.steps and recipe != "default":
@@ -149,7 +149,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['date']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, no GPU; "
         f"{record['users_a_batch']} users a batch"
         + (
-            ", gradient checkpointing for methods that train the backbones."
+            ", gradient checkpointing for methods that train the encoders."
             if record["gradient_checkpointing"]
             else "."
         )

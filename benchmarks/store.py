@@ -59,7 +59,7 @@ def measure(folder: Path, items: int, steps: int) -> dict[str, Any]:
         drawn = np.random.default_rng(0).integers(0, items, USERS * (LENGTH + 2), dtype=np.int32)
         split = leave_one_out(Sequences(np.arange(USERS + 1) * (LENGTH + 2), drawn), items)
         network = SequentialRecommender.build(config, items, source).train()
-        batches = Batches(split, config.sequence.length, config.training.batch, config.loss, "last", 0)
+        batches = Batches(split, config.sequence.max_length, config.training.batch_size, config.loss, "last", 0)
         clock = StageClock()
         trainer = Trainer(network, batches, config, lambda _: {}, Path(run), clock=clock)
         # The same batches twice: the second time their pages are in the system's cache.

@@ -1,4 +1,4 @@
-"""Data of real size for benchmarks: real sequences and titles, pictures of noise, backbones with random weights.
+"""Data of real size for benchmarks: real sequences and titles, pictures of noise, encoders with random weights.
 
 Costs do not depend on the values, so cached states are random numbers in a store of full size.
 """
@@ -14,10 +14,10 @@ import torch
 import transformers
 from PIL import Image
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.levels import layer_drop
 from iisan.data.dataset import Dataset
 from iisan.data.prepare import prepare
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.levels import layer_drop
 from iisan.names import IMAGE
 from iisan.states.contents import Contents
 from iisan.states.manifest import Manifest, fingerprint_of
@@ -45,7 +45,7 @@ def make_dataset(data: Path, folder: Path) -> Dataset:
     return Dataset.from_frames(items, interactions).save(folder / "data")
 
 
-def make_backbones(tokenizer: Path, folder: Path) -> dict[str, Path]:
+def make_encoders(tokenizer: Path, folder: Path) -> dict[str, Path]:
     folders = {"text": folder / "bert-base", "image": folder / "vit-base"}
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig()).save_pretrained(folders["text"])
@@ -55,11 +55,11 @@ def make_backbones(tokenizer: Path, folder: Path) -> dict[str, Path]:
     return folders
 
 
-def make_store(backbone: Backbone, dataset: Dataset, out: Path) -> StateStore:
+def make_store(encoder: Encoder, dataset: Dataset, out: Path) -> StateStore:
     """A store as ``iisan cache`` would write it."""
-    found = Contents.of(dataset, backbone.kind).keys()
+    found = Contents.of(dataset, encoder.kind).keys()
     keys = [key for key in dict.fromkeys(found) if key is not None]
-    return write_store(out, {"modality": backbone.kind, **backbone.settings}, backbone.depth, backbone.width, keys)
+    return write_store(out, {"modality": encoder.kind, **encoder.settings}, encoder.depth, encoder.width, keys)
 
 
 def write_store(

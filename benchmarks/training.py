@@ -31,18 +31,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from synthetic import make_backbones, make_dataset, make_store
+from synthetic import make_dataset, make_encoders, make_store
 from timing import copy_speed, faster, peak, take_turns, told, write_record
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from iisan.backbones.image import load_image
-from iisan.backbones.text import load_text
 from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.data.sequences import padded
+from iisan.encoders.image import load_image
+from iisan.encoders.text import load_text
 from iisan.model import SequentialRecommender
 from iisan.names import PAD
 from iisan.nn.items import SideNetwork
@@ -237,7 +237,7 @@ def main() -> None:
 
 def write_data(arguments: argparse.Namespace, folder: Path) -> None:
     dataset = make_dataset(arguments.data, folder)
-    models = make_backbones(arguments.tokenizer, folder)
+    models = make_encoders(arguments.tokenizer, folder)
     stores = {
         "image": make_store(load_image(str(models["image"]), "cls"), dataset, folder / "states"),
         "text": make_store(load_text(str(models["text"]), "cls", 30), dataset, folder / "states"),

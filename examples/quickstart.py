@@ -13,7 +13,7 @@ import polars as pl
 
 import iisan
 from iisan.demo.catalogue import generate
-from iisan.demo.run import BACKBONES
+from iisan.demo.run import ENCODERS
 
 
 def main(folder: Path, **size: int) -> pl.DataFrame:
@@ -26,7 +26,7 @@ def main(folder: Path, **size: int) -> pl.DataFrame:
 
     # Any Hugging Face encoders, by hub id or folder, such as "google-bert/bert-base-uncased" and
     # "google/vit-base-patch16-224". Each item passes them once, ever.
-    models = {name: str(BACKBONES / name) for name in ("image", "text")}
+    models = {name: str(ENCODERS / name) for name in ("image", "text")}
     iisan.cache_states(dataset, folder / "states", models)
 
     recommender = iisan.Recommender.fit(

@@ -94,7 +94,7 @@ The scaling has three seeds. Seconds are rough, as the machine had other work be
 """
 COSTS = """
 Seconds an epoch in the paper's table 3 (A6000, batch 32, bert-base and vit-base): {paper}. Here: {here}. The
-same comparison with backbones of that size is in [benchmarks](../benchmarks/README.md).
+same comparison with encoders of that size is in [benchmarks](../benchmarks/README.md).
 """
 #: Seconds an epoch, P1 table 3, Scientific.
 PAPER_SECONDS = {
@@ -111,7 +111,7 @@ EXTENDED_HEAD = """
 The extended catalogue (`iisan demo --extended`, **generated data**): every product also has a tone, whose
 timbre is a matter of taste, and a clip, whose direction of motion is another. Neither title nor picture tells
 them, nor do tone and clip tell anything else. The two weigh as much as shape or brand, which was set before any
-result was seen and not changed. Frozen backbones: a BERT, a ViT, an AST and a VideoMAE, all tiny. {count}
+result was seen and not changed. Frozen encoders: a BERT, a ViT, an AST and a VideoMAE, all tiny. {count}
 seeds, each another catalogue, 12 epochs, one thread. Commands: [`extended.sh`](extended.sh). Protocol of
 every row: {protocol}. In %, mean ± standard deviation over seeds.
 

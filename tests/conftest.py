@@ -191,7 +191,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, 
     folder = tmp_path_factory.mktemp("prepared")
     dataset = Dataset.from_frames(items, interactions).save(folder / "dataset")
     text, image = str(model_folders["bert"]), str(model_folders["vit"])
-    cache(dataset, folder / "states", {"text": text, "image": image}, dtype="fp32", precision="fp32", top_blocks=2)
+    cache(
+        dataset, folder / "states", {"text": text, "image": image}, dtype="fp32", precision="fp32", last_n_layers=2
+    )
     before = sorted(folder.rglob("*"))
     yield Prepared(folder / "dataset", folder / "states", Path(text), Path(image))
     assert sorted(folder.rglob("*")) == before, "a test wrote into what all tests share"

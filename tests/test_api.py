@@ -9,7 +9,7 @@ from iisan.data.dataset import claim
 from iisan.errors import DataError, RunError
 from iisan.evaluate.ranks import rank_targets
 
-QUICK = ("training.epochs=2", "training.batch=16", "loss.negatives=5")
+QUICK = ("training.epochs=2", "training.batch_size=16", "loss.negatives=5")
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from iisan import cli
-from iisan.demo.run import BACKBONES, CAPTIONER
+from iisan.demo.run import CAPTIONER, ENCODERS
 
-QUICK = ["--set", "training.epochs=1", "--set", "training.batch=16", "--set", "loss.negatives=5"]
+QUICK = ["--set", "training.epochs=1", "--set", "training.batch_size=16", "--set", "loss.negatives=5"]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
 
 def test_captions_become_a_modality(iisan, prepared, tmp_path):
     captioned, states, run = tmp_path / "captioned", tmp_path / "states", tmp_path / "run"
-    captioner = BACKBONES / CAPTIONER
+    captioner = ENCODERS / CAPTIONER
     code, out, error = iisan("caption", prepared.dataset, "--model", captioner, "--out", captioned)
     assert code == 0, error
     assert "image: 28 distinct contents, 0 with a caption already" in out
@@ -136,7 +136,7 @@ def test_bad_input_on_every_command(iisan, prepared, run_folder, tmp_path):
         ("prepare", "table", tmp_path / "no", tmp_path / "no", "--out", tmp_path / "o"): "no file",
         ("prepare", "reference", tmp_path, "--out", tmp_path / "o"): "exactly one file items",
         ("describe", tmp_path / "nothing"): "does not exist",
-        ("cache", prepared.dataset, "--out", tmp_path / "s"): "no backbone",
+        ("cache", prepared.dataset, "--out", tmp_path / "s"): "no encoder",
         ("cache", prepared.dataset, "--text", tmp_path / "no", "--out", tmp_path / "s"): str(tmp_path / "no"),
         ("cache", tmp_path / "nothing", "--text", "x", "--out", tmp_path / "s"): "does not exist",
         (
@@ -155,7 +155,7 @@ def test_bad_input_on_every_command(iisan, prepared, run_folder, tmp_path):
         ("caption", prepared.dataset, "--model", prepared.text, "--out", tmp_path / "c"): "no text about pictures",
         ("train", "defautl", "--out", tmp_path / "r"): "neither a recipe nor a file",
         ("train", "default", "--set", "traning.batch=3", "--out", tmp_path / "r"): "unknown configuration key",
-        ("train", "default", "--set", "training.batch=x", "--out", tmp_path / "r"): "'training.batch'",
+        ("train", "default", "--set", "training.batch_size=x", "--out", tmp_path / "r"): "'training.batch_size'",
         ("train", "ids", "--dataset", tmp_path / "no", "--out", tmp_path / "r"): "does not exist",
         ("evaluate", tmp_path / "nothing"): "does not exist",
         ("evaluate", run_folder, "--dataset", tmp_path / "moved"): "does not exist",

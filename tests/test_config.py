@@ -11,21 +11,21 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("training.bacth=1", "unknown configuration key 'training.bacth'.*did you mean 'training.batch'"),
-        ("training.batch=-1", "'training.batch' has the value -1; expected greater than 0"),
-        ("training.batch=many", "'training.batch' has the value 'many'"),
+        ("training.bacth=1", "unknown configuration key 'training.bacth'.*did you mean 'training.batch_size'"),
+        ("training.batch_size=-1", "'training.batch_size' has the value -1; expected greater than 0"),
+        ("training.batch_size=many", "'training.batch_size' has the value 'many'"),
         ("items.kind=tabel", "'items.kind' has the value 'tabel'; expected 'side', 'projection' or 'table'"),
-        ("optimizer.gates.foo=1", "settings of a tower 'foo', which is none of audio, image"),
-        ("training.batch.x=1", "looks inside 'batch', which is a value"),
+        ("optimizer.gate_learning_rates.foo=1", "settings of a tower 'foo', which is none of audio, image"),
+        ("training.batch_size.x=1", "looks inside 'batch', which is a value"),
         ("foo", "'foo' is no assignment"),
-        ("training.batch=[1", "is not YAML"),
+        ("training.batch_size=[1", "is not YAML"),
         ("dataset=2024-13-45", "is not YAML"),
-        ("training.batch=!!int many", "is not YAML"),
+        ("training.batch_size=!!int many", "is not YAML"),
         ("training.seed=18446744073709551616", "'training.seed' has the value 18446744073709551616"),
         ("evaluation.select=hr@7", "select 'hr@7' needs its cut-off among cutoffs"),
         ("modalities=[text,text]", "names one twice"),
         ("modalities=[]", "'table' learns from ids alone"),
-        ("sequence.heads=3", "no multiple of sequence.heads"),
+        ("sequence.num_heads=3", "no multiple of sequence.num_heads"),
         ("text.levels=[]", r"'text.levels' has the value \[\]"),
     ],
 )
@@ -55,7 +55,7 @@ def test_a_file_states_only_what_differs_from_its_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("recipe: reference\ntraining: {batch: 7}\n")
     config = load_config(path, ["training.seed=3"])
-    assert (config.training.batch, config.training.seed) == (7, 3)
+    assert (config.training.batch_size, config.training.seed) == (7, 3)
     assert config.items == reference().items
 
 
@@ -88,16 +88,16 @@ def test_paper_and_reference_follow_the_table_of_switches():
     assert (one.loss.reduction, two.loss.reduction) == ("sum", "mean")
     assert (one.loss.exclude, two.loss.exclude) == ("training", "window")
     assert (one.evaluation.policy, two.evaluation.policy) == ("none", "exclude-all")
-    assert (one.training.batch, two.training.batch) == (32, 64)
-    assert (one.training.patience, two.training.patience) == (10, 11)
+    assert (one.training.batch_size, two.training.batch_size) == (32, 64)
+    assert (one.training.early_stopping_patience, two.training.early_stopping_patience) == (10, 11)
     for config in (one, two):
         assert config.loss.candidates == "batch"
         assert config.loss.negatives == 0
         assert config.text.max_tokens == 30
         assert config.text.pooling == "cls"
-        assert config.sequence.length == 10
-    assert two.optimizer.dense == {"text": 5e-5, "image": 1e-4}
-    assert two.optimizer.gates == {"image": 1e-4}
+        assert config.sequence.max_length == 10
+    assert two.optimizer.projection_learning_rates == {"text": 5e-5, "image": 1e-4}
+    assert two.optimizer.gate_learning_rates == {"image": 1e-4}
 
 
 def test_yaml_holds_plain_values_only():
@@ -108,8 +108,10 @@ def test_yaml_holds_plain_values_only():
 
 def test_a_complete_file_takes_nothing_from_its_recipe(tmp_path):
     """Dictionaries with fewer entries than the recipe's, and a name that is no recipe's."""
-    changed = recipe("versa").override(["items.bottlenecks={text: 8}", "optimizer.dense={}", "recipe=mine"])
+    changed = recipe("versa").override(
+        ["items.bottlenecks={text: 8}", "optimizer.projection_learning_rates={}", "recipe=mine"]
+    )
     path = tmp_path / "config.yaml"
     path.write_text(changed.to_yaml())
     assert load_config(path) == changed
-    assert load_config(path, ["items.width=32"]).items.width == 32
+    assert load_config(path, ["items.embedding_dim=32"]).items.embedding_dim == 32

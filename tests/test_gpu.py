@@ -22,8 +22,8 @@ DEVICES = ("cpu", "cuda")
 def test_training_gives_the_same_losses(prepared, tmp_path, method, resident):
     """States that lie on the GPU, and states that a thread reads and sends."""
     folders = {"dataset": prepared.dataset, "states": prepared.states}
-    steady = ["training.precision=fp32", "training.epochs=3", "training.batch=16", "sequence.dropout=0"]
-    steady.append(f"training.resident={resident}")
+    steady = ["training.precision=fp32", "training.epochs=3", "training.batch_size=16", "sequence.dropout=0"]
+    steady.append(f"training.resident_gb={resident}")
     losses = []
     for device in DEVICES:
         config = recipe(method).model_copy(update=folders).override([*steady, f"training.device={device}"])
@@ -48,7 +48,7 @@ def test_caching_gives_the_same_states(prepared, tmp_path):
 
 def test_training_computes_in_bf16_where_the_gpu_multiplies_it(prepared, tmp_path):
     folders = {"dataset": prepared.dataset, "states": prepared.states}
-    config = recipe("default").model_copy(update=folders).override(["training.epochs=1", "training.batch=16"])
+    config = recipe("default").model_copy(update=folders).override(["training.epochs=1", "training.batch_size=16"])
     result = train(config, tmp_path / "run")
     assert result["device"].startswith("cuda")
     assert np.isfinite(result["test"]["hr@10"])

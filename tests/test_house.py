@@ -22,7 +22,7 @@ ORDER = [
         "recipes",
         "data",
         "nn",
-        "backbones",
+        "encoders",
         "states",
     ),
     *("model", "losses", "evaluate", "train", "efficiency", "api", "demo", "experiments", "printing", "cli"),
@@ -61,13 +61,13 @@ def test_every_part_is_in_the_order():
     assert {part for part in parts if not part.startswith(("__", "py.typed"))} == set(ORDER)
 
 
-def test_only_backbones_and_the_demos_training_script_import_transformers():
+def test_only_encoders_and_the_demos_training_script_import_transformers():
     importers = {
         str(path.relative_to(ROOT).parts[0])
         for path in ROOT.rglob("*.py")
         if any(module.split(".")[0] == "transformers" for module in imports_of(path))
     }
-    assert importers <= {"backbones", "demo"}
+    assert importers <= {"encoders", "demo"}
 
 
 def test_files_stay_short():

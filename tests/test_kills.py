@@ -17,7 +17,7 @@ import pytest
 
 from iisan.data.prepare import PrepareOptions, prepare
 from iisan.demo.catalogue import generate
-from iisan.demo.run import BACKBONES
+from iisan.demo.run import ENCODERS
 
 IISAN = [sys.executable, "-m", "iisan.cli"]
 
@@ -30,13 +30,20 @@ def make_dataset(folder):
 
 
 def cache_command(dataset, out):
-    models = ["--text", str(BACKBONES / "text"), "--image", str(BACKBONES / "image")]
+    models = ["--text", str(ENCODERS / "text"), "--image", str(ENCODERS / "image")]
     return [*IISAN, "cache", str(dataset), *models, "--out", str(out), "--shard-rows", "32"]
 
 
 def train_command(dataset, states, out):
     folders = ["--dataset", str(dataset), "--states", str(states), "--out", str(out)]
-    settings = ["--set", "training.epochs=8", "--set", "loss.negatives=50", "--set", "training.patience=0"]
+    settings = [
+        "--set",
+        "training.epochs=8",
+        "--set",
+        "loss.negatives=50",
+        "--set",
+        "training.early_stopping_patience=0",
+    ]
     return [*IISAN, "train", "default", *folders, *settings]
 
 

@@ -20,12 +20,13 @@ from pydantic import (
 )
 
 from iisan.errors import ConfigError
+from iisan.legacy import new_name
 from iisan.names import IMAGE, IMPORTED, INTER, KINDS, LAST, TEXT
 
 Kind = Literal["text", "image", "audio", "video", "imported"]
 #: A column of the items; the name becomes part of folders and of parameters' names.
 Modality = Annotated[str, Field(pattern=r"^\w+$")]
-#: A hidden-state index ``0..T``, or ``"last"`` for the backbone's own answer.
+#: A hidden-state index ``0..T``, or ``"last"`` for the encoder's own answer.
 Level = NonNegativeInt | Literal["last"]
 Levels = (
     Literal["layerdrop", "all"]
@@ -45,15 +46,15 @@ class StatesConfig(Section):
     """What the hidden states of a kind of content must be; None accepts whatever the store holds.
 
     Attributes:
-        backbone: hub id or folder; needed with ``source`` ``live``.
+        encoder: hub id or folder; needed with ``source`` ``live``.
         pooling: of a content's tokens: ``cls``, ``mean``, or ``last`` (texts only).
         max_tokens: longest text, special tokens included.
         levels: hidden states that are read: ``layerdrop`` (every other one), ``all``, ``group-N`` (N evenly spaced
-            blocks, P2's group layer-dropping), or a list such as ``[0, 6, 12]``; ``last`` is the backbone's own
+            blocks, P2's group layer-dropping), or a list such as ``[0, 6, 12]``; ``last`` is the encoder's own
             answer.
     """
 
-    backbone: str | None = None
+    encoder: str | None = None
     pooling: Literal["cls", "mean", "last"] | None = None
     max_tokens: PositiveInt | None = None
     levels: Levels = "layerdrop"
@@ -65,7 +66,7 @@ class ColumnConfig(Section):
     Attributes:
         kind: ``text``, ``image``, ``audio``, ``video``, or ``imported`` (states made elsewhere); None where the
             state store says it.
-        backbone: as in the kind's section.
+        encoder: as in the kind's section.
         pooling: as in the kind's section.
         max_tokens: as in the kind's section.
         max_seconds: longest part of a sound that is heard, from its middle.
@@ -75,7 +76,7 @@ class ColumnConfig(Section):
     """
 
     kind: Kind | None = None
-    backbone: str | None = None
+    encoder: str | None = None
     pooling: Literal["cls", "mean", "last"] | None = None
     max_tokens: PositiveInt | None = None
     max_seconds: PositiveFloat | None = None
@@ -85,29 +86,30 @@ class ColumnConfig(Section):
 
 
 class TuningConfig(Section):
-    """What of the backbones is trained, with ``source`` ``live`` or ``partial``.
+    """What of the encoders is trained, with ``source`` ``live`` or ``partial``.
 
     Attributes:
         method: ``none`` (frozen), ``full`` (every weight), ``bias`` (BitFit), ``lora``, or ``adapter`` (Houlsby).
-        top: only the last ``top`` blocks and what follows them; None is the whole backbone. ``partial`` needs it.
+        last_n_layers: only the last layers are trained, and what follows them; None is the whole encoder.
+            Source ``partial`` needs it.
         rank: r of LoRA.
         alpha: LoRA's product is scaled by ``alpha / rank``.
         bottleneck: H of Houlsby's adapters.
-        rate: learning rate of everything trained inside the backbones.
-        refresh: train the backbones in one epoch of ``refresh``, the first; in the others their last states
+        learning_rate: learning rate of everything trained inside the encoders.
+        refresh: train the encoders in one epoch of ``refresh``, the first; in the others their last states
             are served from memory and the rest is trained, at the cost of cached training. 1 trains them in every
             epoch.
-        checkpointing: recompute activations in the backward pass instead of keeping them.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
     """
 
     method: Literal["none", "full", "bias", "lora", "adapter"] = "none"
-    top: PositiveInt | None = None
+    last_n_layers: PositiveInt | None = None
     rank: PositiveInt = 8
     alpha: PositiveInt = 16
     bottleneck: PositiveInt = 64
-    rate: PositiveFloat = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     refresh: PositiveInt = 1
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
 
 
 class ItemEncoderConfig(Section):
@@ -115,7 +117,7 @@ class ItemEncoderConfig(Section):
 
     Attributes:
         kind: ``side`` (side networks), ``projection`` (linear on the last state), ``table`` (ids).
-        width: E.
+        embedding_dim: E.
         intra: one tower per modality.
         inter: one tower across modalities; exists where there are at least two.
         block: of the towers: ``adapter`` (the SAN block), ``phm`` (parameterised hypercomplex weights) or
@@ -143,7 +145,7 @@ class ItemEncoderConfig(Section):
     """
 
     kind: Literal["side", "projection", "table"] = "side"
-    width: PositiveInt = 64
+    embedding_dim: PositiveInt = 64
     intra: bool = True
     inter: bool = True
     block: Literal["adapter", "phm", "low-rank"] = "adapter"
@@ -168,16 +170,16 @@ class SequenceConfig(Section):
 
     Attributes:
         kind: ``sasrec`` (transformer), ``gru4rec`` or ``nextitnet``.
-        length: S, the history length fed to the model.
-        blocks: transformer blocks, GRU layers or residual convolution blocks.
-        heads: attention heads (sasrec only).
+        max_length: S, the history length fed to the model.
+        num_layers: transformer blocks, GRU layers or residual convolution blocks.
+        num_heads: attention heads (sasrec only).
         dropout: probability.
     """
 
     kind: Literal["sasrec", "gru4rec", "nextitnet"] = "sasrec"
-    length: PositiveInt = 10
-    blocks: PositiveInt = 2
-    heads: PositiveInt = 2
+    max_length: PositiveInt = 10
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -213,47 +215,48 @@ class OptimizerConfig(Section):
     """Adam without weight decay, in groups.
 
     Attributes:
-        rate: learning rate of all that has none of its own.
-        blocks: rate of the SAN blocks.
-        gates: rate of a tower's gates, by tower.
-        dense: rate of a tower's D→D head, by tower.
+        learning_rate: learning rate of all that has none of its own.
+        san_learning_rate: rate of the SAN blocks.
+        gate_learning_rates: rate of a tower's gates, by tower.
+        projection_learning_rates: rate of a tower's D→D head, by tower.
     """
 
-    rate: PositiveFloat = 2e-4
-    blocks: PositiveFloat = 1e-4
-    gates: dict[Modality, PositiveFloat] = {}
-    dense: dict[Modality, PositiveFloat] = {}
+    learning_rate: PositiveFloat = 2e-4
+    san_learning_rate: PositiveFloat = 1e-4
+    gate_learning_rates: dict[Modality, PositiveFloat] = {}
+    projection_learning_rates: dict[Modality, PositiveFloat] = {}
 
 
 class TrainingConfig(Section):
     """The loop.
 
     Attributes:
-        batch: B, users (training windows) per forward pass.
-        accumulate: forward passes whose gradients are averaged into one update.
+        batch_size: B, users (training windows) per forward pass.
+        gradient_accumulation: forward passes whose gradients are averaged into one update.
         epochs: upper limit.
-        patience: stop after this many validations in a row without improvement; 0 never stops early.
+        early_stopping_patience: stop after this many validations in a row without improvement; 0 never stops
+            early.
         windows: train on each user's ``last`` S + 1 training items, or on ``all`` of them in pieces.
         seed: of initial weights, order, dropout and negatives.
-        precision: of backbones and item encoders in training. ``auto`` is bf16 where the device multiplies it, but
+        precision: of encoders and item encoders in training. ``auto`` is bf16 where the device multiplies it, but
             fp32 on processors where no states are as wide as 256.
         device: ``auto`` is CUDA where it is there, else the CPU.
-        resident: stored states that take at most so many GB are kept on a GPU; more are read as they are needed.
-        clip: upper limit of the gradient's norm; 0 is none.
+        resident_gb: largest size in GB of stored states that are kept on a GPU; larger ones are read batch by batch.
+        max_grad_norm: upper limit of the gradient's norm; 0 is none.
         modality_dropout: probability that a training step hides a modality of an item, never all of them; teaches
             the model to do without.
     """
 
-    batch: PositiveInt = 64
-    accumulate: PositiveInt = 1
+    batch_size: PositiveInt = 64
+    gradient_accumulation: PositiveInt = 1
     epochs: PositiveInt = 100
-    patience: NonNegativeInt = 10
+    early_stopping_patience: NonNegativeInt = 10
     windows: Literal["last", "all"] = "last"
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
-    resident: NonNegativeFloat = 8.0
-    clip: NonNegativeFloat = 0.0
+    resident_gb: NonNegativeFloat = 8.0
+    max_grad_norm: NonNegativeFloat = 0.0
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
@@ -286,8 +289,8 @@ class Config(Section):
         recipe: name of the recipe that the settings started from.
         dataset: dataset folder.
         states: folder of state stores (what ``iisan cache --out`` wrote); unused by ids.
-        source: ``cached`` reads the store, ``live`` runs the backbones on the fly, ``partial`` reads the token
-            states below the last ``tuning.top`` blocks from the store and runs those blocks.
+        source: ``cached`` reads the store, ``live`` runs the encoders on the fly, ``partial`` reads the token
+            states below the last ``tuning.last_n_layers`` blocks from the store and runs those blocks.
         modalities: columns of the items, in the order of concatenation; empty for ids; None takes all that there
             are states of.
         text: of the column ``text``, and of every other text that ``columns`` does not say more about.
@@ -317,9 +320,10 @@ class Config(Section):
             self._modalities_fit(self.modalities)
         self._source_fits()
         self._towers_fit()
-        if self.sequence.kind == "sasrec" and self.items.width % self.sequence.heads:
+        if self.sequence.kind == "sasrec" and self.items.embedding_dim % self.sequence.num_heads:
             raise ValueError(
-                f"items.width {self.items.width} is no multiple of sequence.heads {self.sequence.heads}"
+                f"items.embedding_dim {self.items.embedding_dim} is no multiple of sequence.num_heads "
+                f"{self.sequence.num_heads}"
             )
         return self
 
@@ -330,22 +334,28 @@ class Config(Section):
                 f"tuning.method '{tuning.method}' with source 'cached': stored states cannot be trained; set "
                 "source to 'live' or 'partial'"
             )
-        if self.source == "partial" and (tuning.method == "none" or tuning.top is None):
-            raise ValueError("source 'partial' needs a tuning.method and the number tuning.top of live blocks")
+        if self.source == "partial" and (tuning.method == "none" or tuning.last_n_layers is None):
+            raise ValueError(
+                "source 'partial' needs a tuning.method and the number tuning.last_n_layers of live blocks"
+            )
         if tuning.method == "none" and tuning.refresh > 1:
             raise ValueError(
                 f"tuning.refresh {tuning.refresh} with tuning.method 'none': there is nothing to refresh when the "
-                "backbones are not trained; set a tuning.method, or tuning.refresh to 1"
+                "encoders are not trained; set a tuning.method, or tuning.refresh to 1"
             )
         if tuning.method != "none" and self.items.kind != "projection":
             raise ValueError(
-                f"items.kind '{self.items.kind}' with tuning.method '{tuning.method}': a trained backbone ends in "
+                f"items.kind '{self.items.kind}' with tuning.method '{tuning.method}': a trained encoder ends in "
                 "items.kind 'projection'"
             )
 
     def _towers_fit(self) -> None:
         known = {*KINDS, IMPORTED, INTER, *self.columns, *(self.modalities or ())}
-        for name in (*self.optimizer.gates, *self.optimizer.dense, *self.items.bottlenecks):
+        for name in (
+            *self.optimizer.gate_learning_rates,
+            *self.optimizer.projection_learning_rates,
+            *self.items.bottlenecks,
+        ):
             if name not in known:
                 raise ValueError(f"settings of a tower '{name}', which is none of {', '.join(sorted(known))}")
 
@@ -412,7 +422,7 @@ def _parse_assignment(assignment: str) -> tuple[str, Any]:
     key, separator, value = assignment.partition("=")
     if not separator or not key:
         raise ConfigError(
-            f"the override '{assignment}' is no assignment", "key.key=value", "write e.g. training.batch=128"
+            f"the override '{assignment}' is no assignment", "key.key=value", "write e.g. training.batch_size=128"
         )
     try:
         return key.strip(), _load_yaml(value)
@@ -457,6 +467,8 @@ def parse(values: Mapping[str, Any]) -> Config:
         # pydantic adds the tried member of a union, or "[key]", behind the field's name: not a reader's words.
         key = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() or part.isdigit())
         if first["type"] == "extra_forbidden":
+            if new := new_name(key):
+                raise ConfigError(f"unknown configuration key '{key}'", "a known key", f"it is now '{new}'") from None
             known = [name for name, _ in flatten(Config().model_dump(mode="json"))]
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"

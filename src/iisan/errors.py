@@ -28,7 +28,7 @@ class DataError(IisanError):
     """A table, row, image or dataset folder that cannot be used."""
 
 
-class BackboneError(IisanError):
+class EncoderError(IisanError):
     """A pretrained model or its processor that cannot be loaded or is not understood."""
 
 

@@ -26,11 +26,11 @@ def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
     """The sequence encoder that the configuration names, for embeddings of width E."""
     match config.kind:
         case "sasrec":
-            return SASRec(width, config.length, config.blocks, config.heads, config.dropout)
+            return SASRec(width, config.max_length, config.num_layers, config.num_heads, config.dropout)
         case "gru4rec":
-            return GRU4Rec(width, config.blocks, config.dropout)
+            return GRU4Rec(width, config.num_layers, config.dropout)
         case "nextitnet":
-            return NextItNet(width, config.blocks, config.dropout)
+            return NextItNet(width, config.num_layers, config.dropout)
 
 
 def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Module:
@@ -54,13 +54,13 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
     missing = source.missing or config.training.modality_dropout > 0
     match items.kind:
         case "table":
-            return ItemTable(num_items, items.width)
+            return ItemTable(num_items, items.embedding_dim)
         case "projection":
-            return Projection(source.widths, items.width, missing, items.fusion_scale, items.fusion)
+            return Projection(source.widths, items.embedding_dim, missing, items.fusion_scale, items.fusion)
         case "side":
             levels = {name: len(kept) for name, kept in source.levels.items()}
-            settings = items.model_dump(exclude={"kind"})
-            return SideNetwork(levels, source.widths, **settings, missing=missing)
+            settings = items.model_dump(exclude={"kind", "embedding_dim"})
+            return SideNetwork(levels, source.widths, items.embedding_dim, **settings, missing=missing)
 
 
 class SequentialRecommender(nn.Module):
@@ -102,8 +102,10 @@ class SequentialRecommender(nn.Module):
         """Build what the configuration says, with weights drawn from ``config.training.seed``."""
         torch.manual_seed(config.training.seed)
         items = item_encoder(config, num_items, source)
-        sequence = sequence_encoder(config.sequence, config.items.width)
-        return cls(source, items, sequence, num_items, config.sequence.length, config.training.modality_dropout)
+        sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
+        return cls(
+            source, items, sequence, num_items, config.sequence.max_length, config.training.modality_dropout
+        )
 
     def read_items(self, rows: Tensor) -> ItemBatch:
         """Hidden states of distinct items ``[U]``, and of some more where that is quicker."""
@@ -127,7 +129,7 @@ class SequentialRecommender(nn.Module):
         return self.training and self.autocast
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Only backbones and item encoders multiply matrices wide enough for a low precision to pay."""
+        """Only encoders and item encoders multiply matrices wide enough for a low precision to pay."""
         return torch.autocast(device.type, torch.bfloat16) if self._low else without_autocast(device)
 
     def forward(self, items: Tensor, slots: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ TEXT: Final = "text"
 IMAGE: Final = "image"
 AUDIO: Final = "audio"
 VIDEO: Final = "video"
-#: Kinds that a backbone reads.
+#: Kinds that an encoder reads.
 KINDS = (IMAGE, TEXT, AUDIO, VIDEO)
 #: The kind of a modality whose states were made elsewhere: one entry per item, no content to encode.
 IMPORTED = "imported"
@@ -22,7 +22,7 @@ IMPORTED = "imported"
 #: The tower across modalities.
 INTER = "inter"
 
-#: The pseudo-level of a backbone's own answer (``last_hidden_state``, after any final norm).
+#: The pseudo-level of an encoder's own answer (``last_hidden_state``, after any final norm).
 LAST: Final = "last"
 
 #: Index that marks an empty position of a left-padded history.

@@ -29,11 +29,11 @@ def default() -> Config:
     """Our own settings, chosen on validation data alone; see ``results/``."""
     return Config(
         recipe="default",
-        items=ItemEncoderConfig(width=128, bottleneck=128, level_norm="layer", fusion_scale=0.15),
+        items=ItemEncoderConfig(embedding_dim=128, bottleneck=128, level_norm="layer", fusion_scale=0.15),
         sequence=SequenceConfig(dropout=0.2),
         loss=LossConfig(negatives=1600, pool="trained"),
-        optimizer=OptimizerConfig(rate=1e-3, blocks=1e-3),
-        training=TrainingConfig(batch=64, patience=5),
+        optimizer=OptimizerConfig(learning_rate=1e-3, san_learning_rate=1e-3),
+        training=TrainingConfig(batch_size=64, early_stopping_patience=5),
     )
 
 
@@ -44,8 +44,8 @@ def paper() -> Config:
         text=StatesConfig(pooling="cls", max_tokens=30),
         image=StatesConfig(pooling="cls"),
         loss=LossConfig(exclude="training", reduction="sum"),
-        optimizer=OptimizerConfig(rate=2e-4, blocks=1e-4),
-        training=TrainingConfig(batch=32),
+        optimizer=OptimizerConfig(learning_rate=2e-4, san_learning_rate=1e-4),
+        training=TrainingConfig(batch_size=32),
         evaluation=EvaluationConfig(policy="none"),
     )
 
@@ -58,15 +58,18 @@ def reference() -> Config:
         image=StatesConfig(pooling="cls"),
         items=ItemEncoderConfig(gate_on="hidden", first_block="gated", head="two", concatenation="inter-last"),
         optimizer=OptimizerConfig(
-            rate=2e-4, blocks=1e-4, gates={"image": 1e-4}, dense={"text": 5e-5, "image": 1e-4}
+            learning_rate=2e-4,
+            san_learning_rate=1e-4,
+            gate_learning_rates={"image": 1e-4},
+            projection_learning_rates={"text": 5e-5, "image": 1e-4},
         ),
-        training=TrainingConfig(batch=64, patience=11),
+        training=TrainingConfig(batch_size=64, early_stopping_patience=11),
         evaluation=EvaluationConfig(policy="exclude-all"),
     )
 
 
 def versa() -> Config:
-    """IISAN-Versa (P2) with the settings that its authors published for MicroLens: backbones may differ."""
+    """IISAN-Versa (P2) with the settings that its authors published for MicroLens: encoders may differ."""
     levels = StatesConfig(pooling="mean", levels="group-6")
     return paper().model_copy(
         update={
@@ -81,7 +84,7 @@ def versa() -> Config:
                 bottlenecks={"image": 512},
             ),
             "loss": LossConfig(),
-            "training": TrainingConfig(batch=512, epochs=200),
+            "training": TrainingConfig(batch_size=512, epochs=200),
             "evaluation": EvaluationConfig(policy="exclude-all"),
         }
     )
@@ -94,7 +97,7 @@ def frozen() -> Config:
             "recipe": "frozen",
             "text": StatesConfig(levels=(LAST,)),
             "image": StatesConfig(levels=(LAST,)),
-            "items": ItemEncoderConfig(kind="projection", width=128, fusion_scale=0.15),
+            "items": ItemEncoderConfig(kind="projection", embedding_dim=128, fusion_scale=0.15),
         }
     )
 
@@ -102,44 +105,44 @@ def frozen() -> Config:
 def ids() -> Config:
     """The ``default`` training on item ids alone (SASRec)."""
     return default().model_copy(
-        update={"recipe": "ids", "modalities": (), "items": ItemEncoderConfig(kind="table", width=128)}
+        update={"recipe": "ids", "modalities": (), "items": ItemEncoderConfig(kind="table", embedding_dim=128)}
     )
 
 
 def _tuned(name: str, method: Method, **tuning: Any) -> Config:
-    """The ``frozen`` recipe with backbones that run live and are trained by a method."""
+    """The ``frozen`` recipe with encoders that run live and are trained by a method."""
     changes = {"recipe": name, "source": "live", "tuning": TuningConfig(method=method, **tuning)}
     return frozen().model_copy(update=changes)
 
 
 def fft() -> Config:
-    """Full fine-tuning: every weight of the backbones."""
+    """Full fine-tuning: every weight of the encoders."""
     return _tuned("fft", "full")
 
 
 def adapter() -> Config:
     """Houlsby's adapters after attention and feed-forward of every block."""
-    return _tuned("adapter", "adapter", rate=1e-3)
+    return _tuned("adapter", "adapter", learning_rate=1e-3)
 
 
 def lora() -> Config:
     """LoRA on the query and value projections of every block."""
-    return _tuned("lora", "lora", rate=1e-3)
+    return _tuned("lora", "lora", learning_rate=1e-3)
 
 
 def bitfit() -> Config:
-    """BitFit: the biases of the backbones alone."""
-    return _tuned("bitfit", "bias", rate=1e-3)
+    """BitFit: the biases of the encoders alone."""
+    return _tuned("bitfit", "bias", learning_rate=1e-3)
 
 
 def partial() -> Config:
-    """The last two blocks of the backbones trained, from stored token states below them."""
-    config = _tuned("partial", "full", top=2)
+    """The last two blocks of the encoders trained, from stored token states below them."""
+    config = _tuned("partial", "full", last_n_layers=2)
     return config.model_copy(update={"source": "partial"})
 
 
 def uncached() -> Config:
-    """``default`` with the frozen backbones run on the fly: the same training, for comparing the cost."""
+    """``default`` with the frozen encoders run on the fly: the same training, for comparing the cost."""
     return default().model_copy(update={"recipe": "uncached", "source": "live"})
 
 

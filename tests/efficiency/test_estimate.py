@@ -10,8 +10,8 @@ import transformers
 from iisan.config import TuningConfig
 from iisan.data.dataset import Dataset
 from iisan.efficiency.estimate import (
-    BackboneShape,
     DataShape,
+    EncoderShape,
     Hardware,
     estimate,
     expected_distinct,
@@ -21,7 +21,7 @@ from iisan.efficiency.estimate import (
 )
 from iisan.efficiency.hardware import Operators
 from iisan.efficiency.transformer import kept_bytes
-from iisan.errors import BackboneError, ConfigError, DataError
+from iisan.errors import ConfigError, DataError, EncoderError
 from iisan.nn.sequences import SASRec
 from iisan.recipes import recipe
 from iisan.train.setup import build, resolve
@@ -29,37 +29,37 @@ from iisan.train.setup import build, resolve
 TEXTS = ("bert", "roberta", "distilbert", "mpnet", "deberta-v2", "gpt2", "clip", "siglip")
 TUNED = ("fft", "adapter", "lora", "bitfit")
 # 30,522 words, 512 positions, 2 segments and a norm; 256 · 3 pixels a patch, its bias, class token, 197 positions.
-BERT = BackboneShape("text", 768, 12, 12, 3072, 30, (30522 + 512 + 2 + 2) * 768, 768)
-VIT = BackboneShape("image", 768, 12, 12, 3072, 197, (768 + 1 + 1 + 197) * 768, 768, 1536, 768, 0, 224, 16)
+BERT = EncoderShape("text", 768, 12, 12, 3072, 30, (30522 + 512 + 2 + 2) * 768, 768)
+VIT = EncoderShape("image", 768, 12, 12, 3072, 197, (768 + 1 + 1 + 197) * 768, 768, 1536, 768, 0, 224, 16)
 BOTH = {"image": VIT, "text": BERT}
 DATA = DataShape(windows=12076, items=20314, distinct=150.0, positions=3.8)
 MACHINE = Hardware(flops=1e12, bandwidth=2e10, elements=1e9, attention=5e11, overhead=1e-6)
 
 
-def predicted(name, *changes, backbones=BOTH, data=DATA, **fields):
-    return estimate(recipe(name).override(changes), backbones, data, MACHINE, **fields)
+def predicted(name, *changes, encoders=BOTH, data=DATA, **fields):
+    return estimate(recipe(name).override(changes), encoders, data, MACHINE, **fields)
 
 
 @pytest.mark.parametrize("top", ["null", "1"])
 @pytest.mark.parametrize(
-    "backbone", ["bert", "roberta", "distilbert", "gpt2", "clip", "siglip", "mpnet", "deberta-v2"]
+    "encoder", ["bert", "roberta", "distilbert", "gpt2", "clip", "siglip", "mpnet", "deberta-v2"]
 )
-def test_counts_of_text_backbones_are_those_of_the_built_model(backbone, top, prepared, model_folders):
-    check_counts(("text", model_folders[backbone]), prepared, top, fused=backbone == "gpt2")
+def test_counts_of_text_encoders_are_those_of_the_built_model(encoder, top, prepared, model_folders):
+    check_counts(("text", model_folders[encoder]), prepared, top, fused=encoder == "gpt2")
 
 
 @pytest.mark.parametrize("top", ["null", "1"])
-@pytest.mark.parametrize("backbone", ["vit", "deit", "dinov2", "clip", "siglip"])
-def test_counts_of_image_backbones_are_those_of_the_built_model(backbone, top, prepared, model_folders):
-    check_counts(("image", model_folders[backbone]), prepared, top)
+@pytest.mark.parametrize("encoder", ["vit", "deit", "dinov2", "clip", "siglip"])
+def test_counts_of_image_encoders_are_those_of_the_built_model(encoder, top, prepared, model_folders):
+    check_counts(("image", model_folders[encoder]), prepared, top)
 
 
-def check_counts(backbone, prepared, top, fused=False):
-    modality, folder = backbone
+def check_counts(encoder, prepared, top, fused=False):
+    modality, folder = encoder
     dataset = Dataset.load(prepared.dataset)
-    shapes = {modality: BackboneShape.of_folder(str(folder), modality)}
+    shapes = {modality: EncoderShape.of_folder(str(folder), modality)}
     for name in ("fft", "bitfit") if fused else TUNED:
-        changes = [f"{modality}.backbone={folder}", f"dataset={prepared.dataset}", f"tuning.top={top}"]
+        changes = [f"{modality}.encoder={folder}", f"dataset={prepared.dataset}", f"tuning.last_n_layers={top}"]
         config = resolve(recipe(name).override([*changes, f"{modality}.pooling=mean"]))
         found = estimate(
             config, shapes, DataShape.of_dataset(dataset, config), Hardware(1e12, 1e10, precision="fp32")
@@ -87,7 +87,7 @@ def check_counts(backbone, prepared, top, fused=False):
     ],
 )
 def test_counts_of_methods_are_those_of_the_built_model(name, changes, prepared):
-    folders = [f"{modality}.backbone={getattr(prepared, modality)}" for modality in ("text", "image")]
+    folders = [f"{modality}.encoder={getattr(prepared, modality)}" for modality in ("text", "image")]
     config = recipe(name).model_copy(update={"dataset": prepared.dataset, "states": prepared.states})
     if name == "reference":
         changes = (*changes, "text.pooling=null", "text.max_tokens=null")
@@ -95,7 +95,7 @@ def test_counts_of_methods_are_those_of_the_built_model(name, changes, prepared)
     config = resolve(config.override([*(folders if live else ()), *changes]).override(["text.pooling=null"]))
     network = build(config).network
     dataset = Dataset.load(prepared.dataset)
-    shapes = {of: BackboneShape.of_folder(str(getattr(prepared, of)), of) for of in ("text", "image")}
+    shapes = {of: EncoderShape.of_folder(str(getattr(prepared, of)), of) for of in ("text", "image")}
     found = estimate(config, shapes, DataShape.of_dataset(dataset, config), Hardware(1e12, 1e10))
     assert found.trainable_parameters == sum(value.numel() for _, value in network.trainable())
     assert found.total_parameters == sum(value.numel() for value in network.parameters())
@@ -119,7 +119,7 @@ def test_counts_of_families_with_settings(tmp_path):
         transformers.LlamaConfig(**sizes, **groups),
     ):
         config.save_pretrained(tmp_path)
-        shape = BackboneShape.of_folder(str(tmp_path), "text")
+        shape = EncoderShape.of_folder(str(tmp_path), "text")
         model = transformers.AutoModel.from_config(config)
         counted = {name: value.numel() for name, value in model.named_parameters() if "pooler" not in name}
         assert shape.parameters == sum(counted.values()), config
@@ -130,12 +130,12 @@ def test_counts_of_families_with_settings(tmp_path):
     shapes = []
     for config in (both, written):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        shapes.append(BackboneShape.of_folder(str(tmp_path), "text"))
+        shapes.append(EncoderShape.of_folder(str(tmp_path), "text"))
     assert shapes[0] == shapes[1]
     assert (shapes[0].relative, shapes[0].position_linears) == (2 * 20, 2)
     transformers.DebertaV2Config(**sizes, conv_kernel_size=3).save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="a convolution"):
-        BackboneShape.of_folder(str(tmp_path), "text")
+    with pytest.raises(EncoderError, match="a convolution"):
+        EncoderShape.of_folder(str(tmp_path), "text")
 
 
 def saved_bytes(model, inputs):
@@ -174,7 +174,7 @@ def test_a_block_keeps_what_autograd_saves(family, method):
         return saved_bytes(model.train(), inputs)
 
     tokens = 20 if family == "bert" else 17
-    shape = BackboneShape("text", 256, 3, 4, 1024, tokens, dropout=family == "bert")
+    shape = EncoderShape("text", 256, 3, 4, 1024, tokens, dropout=family == "bert")
     kept = 3 * tokens * kept_bytes(shape, TuningConfig(method=method), 4)
     # Norms keep two numbers a token besides, fused attention one a token and head.
     small = 3 * tokens * 4 * (4 + 4 * (family == "vit"))
@@ -187,7 +187,9 @@ def test_published_counts():
     assert predicted("reference").trainable_parameters == 4_113_877
     assert tuned_parameters(BERT, TuningConfig(method="full")) + VIT.parameters == 194_690_304  # "195 M"
     assert tuned_parameters(BERT, TuningConfig(method="lora", rank=8)) == 12 * 2 * 8 * 1536
-    assert tuned_parameters(BERT, TuningConfig(method="adapter", top=3)) == 3 * 2 * (2 * 768 * 64 + 64 + 768)
+    assert tuned_parameters(BERT, TuningConfig(method="adapter", last_n_layers=3)) == 3 * 2 * (
+        2 * 768 * 64 + 64 + 768
+    )
     # Query, key, value, output and two norms, the feed-forward's first and second; one norm below the blocks.
     assert tuned_parameters(BERT, TuningConfig(method="bias")) == 12 * (6 * 768 + 3072 + 768) + 768
 
@@ -202,7 +204,7 @@ def test_operations_by_hand():
 
 
 def test_backward_by_hand():
-    base = predicted("frozen", "source=live", backbones={"text": BERT}).flops["backward"]
+    base = predicted("frozen", "source=live", encoders={"text": BERT}).flops["backward"]
     products, attention = 12 * 2 * 7_077_888 * 30, 12 * 4 * 30 * 30 * 768
     for name, expected in [
         # Fused attention computes its scores again, then four gradients: five products for two.
@@ -210,14 +212,14 @@ def test_backward_by_hand():
         ("bitfit", products + 2.5 * attention),
         ("lora", products + 2.5 * attention + 2 * 2 * 30 * 12 * 2 * 8 * 1536),
     ]:
-        found = predicted(name, backbones={"text": BERT})
+        found = predicted(name, encoders={"text": BERT})
         assert found.flops["backward"] - base == pytest.approx(150 * expected), name
-        again = predicted(name, "tuning.checkpointing=true", backbones={"text": BERT})
+        again = predicted(name, "tuning.gradient_checkpointing=true", encoders={"text": BERT})
         assert again.flops["backward"] - found.flops["backward"] == pytest.approx(150 * (products + attention))
         assert again.memory["activations"] < found.memory["activations"] / 4
-    two = predicted("fft", "tuning.top=2", backbones={"text": BERT}).flops
+    two = predicted("fft", "tuning.last_n_layers=2", encoders={"text": BERT}).flops
     assert two["backward"] - base == pytest.approx(150 * (2 * products + 2.5 * attention) / 6)
-    assert two["forward"] == predicted("fft", backbones={"text": BERT}).flops["forward"]
+    assert two["forward"] == predicted("fft", encoders={"text": BERT}).flops["forward"]
 
 
 def test_disk_by_hand():
@@ -231,22 +233,22 @@ def test_disk_by_hand():
 
 
 def test_memory_and_time_by_hand():
-    found = predicted("fft", backbones={"text": BERT})
+    found = predicted("fft", encoders={"text": BERT})
     trained = found.trainable_parameters
     assert found.total_parameters == trained
     assert found.memory["weights"] + found.memory["gradients"] + found.memory["moments"] == 16 * trained
     assert found.stages["update"] == 28 * trained / 2e10
-    small = predicted("frozen", "source=live", backbones={"text": BERT})
+    small = predicted("frozen", "source=live", encoders={"text": BERT})
     kept = found.memory["activations"] - small.memory["activations"]
     assert kept == 150 * 30 * 12 * (8 * 768 + 2 * 3072) * 4
     assert found.steps_per_epoch == math.ceil(12076 / 64) == 189
     assert found.seconds_per_epoch == pytest.approx(189 * found.seconds_per_step)
-    twice = predicted("fft", "training.accumulate=2", backbones={"text": BERT})
+    twice = predicted("fft", "training.gradient_accumulation=2", encoders={"text": BERT})
     assert twice.steps_per_epoch == 95
     assert twice.stages["forward"] == 2 * found.stages["forward"]
     assert twice.stages["update"] == found.stages["update"]
     # One forward pass of every title: products, attention, two norms, two sums and the activation, operators.
-    cached = predicted("default", backbones={"text": BERT})
+    cached = predicted("default", encoders={"text": BERT})
     products, attention = 12 * 2 * 7_077_888 * 30 / 1e12, 12 * 4 * 30 * 30 * 768 / 5e11
     written, started = 12 * 30 * (4 * 768 + 3072) / 1e9, 12 * 40 * 1e-6
     assert cached.caching_seconds == pytest.approx(
@@ -271,7 +273,7 @@ def test_peak_memory():
     # Gradients grow while activations go.
     assert parts["activations"] > parts["gradients"]
     assert found.peak_memory_bytes == pytest.approx(sum(parts.values()) - parts["gradients"])
-    several = predicted("fft", "training.accumulate=2")
+    several = predicted("fft", "training.gradient_accumulation=2")
     assert several.peak_memory_bytes == pytest.approx(sum(several.memory.values()))
     # On a CPU frozen weights stay pages of their file.
     frozen = 4 * (BERT.parameters + VIT.parameters)
@@ -288,7 +290,7 @@ def test_peak_memory():
 
 
 def test_element_wise_operators_by_hand():
-    # Nothing but what is written costs; a second a number. What trains no backbone is taken off.
+    # Nothing but what is written costs; a second a number. What trains no encoder is taken off.
     machine = Hardware(math.inf, math.inf, elements=1.0)
     shape = replace(BERT, dropout=True)
 
@@ -305,7 +307,7 @@ def test_element_wise_operators_by_hand():
     assert full["forward"] - frozen["forward"] == pytest.approx(tokens * 12 * (dropped + scores))
     backward = 6 * 768 + 3072 + 2 * 768 + 3 * 12 * 30
     assert full["backward"] - frozen["backward"] == pytest.approx(tokens * 12 * backward)
-    again = stages("fft", "tuning.checkpointing=true")
+    again = stages("fft", "tuning.gradient_checkpointing=true")
     assert again["backward"] - full["backward"] == pytest.approx(tokens * 12 * (block + dropped + scores))
 
 
@@ -319,7 +321,7 @@ def test_operators_are_those_that_run():
     machine = Hardware(math.inf, math.inf, overhead=1.0)
 
     def predict(blocks):
-        return estimate(recipe("ids").override([f"sequence.blocks={blocks}"]), {}, DATA, machine).stages
+        return estimate(recipe("ids").override([f"sequence.num_layers={blocks}"]), {}, DATA, machine).stages
 
     def run(blocks):
         sequence = SASRec(8, 5, blocks, 2, 0.1)
@@ -348,8 +350,8 @@ def test_orders_of_the_methods():
 @pytest.mark.parametrize("name", ["default", "frozen", "uncached", "partial", *TUNED])
 def test_more_of_anything_costs_more(name):
     def cost(depth=12, width=768, batch=64):
-        shape = BackboneShape("text", width, depth, 12, 4 * width, 30, 30000 * width, width)
-        config = recipe(name).override([f"training.batch={batch}"])
+        shape = EncoderShape("text", width, depth, 12, 4 * width, 30, 30000 * width, width)
+        config = recipe(name).override([f"training.batch_size={batch}"])
         data = DataShape.of_counts(np.arange(1, 5001), 10000, 4.0, config)
         found = estimate(config, {"text": shape}, data, MACHINE)
         return found.seconds_per_step, found.peak_memory_bytes
@@ -357,7 +359,7 @@ def test_more_of_anything_costs_more(name):
     base = cost()
     assert all(more > less for more, less in zip(cost(width=1536), base, strict=True))
     assert all(more > less for more, less in zip(cost(batch=128), base, strict=True))
-    # A projection reads one stored state however deep the backbone; partial training runs two blocks of it.
+    # A projection reads one stored state however deep the encoder; partial training runs two blocks of it.
     strict = name not in ("frozen", "partial")
     assert all(more > less if strict else more == less for more, less in zip(cost(depth=24), base, strict=True))
 
@@ -375,7 +377,7 @@ def test_expected_distinct_by_hand(scientific):
 
 def test_shape_of_a_dataset(prepared):
     dataset = Dataset.load(prepared.dataset)
-    config = recipe("default").override(["loss.candidates=all", "loss.negatives=0", "training.batch=7"])
+    config = recipe("default").override(["loss.candidates=all", "loss.negatives=0", "training.batch_size=7"])
     data = DataShape.of_dataset(dataset, config)
     trained = len({item for user in range(50) for item in train_part(dataset, user)})
     assert (data.windows, data.items, data.distinct) == (
@@ -403,7 +405,7 @@ def train_part(dataset, user):
 
 
 def test_shapes_from_configurations(model_folders, tmp_path):
-    text = BackboneShape.of_folder(str(model_folders["clip"]), "text", tokens=9)
+    text = EncoderShape.of_folder(str(model_folders["clip"]), "text", tokens=9)
     assert (text.modality, text.width, text.depth, text.heads, text.feed_forward, text.tokens) == (
         "text",
         16,
@@ -412,23 +414,23 @@ def test_shapes_from_configurations(model_folders, tmp_path):
         32,
         9,
     )
-    image = BackboneShape.of_folder(str(model_folders["clip"]), "image")
+    image = EncoderShape.of_folder(str(model_folders["clip"]), "image")
     assert (image.modality, image.tokens, image.image_size, image.patch) == ("image", 5, 16, 8)
-    assert BackboneShape.of_folder(str(model_folders["bert"]), "text").tokens == 40
+    assert EncoderShape.of_folder(str(model_folders["bert"]), "text").tokens == 40
     # The processor's crop, not the size that positions were trained for, says how many patches there are.
     config = {"model_type": "dinov2", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
     config |= {"mlp_ratio": 4, "image_size": 518, "patch_size": 14}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert BackboneShape.of_folder(str(tmp_path), "image").tokens == 37**2 + 1
+    assert EncoderShape.of_folder(str(tmp_path), "image").tokens == 37**2 + 1
     (tmp_path / "preprocessor_config.json").write_text(
         '{"crop_size": {"height": 224}, "size": {"shortest_edge": 256}}'
     )
-    assert BackboneShape.of_folder(str(tmp_path), "image").tokens == 16**2 + 1
+    assert EncoderShape.of_folder(str(tmp_path), "image").tokens == 16**2 + 1
     llama = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8}
     llama |= {"intermediate_size": 96, "vocab_size": 100, "num_key_value_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(llama))
     block = 64 * 64 * 2 + 64 * 16 * 2 + 3 * 64 * 96 + 2 * 64
-    assert BackboneShape.of_folder(str(tmp_path), "text").parameters == 100 * 64 + 2 * block + 64
+    assert EncoderShape.of_folder(str(tmp_path), "text").parameters == 100 * 64 + 2 * block + 64
 
 
 def test_hardware_is_measured():
@@ -446,12 +448,12 @@ def test_hardware_is_measured():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: predicted("fft", backbones={}), "no backbone is given"),
-        (lambda: predicted("fft", "modalities=[text]", backbones={"image": VIT}), "no backbone as that of text"),
-        (lambda: predicted("fft", backbones={"text": VIT}), "a backbone for image as that of text"),
+        (lambda: predicted("fft", encoders={}), "no encoder is given"),
+        (lambda: predicted("fft", "modalities=[text]", encoders={"image": VIT}), "no encoder as that of text"),
+        (lambda: predicted("fft", encoders={"text": VIT}), "an encoder for image as that of text"),
         (lambda: predicted("fft", "training.precision=bf16"), "hardware measured in fp32"),
         (lambda: predicted("default", dtype="fp8"), "storage dtype 'fp8'"),
-        (lambda: BackboneShape("text", 768, 0, 12, 3072, 30), "depth 0 of a text backbone"),
+        (lambda: EncoderShape("text", 768, 0, 12, 3072, 30), "depth 0 of a text encoder"),
     ],
 )
 def test_settings_that_do_not_fit(wrong, message):
@@ -459,21 +461,21 @@ def test_settings_that_do_not_fit(wrong, message):
         wrong()
 
 
-def test_backbones_that_do_not_fit(model_folders, tmp_path):
-    fused = BackboneShape.of_folder(str(model_folders["gpt2"]), "text")
+def test_encoders_that_do_not_fit(model_folders, tmp_path):
+    fused = EncoderShape.of_folder(str(model_folders["gpt2"]), "text")
     for wrong, message in [
-        (lambda: predicted("fft", "tuning.top=13"), "tuning.top 13 for image"),
+        (lambda: predicted("fft", "tuning.last_n_layers=13"), "tuning.last_n_layers 13 for image"),
         (lambda: predicted("default", "text.levels=[0,13]"), "level 13 of text"),
-        (lambda: predicted("lora", backbones={"text": fused}), "fused projection"),
+        (lambda: predicted("lora", encoders={"text": fused}), "fused projection"),
         (
-            lambda: BackboneShape.of_folder(str(model_folders["deberta"]), "text"),
+            lambda: EncoderShape.of_folder(str(model_folders["deberta"]), "text"),
             "model_type 'deberta'.*distilbert",
         ),
-        (lambda: BackboneShape.of_folder(str(model_folders["vit"]), "text"), "model_type 'vit'"),
-        (lambda: BackboneShape.of_folder(str(tmp_path), "text"), "no readable config.json"),
-        (lambda: BackboneShape.of_folder(str(tmp_path / "none"), "text"), "there is no folder"),
+        (lambda: EncoderShape.of_folder(str(model_folders["vit"]), "text"), "model_type 'vit'"),
+        (lambda: EncoderShape.of_folder(str(tmp_path), "text"), "no readable config.json"),
+        (lambda: EncoderShape.of_folder(str(tmp_path / "none"), "text"), "there is no folder"),
     ]:
-        with pytest.raises(BackboneError, match=message):
+        with pytest.raises(EncoderError, match=message):
             wrong()
     for config, message in [
         (
@@ -487,8 +489,8 @@ def test_backbones_that_do_not_fit(model_folders, tmp_path):
         ({"model_type": "bert", "hidden_size": 8}, "has no 'vocab_size'"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(BackboneError, match=message):
-            BackboneShape.of_folder(str(tmp_path), "image" if "dinov2" in config.values() else "text")
+        with pytest.raises(EncoderError, match=message):
+            EncoderShape.of_folder(str(tmp_path), "image" if "dinov2" in config.values() else "text")
 
 
 def test_half_precision_keeps_half_the_activations():

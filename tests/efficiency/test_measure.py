@@ -21,7 +21,7 @@ from iisan.train.setup import build, resolve
 @pytest.fixture
 def config(prepared) -> Config:
     folders = {"dataset": prepared.dataset, "states": prepared.states}
-    return recipe("default").model_copy(update=folders).override(("loss.negatives=0", "training.batch=16"))
+    return recipe("default").model_copy(update=folders).override(("loss.negatives=0", "training.batch_size=16"))
 
 
 def test_a_clock_keeps_stages_apart_and_ends_a_step_with_its_update(monkeypatch):
@@ -49,7 +49,7 @@ def test_measured_costs_of_a_training(config):
 
 
 def test_accumulation_makes_fewer_and_longer_steps(config):
-    found = measure(config.override(("training.accumulate=2",)), steps=2, warm_up=0, threads=1)
+    found = measure(config.override(("training.gradient_accumulation=2",)), steps=2, warm_up=0, threads=1)
     assert (found.steps, found.steps_per_epoch) == (2, 2)
 
 
@@ -57,7 +57,7 @@ def test_settings_by_tower_are_measured_as_they_are(config):
     # The recipe has a bottleneck of 512 for images, which this configuration has not.
     versa = recipe("versa").model_copy(update={"dataset": config.dataset, "states": config.states})
     changes = [f"{kind}.{key}" for kind in ("text", "image") for key in ("levels=layerdrop", "pooling=null")]
-    versa = versa.override((*changes, "items.bottlenecks={text: 8}", "training.batch=16"))
+    versa = versa.override((*changes, "items.bottlenecks={text: 8}", "training.batch_size=16"))
     network = build(resolve(versa)).network
     found = measure(versa, steps=1, warm_up=0, threads=1)
     assert found.trainable_parameters == sum(value.numel() for _, value in network.trainable())

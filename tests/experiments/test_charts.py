@@ -81,7 +81,7 @@ def test_one_row_with_costs_is_enough(costly):
 
 
 def sized(row, hr, seed=0, **parameters):
-    return record(row, seed, test={"hr@10": hr}, backbone_parameters=parameters)
+    return record(row, seed, test={"hr@10": hr}, encoder_parameters=parameters)
 
 
 def test_quality_is_drawn_over_the_parameters_that_grow():
@@ -110,7 +110,7 @@ def test_quality_is_drawn_over_the_parameters_that_grow():
         assert not box.count_contains(np.column_stack([along, np.interp(along, x, y)])), name
 
 
-def test_sizes_are_drawn_only_where_every_backbone_grows_or_stays():
+def test_sizes_are_drawn_only_where_every_encoder_grows_or_stays():
     small, large = {"text": 10, "image": 100}, {"text": 50, "image": 100}
 
     def found(*sizes):

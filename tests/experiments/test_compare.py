@@ -47,7 +47,7 @@ def test_runs_of_one_method_are_seeds_of_one_group(runs):
 
 
 def test_groups_of_one_recipe_bear_their_folders_names(runs):
-    report = compare_runs([runs("ids"), runs("ids", 0, "items.width=32")], PRESETS["paper"])
+    report = compare_runs([runs("ids"), runs("ids", 0, "items.embedding_dim=32")], PRESETS["paper"])
     assert [group.name for group in report.groups] == ["ids-0-0", "ids-0-1"]
     assert report.tests[0][1].p_mcnemar is not None
 

@@ -92,11 +92,11 @@ def test_columns_without_figures_are_left_out_but_quality_stays():
     assert body == [["A", "–", "–", "1"]]
 
 
-def test_sizes_of_backbones_and_stores_are_shown_where_rows_differ_in_them():
-    sizes = {"backbone_parameters": {"text": 4000, "image": 500}, "store_bytes": {"text": 2e6, "image": 5e5}}
-    runs = [record("A", 0, 0.1, **sizes), record("B", 0, 0.1, backbone_parameters={"text": 30, "image": 500})]
+def test_sizes_of_encoders_and_stores_are_shown_where_rows_differ_in_them():
+    sizes = {"encoder_parameters": {"text": 4000, "image": 500}, "store_bytes": {"text": 2e6, "image": 5e5}}
+    runs = [record("A", 0, 0.1, **sizes), record("B", 0, 0.1, encoder_parameters={"text": 30, "image": 500})]
     heads, body = grid(table(runs))
-    assert heads == ["", "HR@10 (%)", "NDCG@10 (%)", "backbones' parameters"]
+    assert heads == ["", "HR@10 (%)", "NDCG@10 (%)", "encoders' parameters"]
     assert [cells[-1] for cells in body] == ["4,500", "530"]
     runs[1] = runs[1].model_copy(update={"store_bytes": {"text": 1e6}})
     assert [cells[-1] for cells in grid(table(runs))[1]] == ["2.5", "1.0"]

@@ -71,8 +71,8 @@ def folder(tmp_path):
     write(folder, "a1", position=1, seed=1, test=test, efficiency=cost(9, 800, 4e9))
     write(folder, "b0", row="IISAN", efficiency=cost(2, 4000, 5e8), gates={"text": [0.4, 0.5], "inter": [0.7]})
     write(folder, "c0", row=EVIL, position=2, status="failed", error="<b>no</b> memory", test={}, history=[])
-    write(folder, "d0", experiment="table-4", row="no gate", backbone_parameters={"text": 500})
-    write(folder, "d1", experiment="table-4", row="larger", backbone_parameters={"text": 7000}, history=[])
+    write(folder, "d0", experiment="table-4", row="no gate", encoder_parameters={"text": 500})
+    write(folder, "d1", experiment="table-4", row="larger", encoder_parameters={"text": 7000}, history=[])
     return folder
 
 
@@ -111,8 +111,8 @@ def test_charts_fit_what_the_records_hold(page):
     alts = page.attributes("img", "alt")
     assert len(alts) == len(names)
     assert "LoRA 5.00 % at 9 s" in alts[0]
-    assert "Line chart of test HR@10 over the backbones' parameters: no gate 10.00 %; larger 10.00 %." in alts
-    assert "over the parameters of the text backbone" in page.said
+    assert "Line chart of test HR@10 over the encoders' parameters: no gate 10.00 %; larger 10.00 %." in alts
+    assert "over the parameters of the text encoder" in page.said
     assert f"Not drawn, as there are no such figures: {EVIL}." in page.said
     # LoRA is worst in time and memory and best in parameters: 0.45 + 0.45; IISAN the reverse: 0.10.
     assert "over these rows alone: IISAN 10.00, LoRA 90.00." in page.said

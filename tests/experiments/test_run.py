@@ -18,7 +18,7 @@ from iisan.experiments.tables import EXPERIMENTS, Scale, even_levels, experiment
 from iisan.recipes import paper, recipe
 from iisan.states.caching import cache
 
-QUICK = ("training.epochs=1", "training.batch=64", "loss.negatives=0", "training.precision=fp32")
+QUICK = ("training.epochs=1", "training.batch_size=64", "loss.negatives=0", "training.precision=fp32")
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def scale(prepared):
     def method(name: str) -> Config:
         return recipe(name).override(QUICK)
 
-    backbones = {"image": {"vit": str(prepared.image)}, "text": {"bert": str(prepared.text)}}
+    encoders = {"image": {"vit": str(prepared.image)}, "text": {"bert": str(prepared.text)}}
     return Scale(
         "demo",
         method,
         prepared.dataset,
         prepared.states,
-        backbones,
+        encoders,
         depths={"image": {"vit": 4}, "text": {"bert": 4}},
         captions=("seen",),
     )
@@ -50,7 +50,7 @@ def test_rows_are_recorded_failures_too_and_finished_ones_are_not_run_again(scal
     assert sum("FAILED" in line for line in lines) == 2
     record = json.loads((folder / "2-blocks-seed1.json").read_text())
     assert record["config"]["training"]["seed"] == 1
-    assert record["config"]["text"]["backbone"] == "bert"
+    assert record["config"]["text"]["encoder"] == "bert"
     assert str(tmp_path) not in json.dumps(record)
     assert record["test"]["hr@10"] == two.runs[1].test["hr@10"]
     assert [epoch["epoch"] for epoch in record["history"]] == [1]
@@ -116,13 +116,13 @@ def test_other_data_and_other_states_are_not_finished_though_their_folders_are_c
 
 def test_a_live_model_with_other_weights_is_not_finished(again, prepared, tmp_path):
     model = shutil.copytree(prepared.text, tmp_path / "bert")
-    live = ("source=live", "modalities=[text]", f"text.backbone={model}")
+    live = ("source=live", "modalities=[text]", f"text.encoder={model}")
     first, _ = again(*live)
     assert again(*live) == (first, True)
     weights = load_file(model / "model.safetensors")
     save_file({name: 2 * value for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
     second, finished = again(*live)
-    assert (second["backbones"] == first["backbones"], finished) == (False, False)
+    assert (second["encoders"] == first["encoders"], finished) == (False, False)
 
 
 def test_records_that_name_no_data_count_as_before(again, tmp_path):
@@ -146,7 +146,7 @@ def test_costs_are_measured_for_the_methods(scale, tmp_path, monkeypatch):
 
 
 def test_seconds_of_an_epoch_are_typical_of_a_whole_cycle():
-    # Training the backbones takes 9 and 11 seconds, the epochs between 1 and 2, once 50 as the machine was busy.
+    # Training the encoders takes 9 and 11 seconds, the epochs between 1 and 2, once 50 as the machine was busy.
     assert _typical([9.0, 1.0, 2.0, 11.0, 1.0, 2.0, 10.0, 50.0], 3) == pytest.approx((10 + 1 + 2) / 3)
     assert _typical([4.0, 1.0, 5.0], 1) == 4.0
     assert _typical([4.0], 3) == 4.0
@@ -158,7 +158,7 @@ def test_kept_blocks_of_the_paper():
     ]  # fmt: skip
 
 
-def test_deeper_backbones_keep_about_as_many_blocks():
+def test_deeper_encoders_keep_about_as_many_blocks():
     assert even_levels(12, 6) == even_levels(2, 6) == "layerdrop"
     assert even_levels(24, 6) == even_levels(80, 6) == "group-6"
     # LayerDrop keeps 3 of 6 blocks; two evenly spaced ones are the first and the last.
@@ -169,16 +169,16 @@ def test_deeper_backbones_keep_about_as_many_blocks():
 
 @pytest.fixture
 def unlike(scale):
-    """Backbones of three sizes for text and two for images, of which only names and depths count."""
+    """Encoders of three sizes for text and two for images, of which only names and depths count."""
     depths = {"image": {"vit": 12, "deep vit": 24}, "text": {"bert": 12, "large": 24, "tiny": 2}}
     names = {modality: {short: f"org/{short}" for short in named} for modality, named in depths.items()}
-    return replace(scale, backbones=names, depths=depths)
+    return replace(scale, encoders=names, depths=depths)
 
 
 def test_scaling_changes_one_side_or_both(unlike):
     def seen(name):
         return {
-            row: [(config.states_of(side).backbone, config.states_of(side).levels) for side in ("text", "image")]
+            row: [(config.states_of(side).encoder, config.states_of(side).levels) for side in ("text", "image")]
             for row, config in experiment(name)(unlike).items()
         }
 
@@ -209,7 +209,7 @@ def _flat(config):
 def test_the_published_settings_are_taken_as_they_are(unlike):
     assert full_settings("versa") == recipe("versa")
     rows = experiment("versa-microlens")(replace(unlike, method=full_settings))
-    changed = {"dataset", "states", "modalities", "text.backbone", "image.backbone"}
+    changed = {"dataset", "states", "modalities", "text.encoder", "image.encoder"}
     ours, published = dict(_flat(rows["IISAN-Versa"])), dict(_flat(recipe("versa")))
     assert {key for key in ours if ours[key] != published[key]} == changed
     assert [config.modalities for config in rows.values()] == [("image", "text"), ("text",), ("image",), ()]
@@ -224,8 +224,8 @@ def test_the_parts_of_versa_run_and_leave_sizes_and_costs(scale, tmp_path, monke
         lambda s: {name: s.row("default", *kept, f"source={name}") for name in ("cached", "live")},
     )
     cached, live = read_records([run_experiment("versa-ablation", scale, tmp_path)])
-    assert cached.backbone_parameters == live.backbone_parameters
-    assert cached.backbone_parameters.keys() == {"text", "image"}
+    assert cached.encoder_parameters == live.encoder_parameters
+    assert cached.encoder_parameters.keys() == {"text", "image"}
     assert cached.store_bytes["text"] > 1000
     assert live.store_bytes == {}
     assert cached.test == pytest.approx(live.test)
@@ -245,7 +245,7 @@ def test_full_scale_takes_the_papers_settings():
         found = full_settings(name)
         assert (found.loss, found.training, found.evaluation) == (base.loss, base.training, base.evaluation)
         assert found.items.kind == recipe(name).items.kind
-        assert found.items.width == 64
+        assert found.items.embedding_dim == 64
         assert found.tuning == recipe(name).tuning
     assert full_settings("frozen").text.levels == ("last",)
     assert full_settings("fft").text.max_tokens == 30

@@ -7,7 +7,7 @@ import pytest
 
 from iisan.data.dataset import Dataset
 from iisan.demo.catalogue import generate
-from iisan.errors import BackboneError, ConfigError
+from iisan.errors import ConfigError, EncoderError
 from iisan.experiments import scales
 from iisan.experiments.scales import demo_scale, full_scale
 from iisan.experiments.tables import experiment
@@ -15,10 +15,10 @@ from iisan.recipes import recipe
 from iisan.train.setup import build, resolve
 
 
-def test_the_demo_has_three_backbones_of_each_modality(tmp_path, monkeypatch):
+def test_the_demo_has_three_encoders_of_each_modality(tmp_path, monkeypatch):
     monkeypatch.setattr(scales, "generate", lambda: generate(0, 120, 60))
     scale = demo_scale(tmp_path)
-    assert {modality: list(named) for modality, named in scale.backbones.items()} == {
+    assert {modality: list(named) for modality, named in scale.encoders.items()} == {
         "image": ["image model", "small image model", "tiny image model"],
         "text": ["text model", "small text model", "tiny text model"],
     }
@@ -31,9 +31,9 @@ def test_the_demo_has_three_backbones_of_each_modality(tmp_path, monkeypatch):
     assert widths == {
         f"{image}image model + {text}text model": (sizes[image], sizes[text]) for image in sizes for text in sizes
     }
-    # Wider states are transformed for the inter-modal tower, which is as wide as the narrower backbone.
+    # Wider states are transformed for the inter-modal tower, which is as wide as the narrower encoder.
     assert list(networks["image model + small text model"].items.towers["inter"].transforms) == ["image"]
-    assert build(resolve(scale.row("partial"))).network.source.backbones.keys() == {"image", "text"}
+    assert build(resolve(scale.row("partial"))).network.source.encoders.keys() == {"image", "text"}
     # Of the published settings group-6 is all blocks here, and the pooling of the stores is theirs.
     settings = experiment("versa-microlens")(scale)["IISAN-Versa"]
     assert (settings.optimizer, settings.training.epochs) == (recipe("versa").optimizer, 40)
@@ -46,7 +46,7 @@ def test_the_demo_has_three_backbones_of_each_modality(tmp_path, monkeypatch):
         "small image model + small text model": ((0, 2, 4), 32),
         "tiny image model + tiny text model": ((0, 2), 16),
     }
-    counts = [source.backbone_parameters for source in sources.values()]
+    counts = [source.encoder_parameters for source in sources.values()]
     assert all(one[name] > 3 * other[name] for one, other in pairwise(counts) for name in ("image", "text"))
 
 
@@ -95,26 +95,26 @@ def test_the_full_scale_caches_what_is_missing_and_takes_the_papers_settings(pre
     assert (scale.name, scale.depth) == ("full", 4)
     for method in ("default", "partial", "fft"):
         config = resolve(scale.row(method))
-        assert (config.text.pooling, config.text.max_tokens, config.training.batch) == ("cls", 30, 32)
+        assert (config.text.pooling, config.text.max_tokens, config.training.batch_size) == ("cls", 30, 32)
         build(config)
     assert len(experiment("table-5")(scale)) == 2
     # Published with another pooling than the paper's, of which there is a store, too.
     published = resolve(experiment("versa-microlens")(scale)["IISAN-Versa"])
-    assert (published.text.pooling, published.training.batch) == ("mean", 512)
-    with pytest.raises(BackboneError, match="group layer-dropping of 6 out of 4 blocks"):
+    assert (published.text.pooling, published.training.batch_size) == ("mean", 512)
+    with pytest.raises(EncoderError, match="group layer-dropping of 6 out of 4 blocks"):
         build(published)
     build(published.override(("text.levels=all", "image.levels=all")))
 
 
-def test_backbones_of_one_last_name_are_all_taken(prepared, tmp_path):
+def test_encoders_of_one_last_name_are_all_taken(prepared, tmp_path):
     google, facebook = (
         shutil.copytree(prepared.image, tmp_path / owner / "x") for owner in ("google", "facebook")
     )
     images = [str(google), str(prepared.image), str(facebook)]
     scale = full_scale(prepared.dataset, tmp_path / "states", [str(prepared.text)], images)
-    assert scale.backbones["image"] == {"google/x": images[0], "vit": images[1], "facebook/x": images[2]}
+    assert scale.encoders["image"] == {"google/x": images[0], "vit": images[1], "facebook/x": images[2]}
 
 
-def test_the_full_scale_needs_both_kinds_of_backbone(prepared, tmp_path):
-    with pytest.raises(ConfigError, match="lacks backbones"):
+def test_the_full_scale_needs_both_kinds_of_encoder(prepared, tmp_path):
+    with pytest.raises(ConfigError, match="lacks encoders"):
         full_scale(prepared.dataset, tmp_path, ["bert-base-uncased"], [])

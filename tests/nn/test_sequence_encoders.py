@@ -12,7 +12,7 @@ KINDS = ["sasrec", "gru4rec", "nextitnet"]
 
 def encoder(kind):
     torch.manual_seed(0)
-    module = sequence_encoder(SequenceConfig(kind=kind, length=6), 8).eval()
+    module = sequence_encoder(SequenceConfig(kind=kind, max_length=6), 8).eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.4)
     return module

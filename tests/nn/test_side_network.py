@@ -105,7 +105,7 @@ def randomise(module):
 
 
 def side_network(levels, widths, settings, missing=False, **changes):
-    options = settings.model_dump(exclude={"kind"}) | {"width": 5, "bottleneck": 3} | changes
+    options = settings.model_dump(exclude={"kind", "embedding_dim"}) | {"width": 5, "bottleneck": 3} | changes
     network = SideNetwork(levels, widths, **options, missing=missing)
     randomise(network)
     return network
@@ -297,9 +297,13 @@ def test_gates_start_at_one_half_and_are_sharp():
 def test_reference_has_the_published_number_of_parameters():
     settings = reference()
     network = SideNetwork(
-        {"image": 7, "text": 7}, {"image": 768, "text": 768}, **settings.items.model_dump(exclude={"kind"})
+        {"image": 7, "text": 7},
+        {"image": 768, "text": 768},
+        **settings.items.model_dump(exclude={"kind", "embedding_dim"}),
     )
-    sequence = SASRec(64, settings.sequence.length, settings.sequence.blocks, settings.sequence.heads, 0.1)
+    sequence = SASRec(
+        64, settings.sequence.max_length, settings.sequence.num_layers, settings.sequence.num_heads, 0.1
+    )
     count = sum(parameter.numel() for module in (network, sequence) for parameter in module.parameters())
     assert count == 4_113_877
 

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from iisan.backbones.image import ImageBackbone, load_image
-from iisan.backbones.text import TextBackbone, load_text
+from iisan.encoders.image import ImageEncoder, load_image
+from iisan.encoders.text import TextEncoder, load_text
 from pictures import encoded, noise
 
 ADJECTIVES = ("red", "blue", "green", "small", "large", "steel")
@@ -51,10 +51,10 @@ def catalogue() -> TinyCatalogue:
 
 
 @pytest.fixture(scope="session")
-def bert(model_folders: dict[str, Path]) -> TextBackbone:
+def bert(model_folders: dict[str, Path]) -> TextEncoder:
     return load_text(str(model_folders["bert"]), "mean")
 
 
 @pytest.fixture(scope="session")
-def vit(model_folders: dict[str, Path]) -> ImageBackbone:
+def vit(model_folders: dict[str, Path]) -> ImageEncoder:
     return load_image(str(model_folders["vit"]), "cls")

@@ -10,13 +10,13 @@ from PIL import Image
 
 from iisan.data.dataset import Dataset
 from iisan.data.videos import sample_frames
-from iisan.demo.run import BACKBONES, CAPTIONER
+from iisan.demo.run import CAPTIONER, ENCODERS
 from iisan.errors import ConfigError, DataError
 from iisan.states import captioning
 from iisan.states.captioning import JOURNAL, caption
 from pictures import encoded, moving
 
-MODEL = str(BACKBONES / CAPTIONER)
+MODEL = str(ENCODERS / CAPTIONER)
 
 
 def encode(shade, form="PNG", **options):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iisan.backbones import precision as precision_module
-from iisan.backbones.text import TextBackbone, load_text
-from iisan.errors import BackboneError, ConfigError, DataError, StoreError
+from iisan.encoders import precision as precision_module
+from iisan.encoders.text import TextEncoder, load_text
+from iisan.errors import ConfigError, DataError, EncoderError, StoreError
 from iisan.files import sha256_file
 from iisan.states import extract as extract_module
 from iisan.states.caching import cache
@@ -32,26 +32,26 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @torch.inference_mode()
-def naive(backbone: Any, contents: list[Any], levels: tuple = (0, 2, 4, "last")) -> torch.Tensor:
-    return torch.cat([backbone(backbone.prepare([content]), levels) for content in contents])
+def naive(encoder: Any, contents: list[Any], levels: tuple = (0, 2, 4, "last")) -> torch.Tensor:
+    return torch.cat([encoder(encoder.prepare([content]), levels) for content in contents])
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every text that goes through a text backbone."""
+    """Every text that goes through a text encoder."""
     texts: list[str] = []
-    prepare = TextBackbone.prepare
+    prepare = TextEncoder.prepare
 
-    def recorded(self: TextBackbone, contents: list[str]) -> dict[str, torch.Tensor]:
+    def recorded(self: TextEncoder, contents: list[str]) -> dict[str, torch.Tensor]:
         texts.extend(contents)
         return prepare(self, contents)
 
-    monkeypatch.setattr(TextBackbone, "prepare", recorded)
+    monkeypatch.setattr(TextEncoder, "prepare", recorded)
     return texts
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_stored_states_are_the_backbones(catalogue: Any, bert: TextBackbone, tmp_path: Path, dtype: str) -> None:
+def test_stored_states_are_the_encoders(catalogue: Any, bert: TextEncoder, tmp_path: Path, dtype: str) -> None:
     store = extract(bert, Contents.of(catalogue, "text"), tmp_path, dtype=dtype, shard_rows=16, batch_size=5)
     assert store.levels == (0, 2, 4, "last")
     assert [shard.rows for shard in store.manifest.shards] == [16, 16, 4]
@@ -71,7 +71,7 @@ def test_stored_states_are_the_backbones(catalogue: Any, bert: TextBackbone, tmp
     assert [error.item() == 0 for error in recorded] == [dtype == "fp32"] * 4
 
 
-def test_the_files_are_what_the_format_says(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+def test_the_files_are_what_the_format_says(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
     store = extract(bert, Contents.of(catalogue, "text"), tmp_path, dtype="int8", shard_rows=16)
     assert store.folder.parent == tmp_path
     assert store.folder.name == f"text-{store.fingerprint[:16]}"
@@ -92,7 +92,7 @@ def test_the_files_are_what_the_format_says(catalogue: Any, bert: TextBackbone, 
 
 
 def test_equal_contents_are_encoded_once(
-    catalogue: Any, bert: TextBackbone, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract_module, "SAMPLE", 7)
     # Where bf16 is fast, the sample would be encoded once more to measure its error.
@@ -106,7 +106,7 @@ def test_equal_contents_are_encoded_once(
     assert encoded == []
 
 
-def test_new_contents_are_appended(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+def test_new_contents_are_appended(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
     first = Contents.of_texts(catalogue.texts[:20])
     before = extract(bert, first, tmp_path, shard_rows=16)
     old = files_of(before.folder)
@@ -125,7 +125,7 @@ def test_new_contents_are_appended(catalogue: Any, bert: TextBackbone, tmp_path:
 
 
 def test_a_kill_at_any_moment_loses_nothing_but_the_shard_at_work(
-    catalogue: Any, bert: TextBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = Contents.of(catalogue, "text")
     run: Callable[[Path], StateStore] = lambda out: extract(  # noqa: E731
@@ -162,7 +162,7 @@ def test_a_kill_at_any_moment_loses_nothing_but_the_shard_at_work(
 
 
 def test_a_full_disk_leaves_a_whole_store(
-    catalogue: Any, bert: TextBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Path.write_bytes
 
@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_a_whole_store(
     }  # fmt: skip
 
 
-def test_shards_that_were_cut_short_are_made_again(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+def test_shards_that_were_cut_short_are_made_again(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
     contents, said = Contents.of(catalogue, "text"), []
     store = extract(bert, contents, tmp_path, shard_rows=16)
     before = store.read(torch.from_numpy(store.rows_for(catalogue)[:36]))
@@ -197,7 +197,7 @@ def test_shards_that_were_cut_short_are_made_again(catalogue: Any, bert: TextBac
     torch.testing.assert_close(after, before, rtol=0.01, atol=1e-4)
 
 
-def test_one_writer_at_a_time(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+def test_one_writer_at_a_time(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
     contents = Contents.of(catalogue, "text")
     store = extract(bert, contents, tmp_path)
     with (
@@ -208,17 +208,17 @@ def test_one_writer_at_a_time(catalogue: Any, bert: TextBackbone, tmp_path: Path
 
 
 def test_constant_levels_are_exempt(catalogue: Any, model_folders: dict[str, Path], tmp_path: Path) -> None:
-    backbone = load_text(str(model_folders["bert"]), "cls")
-    store = extract(backbone, Contents.of(catalogue, "text"), tmp_path, dtype="int8")
+    encoder = load_text(str(model_folders["bert"]), "cls")
+    store = extract(encoder, Contents.of(catalogue, "text"), tmp_path, dtype="int8")
     constant, *others = store.manifest.error
     assert constant is None
     assert all(error is not None and 0 < error < 0.02 for error in others)
     got = store.read(torch.arange(36), (0,))
-    torch.testing.assert_close(got, naive(backbone, ["red"], (0,)).expand(36, 1, 16))
+    torch.testing.assert_close(got, naive(encoder, ["red"], (0,)).expand(36, 1, 16))
 
 
 def test_bf16_computation_that_is_too_coarse_falls_back(
-    catalogue: Any, bert: TextBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents, said = Contents.of(catalogue, "text"), []
     monkeypatch.setattr(precision_module, "_multiplies_bf16", lambda _device: True)
@@ -242,17 +242,17 @@ def test_bf16_computation_that_is_too_coarse_falls_back(
 def test_overflow_is_found_before_anything_is_written(
     catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    backbone = load_text(str(model_folders["bert"]))
+    encoder = load_text(str(model_folders["bert"]))
     with torch.no_grad():
-        backbone.tower.embeddings.LayerNorm.weight.mul_(1e8)
+        encoder.tower.embeddings.LayerNorm.weight.mul_(1e8)
     with pytest.raises(StoreError, match=r"level 0 of item 'i\d+' is infinite .* in fp16"):
-        extract(backbone, Contents.of(catalogue, "text"), tmp_path, dtype="fp16", levels=(0, "last"))
+        extract(encoder, Contents.of(catalogue, "text"), tmp_path, dtype="fp16", levels=(0, "last"))
     assert list(tmp_path.iterdir()) == []
-    store = extract(backbone, Contents.of(catalogue, "text"), tmp_path, dtype="bf16", levels=(0, "last"))
+    store = extract(encoder, Contents.of(catalogue, "text"), tmp_path, dtype="bf16", levels=(0, "last"))
     assert store.read(torch.arange(36)).isfinite().all()
 
 
-def test_an_overflow_outside_the_sample_names_its_item(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+def test_an_overflow_outside_the_sample_names_its_item(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
     store = extract(bert, Contents.of(catalogue, "text"), tmp_path, dtype="fp16")
     before = files_of(store.folder)
     states = torch.zeros(2, 4, 16)
@@ -265,7 +265,7 @@ def test_an_overflow_outside_the_sample_names_its_item(catalogue: Any, bert: Tex
     assert files_of(store.folder) == before
 
 
-def test_another_spelling_of_a_folder_is_the_same_backbone(
+def test_another_spelling_of_a_folder_is_the_same_encoder(
     catalogue: Any, model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Path(shutil.copytree(model_folders["bert"], tmp_path / "m" / "bert"))
@@ -273,12 +273,12 @@ def test_another_spelling_of_a_folder_is_the_same_backbone(
     contents = Contents.of(catalogue, "text")
     for spelling in ("m/bert", "./m/bert", "m/../m/bert/", str(first)):
         store = extract(load_text(spelling), contents, tmp_path)
-        assert store.settings["backbone"] == str(first)
+        assert store.settings["encoder"] == str(first)
         for wanted in ("m/bert", "./m/bert", str(first)):
-            assert StateStore.find(tmp_path, "text", {"backbone": wanted}).folder == store.folder
+            assert StateStore.find(tmp_path, "text", {"encoder": wanted}).folder == store.folder
     monkeypatch.chdir(tmp_path / "m")
-    with pytest.raises(StoreError, match="expected backbone 'm/bert'"):
-        StateStore.find(tmp_path, "text", {"backbone": "m/bert"})
+    with pytest.raises(StoreError, match="expected encoder 'm/bert'"):
+        StateStore.find(tmp_path, "text", {"encoder": "m/bert"})
 
 
 def test_a_model_that_moved_is_found_again_once_it_is_cached_again(
@@ -288,20 +288,20 @@ def test_a_model_that_moved_is_found_again_once_it_is_cached_again(
     old, new = str(model_folders["bert"]), str(shutil.copytree(model_folders["bert"], tmp_path / "bert"))
     store = extract(load_text(old), contents, tmp_path)
     with pytest.raises(StoreError, match="run `iisan cache` again"):
-        StateStore.find(tmp_path, "text", {"backbone": new})
+        StateStore.find(tmp_path, "text", {"encoder": new})
     again = extract(load_text(new), contents, tmp_path)
     assert (again.folder, len(again)) == (store.folder, len(store))
-    assert StateStore.find(tmp_path, "text", {"backbone": new}).manifest == again.manifest
+    assert StateStore.find(tmp_path, "text", {"encoder": new}).manifest == again.manifest
 
 
-def test_nothing_to_encode(bert: TextBackbone, tmp_path: Path) -> None:
+def test_nothing_to_encode(bert: TextEncoder, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no item has text"):
         extract(bert, Contents.of_texts([None, None]), tmp_path)
 
 
-def test_unusable_arguments(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+def test_unusable_arguments(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
     contents = Contents.of(catalogue, "text")
-    with pytest.raises(BackboneError, match="'5'"):
+    with pytest.raises(EncoderError, match="'5'"):
         extract(bert, contents, tmp_path, levels=(0, 5))
     with pytest.raises(ConfigError, match="'fp8'"):
         extract(bert, contents, tmp_path, dtype="fp8")
@@ -340,7 +340,7 @@ def test_a_bad_image_names_its_item_and_leaves_the_text(
     StateStore.find(tmp_path, "text").verify()
 
 
-def test_a_store_from_before_there_were_counts_is_read_and_added_to(bert: TextBackbone, tmp_path: Path) -> None:
+def test_a_store_from_before_there_were_counts_is_read_and_added_to(bert: TextEncoder, tmp_path: Path) -> None:
     contents = Contents.of_texts(["red pump", "blue pump"])
     store = extract(bert, contents, tmp_path, precision="fp32")
     before = store.read(torch.from_numpy(store.rows_of(contents.keys())))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iisan.backbones.image import ImageBackbone
-from iisan.backbones.text import TextBackbone, load_text
-from iisan.backbones.tuning import tune
-from iisan.errors import BackboneError, ConfigError, DataError, StoreError
+from iisan.encoders.image import ImageEncoder
+from iisan.encoders.text import TextEncoder, load_text
+from iisan.encoders.tuning import tune
+from iisan.errors import ConfigError, DataError, EncoderError, StoreError
 from iisan.nn.hidden import Hidden
 from iisan.states.contents import Contents
 from iisan.states.corruption import CorruptedStates, hide_modalities
@@ -22,17 +22,17 @@ LEVELS = {"text": (0, 2, "last"), "image": (4, "last")}
 
 
 @pytest.fixture
-def cached(catalogue: Any, bert: TextBackbone, vit: ImageBackbone, tmp_path: Path) -> CachedStates:
+def cached(catalogue: Any, bert: TextEncoder, vit: ImageEncoder, tmp_path: Path) -> CachedStates:
     parts = {}
-    for backbone in (bert, vit):
-        modality = backbone.kind
-        store = extract(backbone, Contents.of(catalogue, modality), tmp_path, dtype="fp32", shard_rows=16)
+    for encoder in (bert, vit):
+        modality = encoder.kind
+        store = extract(encoder, Contents.of(catalogue, modality), tmp_path, dtype="fp32", shard_rows=16)
         parts[modality] = (store, store.rows_for(catalogue), LEVELS[modality])
     return CachedStates(parts)
 
 
 @pytest.fixture
-def live(catalogue: Any, bert: TextBackbone, vit: ImageBackbone) -> LiveStates:
+def live(catalogue: Any, bert: TextEncoder, vit: ImageEncoder) -> LiveStates:
     return LiveStates(
         {b.kind: (b, Contents.of(catalogue, b.kind), LEVELS[b.kind]) for b in (bert, vit)},
         batch_size=4,
@@ -40,7 +40,7 @@ def live(catalogue: Any, bert: TextBackbone, vit: ImageBackbone) -> LiveStates:
 
 
 def test_under_autocast_a_store_of_low_precision_gives_its_differences(
-    catalogue: Any, bert: TextBackbone, tmp_path: Path
+    catalogue: Any, bert: TextEncoder, tmp_path: Path
 ) -> None:
     store = extract(bert, Contents.of(catalogue, "text"), tmp_path, dtype="bf16", shard_rows=16)
     source = CachedStates({"text": (store, store.rows_for(catalogue), LEVELS["text"])})
@@ -56,13 +56,13 @@ def test_under_autocast_a_store_of_low_precision_gives_its_differences(
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
 def test_resident_states_are_those_that_are_read(
-    catalogue: Any, bert: TextBackbone, vit: ImageBackbone, tmp_path: Path, dtype: str
+    catalogue: Any, bert: TextEncoder, vit: ImageEncoder, tmp_path: Path, dtype: str
 ) -> None:
     parts = {}
-    for backbone in (bert, vit):
-        contents = Contents.of(catalogue, backbone.kind)
-        store = extract(backbone, contents, tmp_path, dtype=dtype, shard_rows=16)
-        parts[backbone.kind] = (store, store.rows_for(catalogue), LEVELS[backbone.kind])
+    for encoder in (bert, vit):
+        contents = Contents.of(catalogue, encoder.kind)
+        store = extract(encoder, contents, tmp_path, dtype=dtype, shard_rows=16)
+        parts[encoder.kind] = (store, store.rows_for(catalogue), LEVELS[encoder.kind])
     read, resident = CachedStates(parts), CachedStates(parts)
     size = {"bf16": 2, "fp16": 2}.get(dtype, 4)
     needed = sum(len(store) * len(levels) * 16 * size for store, _, levels in parts.values())
@@ -87,8 +87,8 @@ def test_a_batch_goes_to_a_device_as_a_whole() -> None:
     assert moved.modalities["image"].mean is None
 
 
-def test_a_level_beyond_the_depth_is_one_sentence(catalogue: Any, bert: TextBackbone) -> None:
-    with pytest.raises(BackboneError, match=r"level '9' in .* from 0 to 4, or 'last'"):
+def test_a_level_beyond_the_depth_is_one_sentence(catalogue: Any, bert: TextEncoder) -> None:
+    with pytest.raises(EncoderError, match=r"level '9' in .* from 0 to 4, or 'last'"):
         LiveStates({"text": (bert, Contents.of(catalogue, "text"), (0, 9))})
 
 
@@ -107,7 +107,7 @@ def test_live_states_are_the_cached_ones(cached: CachedStates, live: LiveStates)
         assert torch.equal(computed.modalities[modality][1], positions)
 
 
-def test_the_size_of_the_backbones_is_known_either_way(
+def test_the_size_of_the_encoders_is_known_either_way(
     cached: CachedStates, live: LiveStates, model_folders: dict[str, Path]
 ) -> None:
     # What lies in the files, but for the pooler, which no state depends on.
@@ -115,11 +115,11 @@ def test_the_size_of_the_backbones_is_known_either_way(
     for modality, folder in (("text", "bert"), ("image", "vit")):
         weights = load_file(model_folders[folder] / "model.safetensors")
         expected[modality] = sum(weight.numel() for name, weight in weights.items() if "pooler" not in name)
-    assert cached.backbone_parameters == live.backbone_parameters == expected
+    assert cached.encoder_parameters == live.encoder_parameters == expected
     tuned = load_text(str(model_folders["bert"]))
     tune(tuned, "adapter", bottleneck=2)
     assert tuned.parameter_count == expected["text"] < sum(weight.numel() for weight in tuned.parameters())
-    assert NoStates().backbone_parameters == {}
+    assert NoStates().encoder_parameters == {}
 
 
 def test_no_item_with_a_modality(cached: CachedStates, live: LiveStates) -> None:
@@ -149,10 +149,10 @@ def test_levels_are_checked_at_construction(cached: CachedStates, catalogue: Any
         CachedStates({"text": (store, store.rows_for(catalogue), (0, 3))})
 
 
-def test_frozen_backbones_stay_as_they_are(live: LiveStates) -> None:
+def test_frozen_encoders_stay_as_they_are(live: LiveStates) -> None:
     model = torch.nn.Sequential(live).train()
     assert live.training
-    assert not any(module.training for backbone in live.backbones.values() for module in backbone.modules())
+    assert not any(module.training for encoder in live.encoders.values() for module in encoder.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     states, _, *_ = live(torch.tensor([0])).modalities["text"]
     assert not states.requires_grad
@@ -163,16 +163,16 @@ def test_frozen_backbones_stay_as_they_are(live: LiveStates) -> None:
 
 @pytest.fixture
 def tuned(catalogue: Any, model_folders: dict[str, Path]) -> LiveStates:
-    backbone = load_text(str(model_folders["bert"]))
-    tune(backbone, "full", top=2)
-    return LiveStates({"text": (backbone, Contents.of(catalogue, "text"), ("last",))}, batch_size=8)
+    encoder = load_text(str(model_folders["bert"]))
+    tune(encoder, "full", top=2)
+    return LiveStates({"text": (encoder, Contents.of(catalogue, "text"), ("last",))}, batch_size=8)
 
 
 def test_held_states_are_computed_once_and_are_those_of_the_weights_as_they_are(tuned: LiveStates) -> None:
     rows = torch.tensor([37, 2, 36, 8])
-    backbone: Any = tuned.backbones["text"]
+    encoder: Any = tuned.encoders["text"]
     passes: list[int] = []
-    backbone.register_forward_hook(lambda *_: passes.append(1))
+    encoder.register_forward_hook(lambda *_: passes.append(1))
     before, positions, *_ = tuned.eval()(rows).modalities["text"]
     tuned.train().hold(True)
     passes.clear()
@@ -180,7 +180,7 @@ def test_held_states_are_computed_once_and_are_those_of_the_weights_as_they_are(
     # 37 items with a text, eight at a time; dropout is off meanwhile, and on again afterwards.
     assert len(passes) == 5
     assert tuned.training
-    assert backbone.blocks[3].training
+    assert encoder.blocks[3].training
     torch.testing.assert_close(served, before.detach(), rtol=1e-5, atol=1e-5)
     assert torch.equal(where, positions)
     assert not served.requires_grad
@@ -189,7 +189,7 @@ def test_held_states_are_computed_once_and_are_those_of_the_weights_as_they_are(
     assert len(passes) == 5
 
     with torch.no_grad():
-        backbone.blocks[3].output.dense.weight.mul_(2)
+        encoder.blocks[3].output.dense.weight.mul_(2)
     tuned.hold(False)
     after = tuned(rows).modalities["text"][0].detach()
     assert (after - before).abs().max() > 0.1
@@ -219,13 +219,13 @@ def test_a_bad_image_names_its_item(live: LiveStates, catalogue: Any) -> None:
         live(torch.tensor([3, 4]))
 
 
-def test_trainable_backbones_learn(catalogue: Any, model_folders: dict[str, Path]) -> None:
-    backbone = load_text(str(model_folders["bert"]))
-    tune(backbone, "full")
-    backbone.tower.embeddings.requires_grad_(False)
-    parts = {"text": (backbone, Contents.of(catalogue, "text"), (1, "last"))}
+def test_trainable_encoders_learn(catalogue: Any, model_folders: dict[str, Path]) -> None:
+    encoder = load_text(str(model_folders["bert"]))
+    tune(encoder, "full")
+    encoder.tower.embeddings.requires_grad_(False)
+    parts = {"text": (encoder, Contents.of(catalogue, "text"), (1, "last"))}
     source = LiveStates(parts).train()
-    assert backbone.tower.training
+    assert encoder.tower.training
     states, _, *_ = source(torch.tensor([0, 1, 2])).modalities["text"]
     states.square().sum().backward()
     trained = {name for name, parameter in source.named_parameters() if parameter.grad is not None}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from iisan.backbones.image import load_image
-from iisan.backbones.text import TextBackbone
+from iisan.encoders.image import load_image
+from iisan.encoders.text import TextEncoder
 from iisan.errors import StoreError
 from iisan.states.contents import Contents
 from iisan.states.extract import extract
@@ -20,7 +20,7 @@ from iisan.states.writer import StateWriter
 
 
 @pytest.fixture
-def store(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> StateStore:
+def store(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> StateStore:
     return extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16, levels="all", dtype="int8")
 
 
@@ -39,7 +39,7 @@ def test_reading_any_rows_and_levels(store: StateStore) -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
 def test_differences_and_means_are_the_states(
-    catalogue: Any, bert: TextBackbone, tmp_path: Path, dtype: str
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, dtype: str
 ) -> None:
     store = extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16, levels="all", dtype=dtype)
     rows, levels = torch.tensor([35, 0, 16, 35]), ("last", 1)
@@ -57,7 +57,7 @@ def test_rows_of_unknown_keys(store: StateStore, catalogue: Any) -> None:
     assert store.rows_of([known]).dtype == "int64"
 
 
-def test_a_level_that_is_not_stored(catalogue: Any, bert: TextBackbone, tmp_path: Path) -> None:
+def test_a_level_that_is_not_stored(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
     store = extract(bert, Contents.of(catalogue, "text"), tmp_path)
     with pytest.raises(StoreError, match=r"level 3 is not .* one of 0, 2, 4, last"):
         store.read(torch.tensor([0]), (0, 3))
@@ -144,7 +144,7 @@ def test_a_folder_without_a_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("pooling", "cls"), ("weight_digest", "0" * 64), ("max_tokens", 30), ("backbone", "other/model")],
+    [("pooling", "cls"), ("weight_digest", "0" * 64), ("max_tokens", 30), ("encoder", "other/model")],
 )
 def test_states_made_under_other_settings(store: StateStore, name: str, value: Any) -> None:
     actual = store.settings[name]
@@ -178,7 +178,7 @@ def test_finding_one_of_several(
     assert StateStore.find(store.folder, "text").folder == store.folder
     with pytest.raises(StoreError, match="modality 'text'"):
         StateStore.find(store.folder, "image")
-    from iisan.backbones.text import load_text
+    from iisan.encoders.text import load_text
 
     other = extract(
         load_text(str(model_folders["roberta"]), max_tokens=9), Contents.of(catalogue, "text"), tmp_path
@@ -194,7 +194,7 @@ def test_finding_one_of_several(
 def test_of_stores_that_differ_in_their_levels_alone_the_whole_one_is_found(
     catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    from iisan.backbones.text import load_text
+    from iisan.encoders.text import load_text
 
     bert, contents = load_text(str(model_folders["bert"])), Contents.of(catalogue, "text")
     some, _, every = (extract(bert, contents, tmp_path, levels=levels) for levels in ("layerdrop", "last", "all"))
@@ -209,7 +209,7 @@ def test_of_stores_that_differ_in_their_levels_alone_the_whole_one_is_found(
 def test_every_decision_changes_the_fingerprint(
     catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    from iisan.backbones.text import load_text
+    from iisan.encoders.text import load_text
 
     contents, folder = Contents.of(catalogue, "text"), str(model_folders["bert"])
     stores = [

@@ -21,8 +21,8 @@ CASES = [
     ("default",),
     ("default", "sequence.kind=gru4rec"),
     ("default", "sequence.kind=nextitnet"),
-    ("default", "items.inter=false", "training.accumulate=2"),
-    ("default", "items.fusion=experts", "training.clip=1"),
+    ("default", "items.inter=false", "training.gradient_accumulation=2"),
+    ("default", "items.fusion=experts", "training.max_grad_norm=1"),
     ("default", "items.level_norm=none", "items.block=phm", "items.head=two"),
     ("default", "loss.negatives=0", "loss.candidates=all", "loss.exclude=training"),
     ("frozen",),
@@ -34,7 +34,7 @@ def trainer(prepared, folder, case, resident):
     """One that trains on ``META``, and batches of items that all have a text, and some of them an image."""
     name, *changes = case
     folders = {"dataset": prepared.dataset, "states": prepared.states}
-    config = recipe(name).model_copy(update=folders).override(["training.batch=16", *changes])
+    config = recipe(name).model_copy(update=folders).override(["training.batch_size=16", *changes])
     setup = build(resolve(config))
     source, dataset = setup.network.source, setup.dataset
     if setup.stores:
@@ -47,7 +47,7 @@ def trainer(prepared, folder, case, resident):
         )
         assert source.reside(META, 1e9 * resident) == resident
     network = SequentialRecommender.build(config, dataset.num_items, source).to(META).train()
-    batches = Batches(setup.split, config.sequence.length, config.training.batch, config.loss, "last", 0)
+    batches = Batches(setup.split, config.sequence.max_length, config.training.batch_size, config.loss, "last", 0)
     found = Trainer(network, batches, config, lambda _: {}, folder)
     # The fused Adam, which asks nothing either, has no kernel for this device.
     found.optimizer = torch.optim.SGD(value for _, value in network.trainable())

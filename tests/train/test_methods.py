@@ -61,17 +61,17 @@ def planted(tmp_path_factory, bert):
     )
     folder = tmp_path_factory.mktemp("planted")
     dataset = Dataset.from_frames(items, interactions).save(folder / "dataset")
-    cache(dataset, folder / "states", {"text": str(bert)}, dtype="fp32", precision="fp32", top_blocks=2)
+    cache(dataset, folder / "states", {"text": str(bert)}, dtype="fp32", precision="fp32", last_n_layers=2)
     folders = {"dataset": folder / "dataset", "states": folder / "states"}
     quick = (
-        *("evaluation.policy=none", "evaluation.select=hr@5", "items.width=64", "sequence.dropout=0.1"),
-        *("training.batch=8", "training.precision=fp32", "loss.negatives=0", "items.fusion_scale=1.0"),
+        *("evaluation.policy=none", "evaluation.select=hr@5", "items.embedding_dim=64", "sequence.dropout=0.1"),
+        *("training.batch_size=8", "training.precision=fp32", "loss.negatives=0", "items.fusion_scale=1.0"),
     )
 
     def config(name: str, *overrides: str) -> Config:
         base, *changes = METHODS[name]
-        backbone = f"text.backbone={bert}"
-        return recipe(base).model_copy(update=folders).override((*quick, backbone, *changes, *overrides))
+        encoder = f"text.encoder={bert}"
+        return recipe(base).model_copy(update=folders).override((*quick, encoder, *changes, *overrides))
 
     return config
 
@@ -101,7 +101,7 @@ def bounds(planted):
     """The losses, over the last epoch's batches, of a guess and of one who knows what was planted."""
     setup = build(resolve(planted("ids")))
     config = setup.config
-    batches = Batches(setup.split, config.sequence.length, config.training.batch, config.loss, "last", 0)
+    batches = Batches(setup.split, config.sequence.max_length, config.training.batch_size, config.loss, "last", 0)
     kinds = torch.tensor([int(item[1:]) % 6 for item in setup.dataset.items["item_id"]])
     return [
         np.mean([float(batch_loss(KnowsKinds(kinds, sure), batch, "mean")) for batch in batches.epoch(EPOCHS)])
@@ -112,7 +112,9 @@ def bounds(planted):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_learns_saves_loads_resumes_and_recommends_the_same(method, planted, bounds, tmp_path):
     whole, stopped = (
-        planted(method, f"training.epochs={epochs}", "training.patience=0", "tuning.rate=1e-3")
+        planted(
+            method, f"training.epochs={epochs}", "training.early_stopping_patience=0", "tuning.learning_rate=1e-3"
+        )
         for epochs in (EPOCHS, EPOCHS // 2)
     )
     train(whole, tmp_path / "whole")
@@ -147,18 +149,20 @@ def test_cached_and_uncached_train_to_the_same_losses(planted, tmp_path):
 @pytest.mark.parametrize("method", ["full", "bias", "lora", "adapter"])
 def test_partial_training_equals_live_training_of_the_top_blocks(method, planted, tmp_path):
     for source in ("partial", "live"):
-        changes = (f"tuning.method={method}", f"source={source}", "training.epochs=2", "tuning.rate=0.01")
+        changes = (f"tuning.method={method}", f"source={source}", "training.epochs=2", "tuning.learning_rate=0.01")
         train(planted("partial", *changes), tmp_path / source)
     torch.testing.assert_close(losses(tmp_path / "partial"), losses(tmp_path / "live"), rtol=1e-5, atol=1e-6)
 
 
-def test_backbones_are_trained_in_one_epoch_of_a_cycle(planted, tmp_path):
-    config = resolve(planted("partial", "tuning.refresh=3", "training.epochs=5", "training.patience=0"))
+def test_encoders_are_trained_in_one_epoch_of_a_cycle(planted, tmp_path):
+    config = resolve(
+        planted("partial", "tuning.refresh=3", "training.epochs=5", "training.early_stopping_patience=0")
+    )
     setup = build(config)
     batches = Batches(setup.split, 10, 64, config.loss, "last", 0)
-    backbone = setup.network.source.backbones["text"]
+    encoder = setup.network.source.encoders["text"]
     passes, epochs, embeddings = [], [], []
-    backbone.register_forward_hook(lambda *_: passes.append(1))
+    encoder.register_forward_hook(lambda *_: passes.append(1))
     start = trainable_state(setup.network)
 
     def validate(network):
@@ -180,14 +184,16 @@ def test_backbones_are_trained_in_one_epoch_of_a_cycle(planted, tmp_path):
             moved = live or not name.startswith("source.")
             assert torch.equal(value, before[name]) == (not moved), (epoch, name)
         before = state
-    # The best epoch was the first: its backbones are in the network again, and not the states of later ones.
+    # The best epoch was the first: its encoders are in the network again, and not the states of later ones.
     torch.testing.assert_close(setup.network.item_embeddings(), embeddings[0], rtol=1e-5, atol=1e-5)
     assert (embeddings[0] - embeddings[-1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("source", ["partial", "live"])
 def test_states_from_memory_train_like_states_that_are_computed_anew(source, planted, tmp_path, monkeypatch):
-    config = planted("partial", f"source={source}", "tuning.refresh=3", "training.epochs=4", "tuning.rate=0.01")
+    config = planted(
+        "partial", f"source={source}", "tuning.refresh=3", "training.epochs=4", "tuning.learning_rate=0.01"
+    )
     train(config, tmp_path / "memory")
 
     def naive(self, modality, items, device):
@@ -229,7 +235,7 @@ def test_trained_parameters_are_counted_and_saved(planted, tmp_path):
     projection = (width * hidden + hidden) + (hidden * hidden + hidden)
     assert result["trainable_parameters"] == depth * 2 * 2 * width * 3 + projection + sequence
     assert result["total_parameters"] > result["trainable_parameters"]
-    assert set(result["backbones"]) == {"text"}
+    assert set(result["encoders"]) == {"text"}
     saved = load_file(tmp_path / "run" / "model.safetensors")
     assert sum("lora_" in name for name in saved) == depth * 2 * 2
 
@@ -238,11 +244,11 @@ def test_trained_parameters_are_counted_and_saved(planted, tmp_path):
     ("changes", "message"),
     [
         (("source=cached",), "stored states cannot be trained"),
-        (("source=partial", "tuning.top=null"), "the number tuning.top"),
+        (("source=partial", "tuning.last_n_layers=null"), "the number tuning.last_n_layers"),
         (("tuning.method=none", "tuning.refresh=2"), "nothing to refresh"),
         (("items.kind=side",), "ends in items.kind 'projection'"),
-        (("text.backbone=null",), "no modality is named"),
-        (("text.backbone=null", "modalities=[text]"), "no backbone for text"),
+        (("text.encoder=null",), "no modality is named"),
+        (("text.encoder=null", "modalities=[text]"), "no encoder for text"),
     ],
 )
 def test_settings_that_do_not_fit(changes, message, planted):
@@ -251,10 +257,10 @@ def test_settings_that_do_not_fit(changes, message, planted):
 
 
 def test_tokens_that_do_not_fit(planted, bert, model_folders, tmp_path):
-    with pytest.raises(StoreError, match=r"enter block 2 of 4.*--top-blocks 1.*tuning.top to 2"):
-        build(resolve(planted("partial", "tuning.top=1")))
-    with pytest.raises(StoreError, match="were made with backbone"):
-        build(resolve(planted("partial", f"text.backbone={model_folders['roberta']}")))
+    with pytest.raises(StoreError, match=r"enter block 2 of 4.*--last-n-layers 1.*tuning.last_n_layers to 2"):
+        build(resolve(planted("partial", "tuning.last_n_layers=1")))
+    with pytest.raises(StoreError, match="were made with encoder"):
+        build(resolve(planted("partial", f"text.encoder={model_folders['roberta']}")))
     changed = shutil.copytree(bert, tmp_path / "changed")
     weights = load_file(changed / "model.safetensors")
     doubled = {name: 2 * value for name, value in weights.items()}
@@ -263,8 +269,8 @@ def test_tokens_that_do_not_fit(planted, bert, model_folders, tmp_path):
     (manifest,) = other.glob("tokens-text-*/manifest.json")
     manifest.write_text(manifest.read_text().replace(str(bert), str(changed)))
     with pytest.raises(StoreError, match="made with other weights"):
-        build(resolve(planted("partial", f"states={other}", f"text.backbone={changed}")))
-    with pytest.raises(StoreError, match=r"no token states of text.*--top-blocks"):
+        build(resolve(planted("partial", f"states={other}", f"text.encoder={changed}")))
+    with pytest.raises(StoreError, match=r"no token states of text.*--last-n-layers"):
         build(resolve(planted("partial", f"states={tmp_path}", "modalities=[text]")))
 
 

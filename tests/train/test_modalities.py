@@ -1,4 +1,4 @@
-"""Any number of modalities: a column with a kind, its own backbone, its own place in the towers."""
+"""Any number of modalities: a column with a kind, its own encoder, its own place in the towers."""
 
 import json
 
@@ -74,22 +74,22 @@ def test_named_modalities_need_no_look_at_other_stores(many, tmp_path):
         resolve(config)
 
 
-def test_live_modalities_are_those_with_a_backbone(many):
+def test_live_modalities_are_those_with_a_encoder(many):
     _, models = many
     given = {
-        "columns.image.backbone": models["image"],
+        "columns.image.encoder": models["image"],
         "columns.note.kind": "text",
-        "text.backbone": models["text"],
+        "text.encoder": models["text"],
     }
     live = [f"{key}='{value}'" for key, value in given.items()]
     assert resolve(configured(many, "source=live", *live)).modalities == ("image", "text", "note")
 
 
 def test_four_modalities_train_cached_as_live(many, tmp_path):
-    """The same losses step for step: the live twin runs all four backbones."""
+    """The same losses step for step: the live twin runs all four encoders."""
     _, models = many
-    live = [f"columns.{name}={{kind: {kind}, backbone: '{models[name]}'}}" for name, kind in COLUMNS.items()]
-    live += [f"{name}.backbone='{models[name]}'" for name in ("text", "image")]
+    live = [f"columns.{name}={{kind: {kind}, encoder: '{models[name]}'}}" for name, kind in COLUMNS.items()]
+    live += [f"{name}.encoder='{models[name]}'" for name in ("text", "image")]
     losses = []
     for source in ("cached", "live"):
         changes = ["training.epochs=2", "sequence.dropout=0", f"source={source}", *live]
@@ -132,7 +132,7 @@ def test_items_are_encoded_alike_in_both_precisions(many):
         ("modalities=[text, 'two words']", "'two words'"),
         ("columns.note={kind: smell}", "'columns.note.kind' has the value 'smell'"),
         ("text.levels=group-0", "text.levels"),
-        ("optimizer.dense={not_there: 0.1}", "settings of a tower 'not_there'"),
+        ("optimizer.projection_learning_rates={not_there: 0.1}", "settings of a tower 'not_there'"),
     ],
 )
 def test_settings_of_modalities_that_make_no_sense(many, change, sentence):

@@ -21,7 +21,7 @@ from iisan.train.run import train
 from iisan.train.setup import build, resolve
 
 #: Dropout off: each process draws its own.
-STEADY = ("training.precision=fp32", "training.device=cpu", "sequence.dropout=0", "training.batch=16")
+STEADY = ("training.precision=fp32", "training.device=cpu", "sequence.dropout=0", "training.batch_size=16")
 
 
 def configured(prepared, *changes: str) -> Config:
@@ -57,7 +57,9 @@ def compare_gradients(path: Path) -> None:
         assert processes.size == 3
         setup = build(resolve(config))
         network = setup.network.train()
-        batches = Batches(setup.split, config.sequence.length, config.training.batch, config.loss, "last", 0)
+        batches = Batches(
+            setup.split, config.sequence.max_length, config.training.batch_size, config.loss, "last", 0
+        )
         full, few = batches.collate(np.arange(16), np.arange(7)), batches.collate(np.array([3, 4]), np.array([9]))
         for batch, reduction in itertools.product((full, few), ("mean", "sum")):
             found = []
@@ -77,7 +79,7 @@ def compare_gradients(path: Path) -> None:
 
 
 def test_two_processes_train_the_same_run(prepared, tmp_path):
-    changes = ("training.epochs=3", "loss.negatives=5", "training.accumulate=2")
+    changes = ("training.epochs=3", "loss.negatives=5", "training.gradient_accumulation=2")
     alone = train(configured(prepared, *changes), tmp_path / "alone")
     path = tmp_path / "config.yaml"
     path.write_text(configured(prepared, *changes).to_yaml())

@@ -25,7 +25,7 @@ from iisan.train.run import train
 from iisan.train.setup import build, resolve
 from iisan.train.trained import TrainedRun
 
-QUICK = ("training.epochs=2", "training.batch=16", "loss.negatives=5", "training.precision=fp32")
+QUICK = ("training.epochs=2", "training.batch_size=16", "loss.negatives=5", "training.precision=fp32")
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_
     own = ("text.pooling=mean", "text.max_tokens=null") if name in ("paper", "reference", "versa") else ()
     # Group layer-dropping suits no four blocks of which every other is stored.
     own += ("text.levels=[0,4]", "image.levels=[0,4]") if name == "versa" else ()
-    # No store tells a live run what its backbones are.
-    own += (f"text.backbone={prepared.text}", f"image.backbone={prepared.image}")
+    # No store tells a live run what its encoders are.
+    own += (f"text.encoder={prepared.text}", f"image.encoder={prepared.image}")
     said = []
     result = train(quick(name, *own), tmp_path / "run", say=said.append)
     assert result["status"] == "finished"
@@ -67,25 +67,25 @@ CHANGES = {
     "states": None,
     "source": None,  # the same numbers by another way; see test_live_states_equal_cached_ones
     "modalities": "[text]",
-    "text.backbone": None,  # expectations; see test_states_made_otherwise_are_refused
+    "text.encoder": None,  # expectations; see test_states_made_otherwise_are_refused
     "text.pooling": None,
     "text.max_tokens": None,
-    "image.backbone": None,
+    "image.encoder": None,
     "image.pooling": None,
     "image.max_tokens": None,
     "text.levels": "[0,4]",
     "image.levels": "[0,4]",
     "columns": None,  # see test_modalities.py
     "tuning.method": None,  # see test_methods.py
-    "tuning.top": None,
+    "tuning.last_n_layers": None,
     "tuning.rank": None,
     "tuning.alpha": None,
     "tuning.bottleneck": None,
-    "tuning.rate": None,
+    "tuning.learning_rate": None,
     "tuning.refresh": None,
-    "tuning.checkpointing": None,  # the same gradients with less memory; see test_tuning.py
+    "tuning.gradient_checkpointing": None,  # the same gradients with less memory; see test_tuning.py
     "items.kind": "projection",
-    "items.width": "32",
+    "items.embedding_dim": "32",
     "items.intra": "false",
     "items.inter": "false",
     "items.block": "low-rank",
@@ -104,29 +104,29 @@ CHANGES = {
     "items.fusion_scale": "1.0",
     "items.level_norm": "none",
     "sequence.kind": "gru4rec",
-    "sequence.length": "4",
-    "sequence.blocks": "1",
-    "sequence.heads": "4",
+    "sequence.max_length": "4",
+    "sequence.num_layers": "1",
+    "sequence.num_heads": "4",
     "sequence.dropout": "0.5",
     "loss.candidates": None,  # see test_full_softmax_changes_the_run
     "loss.negatives": "9",
     "loss.pool": None,  # every item of the tiny data is trained on; see test_loss_and_batches.py
     "loss.exclude": "training",
     "loss.reduction": "sum",
-    "optimizer.rate": "0.01",
-    "optimizer.blocks": "0.01",
-    "optimizer.gates": "{inter: 0.1}",
-    "optimizer.dense": None,  # see test_rates_reach_their_parameters
-    "training.batch": "8",
-    "training.accumulate": "2",
+    "optimizer.learning_rate": "0.01",
+    "optimizer.san_learning_rate": "0.01",
+    "optimizer.gate_learning_rates": "{inter: 0.1}",
+    "optimizer.projection_learning_rates": None,  # see test_rates_reach_their_parameters
+    "training.batch_size": "8",
+    "training.gradient_accumulation": "2",
     "training.epochs": "1",
-    "training.patience": None,  # see test_training_stops_and_returns_the_best_epoch
+    "training.early_stopping_patience": None,  # see test_training_stops_and_returns_the_best_epoch
     "training.windows": "all",
     "training.seed": "1",
     "training.precision": "bf16",
     "training.device": None,
-    "training.resident": None,  # see test_resident_states_are_those_that_are_read
-    "training.clip": "0.001",
+    "training.resident_gb": None,  # see test_resident_states_are_those_that_are_read
+    "training.max_grad_norm": "0.001",
     "training.modality_dropout": "0.5",
     "evaluation.split": "temporal",
     "evaluation.policy": "none",
@@ -179,11 +179,13 @@ def test_full_softmax_changes_the_run(quick, tmp_path, plain_outcome):
 
 
 def test_rates_reach_their_parameters(quick):
-    config = quick("reference", "text.pooling=mean", "text.max_tokens=null", "optimizer.dense.inter=0.5")
+    config = quick(
+        "reference", "text.pooling=mean", "text.max_tokens=null", "optimizer.projection_learning_rates.inter=0.5"
+    )
     network = build(resolve(config)).network
     rates = {
         id(parameter): group["lr"]
-        for group in loop.parameter_groups(network, config.optimizer, config.tuning.rate)
+        for group in loop.parameter_groups(network, config.optimizer, config.tuning.learning_rate)
         for parameter in group["params"]
     }
     by_name = {name: rates[id(parameter)] for name, parameter in network.trainable()}
@@ -196,7 +198,7 @@ def test_rates_reach_their_parameters(quick):
     assert by_name["items.dense.text.weight"] == 5e-5
     assert by_name["items.dense.image.bias"] == 1e-4
     assert by_name["items.heads.image.weight"] == 2e-4
-    assert by_name["sequence.blocks.0.query.weight"] == 2e-4
+    assert by_name["sequence.num_layers.0.query.weight"] == 2e-4
 
 
 def fit_with(validation, quick, tmp_path, *overrides):
@@ -217,11 +219,13 @@ def fit_with(validation, quick, tmp_path, *overrides):
 
 def test_training_stops_and_returns_the_best_epoch(quick, tmp_path):
     script = [{"hr@10": v, "ndcg@10": n} for v, n in [(1, 1), (3, 2), (3, 5), (2, 3), (1, 2), (1, 2)]]
-    trainer, progress, seen = fit_with(script, quick, tmp_path / "a", "training.patience=2")
+    trainer, progress, seen = fit_with(script, quick, tmp_path / "a", "training.early_stopping_patience=2")
     assert (progress.best_epoch, progress.epoch) == (2, 4)
     for name, value in trainer.network.trainable():
         assert torch.equal(value, seen[1][name])
-    _, progress, _ = fit_with(script, quick, tmp_path / "b", "training.patience=3", "evaluation.select=ndcg@10")
+    _, progress, _ = fit_with(
+        script, quick, tmp_path / "b", "training.early_stopping_patience=3", "evaluation.select=ndcg@10"
+    )
     assert (progress.best_epoch, progress.epoch) == (3, 6)
 
 
@@ -390,7 +394,7 @@ def test_a_damaged_configuration_is_one_sentence(quick, tmp_path):
 
 
 def test_a_failure_is_written_down(quick, tmp_path):
-    config = quick("default", "optimizer.rate=1e30", "training.epochs=3")
+    config = quick("default", "optimizer.learning_rate=1e30", "training.epochs=3")
     with pytest.raises(IisanError, match=r"not finite|finite (loss|numbers)"):
         train(config, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -405,8 +409,8 @@ def test_live_states_equal_cached_ones(quick, model_folders):
         "default",
         "source=live",
         "modalities=[image, text]",
-        f"text.backbone={model_folders['bert']}",
-        f"image.backbone={model_folders['vit']}",
+        f"text.encoder={model_folders['bert']}",
+        f"image.encoder={model_folders['vit']}",
     )
     cached, live = build(resolve(quick())).network, build(resolve(live)).network
     torch.testing.assert_close(live.item_embeddings(), cached.item_embeddings(), atol=1e-5, rtol=1e-5)
@@ -432,7 +436,7 @@ def test_scores_do_not_depend_on_the_batch(quick):
     [
         ("text.pooling=cls", "pooling 'mean'; expected pooling 'cls'"),
         ("text.max_tokens=7", "max_tokens .*; expected max_tokens 7"),
-        ("text.backbone=other/model", "expected backbone 'other/model'"),
+        ("text.encoder=other/model", "expected encoder 'other/model'"),
         ("image.pooling=mean", "pooling 'cls'; expected pooling 'mean'"),
         ("columns.image.jpeg_draft=true", "jpeg_draft None; expected jpeg_draft True"),
         ("text.levels=[0, 3]", "level 3 is not in the store"),

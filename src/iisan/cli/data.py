@@ -208,17 +208,17 @@ def cache(
     jpeg_draft: Annotated[
         bool, typer.Option("--jpeg-draft", help="Decode JPEGs at a fraction of their size: faster, less exact.")
     ] = False,
-    top_blocks: Annotated[
+    last_n_layers: Annotated[
         int | None, typer.Option(min=1, help="Also store the tokens below the last N blocks (recipe 'partial').")
     ] = None,
     dtype: Annotated[
         Literal["bf16", "fp16", "int8", "fp32"], typer.Option(help="How states are stored.")
     ] = "bf16",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="How the backbones compute.")
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="How the encoders compute.")
     ] = "auto",
     weights: Annotated[
-        Literal["fp32", "bf16", "auto"], typer.Option(help="How the backbones' weights are held.")
+        Literal["fp32", "bf16", "auto"], typer.Option(help="How the encoders' weights are held.")
     ] = "fp32",
     quantise: Annotated[
         Literal["8bit", "4bit"] | None, typer.Option(help="Quantise the weights (CUDA and the extra 'large').")
@@ -236,8 +236,8 @@ def cache(
     as_json: Json = False,
 ) -> None:
     """Run every item through the frozen models once and store the hidden states."""
-    from iisan.backbones.loading import Loading
     from iisan.data.dataset import Dataset
+    from iisan.encoders.loading import Loading
     from iisan.recipes import recipe as named_recipe
     from iisan.states.caching import cache as cache_states
 
@@ -259,7 +259,7 @@ def cache(
         dtype=dtype,
         precision=precision,
         shard_rows=shard_rows,
-        top_blocks=top_blocks,
+        last_n_layers=last_n_layers,
         trust_remote_code=trust_remote_code,
         loading=Loading(weights, device_map, quantise),
         say=say_to(as_json),

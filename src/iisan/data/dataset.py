@@ -83,7 +83,7 @@ class Dataset:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The columns with contents for a backbone, and of which kind each is."""
+        """The columns with contents for an encoder, and of which kind each is."""
         kinds: dict[str, str] = self.manifest.get("kinds", {TEXT: TEXT, IMAGE: IMAGE})
         return kinds
 
@@ -185,7 +185,7 @@ class Dataset:
         """Add a column of texts that describe another column.
 
         Args:
-            name: of the new column, which a text backbone can read like any other of kind ``text``.
+            name: of the new column, which a text encoder can read like any other of kind ``text``.
             texts: ``[N]`` strings, null where missing; cleaned like all texts.
             origin: ``column``, which they describe, and what else the manifest shall say about them.
 

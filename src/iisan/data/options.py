@@ -21,7 +21,7 @@ class PrepareOptions(BaseModel):
         image: column of image paths or bytes; default ``image``, else files found by ``images``.
         user_id: column of user ids; default ``user_id``.
         timestamp: column of timestamps; default ``timestamp``, else the file's order is the order of time.
-        columns: further columns with contents for a backbone -> their kind: ``text``, ``image``, ``audio`` or
+        columns: further columns with contents for an encoder -> their kind: ``text``, ``image``, ``audio`` or
             ``video``.
         images: folder of the images: the root of the paths in the image column or, where there is no such
             column, of files ``<item_id>.jpg|jpeg|png|webp``. Paths are relative to the items file otherwise.

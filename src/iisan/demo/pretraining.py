@@ -1,4 +1,4 @@
-"""What the trainings of the demo's small backbones share: sizes, labels, hidden patches, the loop."""
+"""What the trainings of the demo's small encoders share: sizes, labels, hidden patches, the loop."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ IGNORED = -100  # label of words that are not guessed, in the collator of transf
 
 @dataclass(frozen=True)
 class Size:
-    """How large a backbone is.
+    """How large an encoder is.
 
     Attributes:
         width: D.
@@ -45,7 +45,7 @@ class Size:
     inner: int
 
 
-#: Ending of the folder's name -> size. They differ in depth and width, so that pairs of backbones can.
+#: Ending of the folder's name -> size. They differ in depth and width, so that pairs of encoders can.
 SIZES = {
     "": Size(width=64, blocks=6, inner=4),
     "-small": Size(width=32, blocks=4, inner=2),

@@ -24,7 +24,7 @@ from iisan.train.assess import measure
 from iisan.train.run import train
 from iisan.train.trained import TrainedRun
 
-BACKBONES = Path(__file__).parent / "backbones"
+ENCODERS = Path(__file__).parent / "encoders"
 #: The one of them that writes captions.
 CAPTIONER = "captioner"
 
@@ -56,13 +56,13 @@ EXTENDED_RUNS: Runs = {
     ),
 }
 SETTINGS = (
-    "items.width=64",
+    "items.embedding_dim=64",
     "items.bottleneck=64",
-    "sequence.blocks=1",
+    "sequence.num_layers=1",
     "sequence.dropout=0.1",
     "loss.negatives=200",
-    "optimizer.rate=0.004",
-    "optimizer.blocks=0.004",
+    "optimizer.learning_rate=0.004",
+    "optimizer.san_learning_rate=0.004",
     "training.epochs=12",
 )
 
@@ -144,8 +144,8 @@ def run_demo(
     catalogue = generate(seed, extended=extended)
     dataset = demo_dataset(catalogue, out)
     say(f"    {dataset.num_items:,} items, {dataset.num_users:,} users, {dataset.num_interactions:,} interactions")
-    say(f"2/5 caching the hidden states of {len(modalities)} small backbones")
-    cache(dataset, out / "states", {name: str(BACKBONES / name) for name in modalities}, say=say)
+    say(f"2/5 caching the hidden states of {len(modalities)} small encoders")
+    cache(dataset, out / "states", {name: str(ENCODERS / name) for name in modalities}, say=say)
     say(f"3/5 training {len(planned)} models")
     runs = {name: _run(name, *run, out, seed, say) for name, run in planned.items()}
     say("4/5 ranking the whole catalogue for every user")

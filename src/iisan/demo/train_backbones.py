@@ -1,4 +1,4 @@
-"""Train the demo's small backbones: ``python -m iisan.demo.train_backbones``.
+"""Train the demo's small encoders: ``python -m iisan.demo.train_encoders``.
 
 They stand in for BERT, ViT, AST, VideoMAE and a model that writes captions as downloaded: pretrained on products
 of the same kind as the catalogue's but on none of the catalogue's, for objectives that are not recommendation.
@@ -71,7 +71,7 @@ from iisan.demo.run import CAPTIONER
 from iisan.demo.train_media import train_audio, train_captioner, train_video
 from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
 
-FOLDER = Path(__file__).parent / "backbones"
+FOLDER = Path(__file__).parent / "encoders"
 COMMON = 1000  # a word that stands in one title of so many is a token; others are spelt
 MASKED_WORDS = 0.25
 
@@ -211,7 +211,7 @@ def train_image(folder: Path, size: Size, seed: int, steps: int, count: int = 12
 
 
 def main() -> None:
-    """Train the backbones and write them into the package, or elsewhere with ``--out``."""
+    """Train the encoders and write them into the package, or elsewhere with ``--out``."""
     trainings: dict[str, Callable[[Path, int], None]] = {}
     for ending, size in SIZES.items():
         trainings[f"{TEXT}{ending}"] = partial(train_text, size=size, steps=1000)
@@ -219,7 +219,7 @@ def main() -> None:
     trainings[AUDIO] = partial(train_audio, size=MEDIA_SIZE, steps=800)
     trainings[VIDEO] = partial(train_video, size=MEDIA_SIZE, steps=1500)
     trainings[CAPTIONER] = partial(train_captioner, steps=2000)
-    parser = argparse.ArgumentParser(description="Train the demo's small backbones.")
+    parser = argparse.ArgumentParser(description="Train the demo's small encoders.")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(trainings))

@@ -1,4 +1,4 @@
-"""Train the demo's small models of tones and clips, and the one that writes captions; see ``train_backbones``."""
+"""Train the demo's small models of tones and clips, and the one that writes captions; see ``train_encoders``."""
 
 from pathlib import Path
 

@@ -5,12 +5,12 @@ What is assumed, besides what the docstrings say:
 - A pass is the sum of its products, attention, element-wise operators, and a constant for every operator started,
   each at the rate that the hardware was measured at. Tokenising, decoding images and validating are left out.
 - Frozen weights that gradients flow through (LoRA, adapters, biases) cost one product in the backward pass,
-  trained ones two, frozen backbones none. What a block writes and keeps is listed in ``transformer.py``.
+  trained ones two, frozen encoders none. What a block writes and keeps is listed in ``transformer.py``.
 - Memory is that of the largest batch; gradients grow while activations are given back, so the larger of the two
   counts. The process itself, and what its allocator keeps for later, do not count.
 
 Legend: B windows in a batch, S positions of a history or tokens of a content, U distinct items in a batch,
-K levels, D width of a backbone, F of its feed-forward, T blocks, E item embedding width.
+K levels, D width of an encoder, F of its feed-forward, T blocks, E item embedding width.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from iisan.backbones.levels import Level
 from iisan.config import Config, TuningConfig
 from iisan.efficiency.hardware import Hardware, Operators
-from iisan.efficiency.shapes import BackboneShape, DataShape, expected_distinct
+from iisan.efficiency.shapes import DataShape, EncoderShape, expected_distinct
 from iisan.efficiency.transformer import (
     ATTENTION_BACKWARD,
     BACKWARD_OPERATORS,
@@ -40,7 +39,8 @@ from iisan.efficiency.transformer import (
     tuned_parameters,
     working_bytes,
 )
-from iisan.errors import BackboneError, ConfigError
+from iisan.encoders.levels import Level
+from iisan.errors import ConfigError, EncoderError
 from iisan.losses import candidate_cross_entropy
 from iisan.model import encode_histories, item_encoder, sequence_encoder
 from iisan.names import IMAGE, LAST, TEXT
@@ -49,8 +49,8 @@ from iisan.nn.hidden import Hidden
 from iisan.train.sources import kept_levels
 
 __all__ = [
-    "BackboneShape",
     "DataShape",
+    "EncoderShape",
     "Estimate",
     "Hardware",
     "estimate",
@@ -62,7 +62,7 @@ __all__ = [
 
 _STORED_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _COMPUTED_BYTES = {"fp32": 4, "bf16": 2}
-#: Contents that live states put through a backbone at once.
+#: Contents that live states put through an encoder at once.
 _PIECE = 64
 _FROZEN = TuningConfig(method="none")
 #: Adam reads weight, gradient and two moments and writes all but the gradient, in fp32.
@@ -73,13 +73,13 @@ _UPDATE_BYTES = 7 * 4
 class Estimate:
     """What training will cost; of one step where nothing else is said, an update being one step.
 
-    Steps and memory are those of epochs that train the backbones, where ``tuning.refresh`` has others too.
+    Steps and memory are those of epochs that train the encoders, where ``tuning.refresh`` has others too.
 
     Attributes:
         flops: operations in ``forward`` and ``backward``.
         stages: seconds of ``forward``, ``backward`` and ``update``.
         steps_per_epoch: updates.
-        refresh: epochs of a cycle, of which the first trains the backbones.
+        refresh: epochs of a cycle, of which the first trains the encoders.
         held_seconds_per_step: in the others, which train on their last states in memory; 0 if there are none.
         trainable_parameters: exact.
         total_parameters: exact.
@@ -171,7 +171,7 @@ class _Cost:
 
 
 def _run_blocks(
-    work: _Pass, shape: BackboneShape, tuning: TuningConfig, contents: float, blocks: int, patches: bool = False
+    work: _Pass, shape: EncoderShape, tuning: TuningConfig, contents: float, blocks: int, patches: bool = False
 ) -> None:
     """Add the forward pass of some blocks, and of the patches below them."""
     work.products += contents * (blocks * product_flops(shape) + (patch_flops(shape) if patches else 0))
@@ -180,10 +180,10 @@ def _run_blocks(
     work.operators += -(-contents // _PIECE) * blocks * FORWARD_OPERATORS
 
 
-def _backbone_cost(
-    cost: _Cost, shape: BackboneShape, config: Config, contents: float, blocks: int, size: int
+def _encoder_cost(
+    cost: _Cost, shape: EncoderShape, config: Config, contents: float, blocks: int, size: int
 ) -> None:
-    """Add a live backbone of which ``blocks`` run, on ``contents`` of one batch, with ``size`` bytes a number."""
+    """Add a live encoder of which ``blocks`` run, on ``contents`` of one batch, with ``size`` bytes a number."""
     tuning, tokens = config.tuning, contents * shape.tokens
     live, tuned = config.source == "live", tuned_blocks(shape, config.tuning)
     _run_blocks(cost.forward, shape, _FROZEN, contents, blocks - tuned, patches=live)
@@ -193,7 +193,7 @@ def _backbone_cost(
     cost.working = max(cost.working, min(contents, _PIECE) * piece)
     if not tuned:
         return
-    if tuning.checkpointing:
+    if tuning.gradient_checkpointing:
         _run_blocks(cost.backward, shape, tuning, contents, tuned)
     passes = 2 if tuning.method == "full" else 1
     cost.backward.products += contents * tuned * passes * product_flops(shape)
@@ -205,7 +205,7 @@ def _backbone_cost(
         cost.forward.products += small
         cost.backward.products += 2 * small
     kept = tokens * kept_bytes(shape, tuning, size)
-    cost.kept += tokens * 4 * tuned * shape.width + kept if tuning.checkpointing else tuned * kept
+    cost.kept += tokens * 4 * tuned * shape.width + kept if tuning.gradient_checkpointing else tuned * kept
     if size < 4:
         # The weights in the precision of the products, which the backward pass needs again.
         cost.kept += size * tuned * shape.matrices
@@ -228,16 +228,20 @@ def _small_cost(
     cost: _Cost, items: nn.Module, sequence: nn.Module, config: Config, source: Any, data: DataShape
 ) -> None:
     """Add item encoder, sequence encoder and loss, all trained."""
-    batch, width, length = min(config.training.batch, data.windows), config.items.width, config.sequence.length
+    batch, width, length = (
+        min(config.training.batch_size, data.windows),
+        config.items.embedding_dim,
+        config.sequence.max_length,
+    )
     forward = 2 * _weights(items) * data.distinct + 2 * _weights(sequence) * batch * length
     if config.sequence.kind == "sasrec":
-        forward += batch * config.sequence.blocks * 4 * length**2 * width
+        forward += batch * config.sequence.num_layers * 4 * length**2 * width
     logits = batch * data.positions * data.distinct
     forward += 2 * logits * width
     blocks = [part for part in items.modules() if isinstance(part, SANBlocks)]
     # What enters a block, and what stands before and behind the activation.
     kept = data.distinct * sum(each.up.bias.numel() + 2 * each.down.bias.numel() for each in blocks)
-    kept += 16 * width * batch * length * config.sequence.blocks + 3 * logits
+    kept += 16 * width * batch * length * config.sequence.num_layers + 3 * logits
     # What leaves a block is passed over, too, but not kept.
     passed = kept + data.distinct * sum(each.up.bias.numel() for each in blocks)
     for work, passes, started in zip(
@@ -254,7 +258,7 @@ def _operators(sequence: nn.Module, config: Config, source: Any, data: DataShape
 
     As if no item lacked a modality: which ones do cannot be known without values.
     """
-    count, batch, length = max(2, round(data.distinct)), config.training.batch, config.sequence.length
+    count, batch, length = max(2, round(data.distinct)), config.training.batch_size, config.sequence.max_length
     predicted = max(1, round(batch * data.positions))
     with torch.device("meta"):
         items = item_encoder(config, data.items, source)
@@ -277,38 +281,38 @@ def _operators(sequence: nn.Module, config: Config, source: Any, data: DataShape
 
 def estimate(
     config: Config,
-    backbones: Mapping[str, BackboneShape],
+    encoders: Mapping[str, EncoderShape],
     data: DataShape,
     hardware: Hardware,
     dtype: str = "bf16",
 ) -> Estimate:
     """Predict what training with a configuration costs.
 
-    Parameters are exact: those of the backbones by formula, all others from a network without storage. Operations
+    Parameters are exact: those of the encoders by formula, all others from a network without storage. Operations
     count products and sums. The small network writes the numbers that it keeps, twice as many backward. Adam's
     update moves 28 bytes a trained parameter. Live states take one forward pass of every distinct item a batch.
 
     Args:
-        config: complete; ``modalities`` None means all of ``backbones``.
-        backbones: by modality; ids need none.
+        config: complete; ``modalities`` None means all of ``encoders``.
+        encoders: by modality; ids need none.
         data: under the same configuration.
         hardware: what seconds rest on.
         dtype: of the stores: ``fp32``, ``bf16``, ``fp16`` or ``int8``.
 
     Raises:
-        ConfigError: a modality without a backbone, a backbone of another modality, or another precision than the
+        ConfigError: a modality without an encoder, an encoder of another modality, or another precision than the
             hardware's.
-        BackboneError: levels or blocks that a backbone has not, or a method that it does not take.
+        EncoderError: levels or blocks that an encoder has not, or a method that it does not take.
     """
-    levels = _checked_levels(config, backbones, hardware)
-    shapes = {modality: backbones[modality] for modality in levels}
+    levels = _checked_levels(config, encoders, hardware)
+    shapes = {modality: encoders[modality] for modality in levels}
     missing = any(data.present.get(modality, 1.0) < 1 for modality in shapes)
     widths = {name: shape.width for name, shape in shapes.items()}
     source: Any = SimpleNamespace(widths=widths, levels=levels, missing=missing)
     # Sizes without storage: the very modules that training builds, so that no count can differ.
     with torch.device("meta"):
         items = item_encoder(config, data.items, source)
-        sequence = sequence_encoder(config.sequence, config.items.width)
+        sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
     trained = total = sum(value.numel() for part in (items, sequence) for value in part.parameters())
     cost, size = _Cost(), _COMPUTED_BYTES[hardware.precision]
     disk, frozen, caching = 0, 0, _Pass()
@@ -327,14 +331,14 @@ def estimate(
             below = shape.depth - blocks if partial else whole
             _run_blocks(caching, shape, _FROZEN, share * data.items, below, patches=True)
         if config.source != "cached":
-            _backbone_cost(cost, shape, config, contents, blocks, size)
+            _encoder_cost(cost, shape, config, contents, blocks, size)
             tuned = tuned_parameters(shape, config.tuning)
             added = tuned if config.tuning.method in ("lora", "adapter") else 0
             weights = shape.parameters + added - (shape.depth - blocks if partial else 0) * shape.block
             trained, total, frozen = trained + tuned, total + weights, frozen + weights - tuned
     _small_cost(cost, items, sequence, config, source, data)
-    again = config.training.accumulate
-    batches = -(-data.windows // config.training.batch)
+    again = config.training.gradient_accumulation
+    batches = -(-data.windows // config.training.batch_size)
     seconds = {
         "forward": cost.forward.seconds(hardware) + cost.read / hardware.bandwidth,
         "backward": cost.backward.seconds(hardware),
@@ -352,7 +356,7 @@ def estimate(
     refresh, held = config.tuning.refresh, 0.0
     if refresh > 1:
         frozen_config = config.model_copy(update={"source": "cached", "tuning": _FROZEN})
-        held = estimate(frozen_config, backbones, data, hardware, "fp32").seconds_per_step
+        held = estimate(frozen_config, encoders, data, hardware, "fp32").seconds_per_step
     # Gradients are there during the next forward pass only where several batches make an update.
     never_together = min(memory["gradients"], memory["activations"]) if again == 1 else 0.0
     return Estimate(
@@ -376,14 +380,14 @@ def estimate(
 
 
 def _checked_levels(
-    config: Config, backbones: Mapping[str, BackboneShape], hardware: Hardware
+    config: Config, encoders: Mapping[str, EncoderShape], hardware: Hardware
 ) -> dict[str, tuple[Level, ...]]:
-    """The levels that are read of every modality, which has a fitting backbone."""
+    """The levels that are read of every modality, which has a fitting encoder."""
     table = config.items.kind == "table"
-    given: tuple[str, ...] = () if table else tuple(name for name in (IMAGE, TEXT) if name in backbones)
+    given: tuple[str, ...] = () if table else tuple(name for name in (IMAGE, TEXT) if name in encoders)
     wanted = config.modalities or given
     if not wanted and not table:
-        raise ConfigError("no backbone is given", "at least one for items.kind " + config.items.kind, "add one")
+        raise ConfigError("no encoder is given", "at least one for items.kind " + config.items.kind, "add one")
     if config.training.precision not in ("auto", hardware.precision):
         raise ConfigError(
             f"training.precision '{config.training.precision}' on hardware measured in {hardware.precision}",
@@ -392,14 +396,14 @@ def _checked_levels(
         )
     levels: dict[str, tuple[Level, ...]] = {}
     for modality in wanted:
-        shape = backbones.get(modality)
+        shape = encoders.get(modality)
         if shape is None or shape.modality != modality:
-            got = "no backbone" if shape is None else f"a backbone for {shape.modality}"
-            raise ConfigError(f"{got} as that of {modality}", f"one for {modality}", "give its BackboneShape")
+            got = "no encoder" if shape is None else f"an encoder for {shape.modality}"
+            raise ConfigError(f"{got} as that of {modality}", f"one for {modality}", "give its EncoderShape")
         levels[modality] = kept_levels(config.levels_of(modality), shape.depth)
         beyond = [level for level in levels[modality] if level != LAST and int(level) > shape.depth]
         if beyond:
-            raise BackboneError(
+            raise EncoderError(
                 f"level {beyond[0]} of {modality}", f"0 to {shape.depth}, or '{LAST}'", "choose other levels"
             )
     return levels

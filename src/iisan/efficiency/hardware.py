@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iisan.backbones.precision import choose_training_precision
+from iisan.encoders.precision import choose_training_precision
 from iisan.machine import processor_name
 from iisan.train.setup import choose_device
 

@@ -140,19 +140,24 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
         cuda = setup.device.type == "cuda"
         training = setup.config.training
         batches = Batches(
-            setup.split, config.sequence.length, training.batch, config.loss, training.windows, training.seed
+            setup.split,
+            config.sequence.max_length,
+            training.batch_size,
+            config.loss,
+            training.windows,
+            training.seed,
         )
         clock = StageClock(torch.cuda.synchronize if cuda else lambda: None)
         trainer = Trainer(setup.network, batches, setup.config, lambda _: {}, Path(folder), clock=clock)
         setup.network.train()
         epochs = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count(1))
-        trainer.run(itertools.islice(epochs, warm_up * training.accumulate))
+        trainer.run(itertools.islice(epochs, warm_up * training.gradient_accumulation))
         before = joules(setup.device)
         clock.restart()
-        trainer.run(itertools.islice(epochs, steps * training.accumulate))
+        trainer.run(itertools.islice(epochs, steps * training.gradient_accumulation))
         after = joules(setup.device)
     seconds = statistics.median(sum(step.values()) for step in clock.steps)
-    per_epoch = -(-len(batches) // training.accumulate)
+    per_epoch = -(-len(batches) // training.gradient_accumulation)
     return Efficiency(
         seconds_per_step=seconds,
         stages={name: statistics.median(step[name] for step in clock.steps) for name in STAGES},

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from iisan.backbones.precision import choose_training_precision
 from iisan.data.dataset import Dataset
-from iisan.efficiency.estimate import BackboneShape, DataShape, Estimate, Hardware, estimate
+from iisan.efficiency.estimate import DataShape, EncoderShape, Estimate, Hardware, estimate
+from iisan.encoders.precision import choose_training_precision
 from iisan.names import TEXT
 from iisan.recipes import recipe
 from iisan.train.setup import choose_device
@@ -28,14 +28,14 @@ def plan(
 
     Raises:
         ConfigError: an unknown recipe or setting.
-        BackboneError: a model whose configuration is not understood.
+        EncoderError: a model whose configuration is not understood.
     """
     measured: dict[str, Hardware] = {}
     found = {}
     for name in recipes:
         config = recipe(name).override(overrides)
         shapes = {
-            modality: BackboneShape.of_folder(
+            modality: EncoderShape.of_folder(
                 model, modality, (tokens or config.text.max_tokens) if modality == TEXT else None
             )
             for modality, model in models.items()

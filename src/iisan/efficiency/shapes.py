@@ -1,4 +1,4 @@
-"""The sizes of backbones and datasets that decide what training costs, read without loading either's contents.
+"""The sizes of encoders and datasets that decide what training costs, read without loading either's contents.
 
 Legend: B windows in a batch, S tokens of a content, U distinct items in a batch, N items, D width, F width of the
 feed-forward, T blocks.
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from iisan.backbones.loading import locate
 from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.data.splits import split
-from iisan.errors import BackboneError, ConfigError
+from iisan.encoders.loading import locate
+from iisan.errors import ConfigError, EncoderError
 from iisan.names import IMAGE, TEXT
 from iisan.states.contents import Contents
 from iisan.train.batches import Batches
@@ -28,7 +28,7 @@ _SAMPLED_BATCHES = 20
 
 
 @dataclass(frozen=True)
-class BackboneShape:
+class EncoderShape:
     """The sizes of a transformer that decide what it costs.
 
     Attributes:
@@ -85,7 +85,7 @@ class BackboneShape:
         for name in ("width", "depth", "heads", "feed_forward", "tokens"):
             value = getattr(self, name)
             if value <= 0:
-                raise ConfigError(f"{name} {value} of a {self.modality} backbone", "more than 0", "correct it")
+                raise ConfigError(f"{name} {value} of a {self.modality} encoder", "more than 0", "correct it")
 
     @property
     def matrices(self) -> int:
@@ -112,7 +112,7 @@ class BackboneShape:
         return self.embeddings + self.depth * self.block + self.final + self.unused
 
     @classmethod
-    def of_folder(cls, name_or_folder: str, modality: str, tokens: float | None = None) -> "BackboneShape":
+    def of_folder(cls, name_or_folder: str, modality: str, tokens: float | None = None) -> "EncoderShape":
         """Read the sizes from ``config.json`` alone, without loading weights.
 
         A hub model that is not on this machine is fetched first, as for training; a folder needs no weights.
@@ -123,12 +123,12 @@ class BackboneShape:
             tokens: S; None means 64 or the model's limit for texts, and what the image processor gives for images.
 
         Raises:
-            BackboneError: not found, no readable configuration, or a model type whose parameters are not known.
+            EncoderError: not found, no readable configuration, or a model type whose parameters are not known.
         """
         folder = locate(name_or_folder).folder
         config = _read_json(folder / "config.json")
         if config is None:
-            raise BackboneError(
+            raise EncoderError(
                 f"'{name_or_folder}' has no readable config.json", "a Hugging Face model folder", "check the path"
             )
         part = config.get("vision_config" if modality == IMAGE else "text_config")
@@ -136,15 +136,15 @@ class BackboneShape:
         kind = str(config.get("model_type")) if tower is config else f"{config.get('model_type')}-{modality}"
         if kind not in _FAMILIES or _FAMILIES[kind][0] != modality:
             known = ", ".join(sorted(name for name, (of, _) in _FAMILIES.items() if of == modality))
-            raise BackboneError(
+            raise EncoderError(
                 f"'{name_or_folder}' has model_type '{kind}'",
                 f"a model for {modality} of a type whose parameters are known ({known})",
-                "choose such a model, or give a BackboneShape by hand",
+                "choose such a model, or give a EncoderShape by hand",
             )
         try:
             sizes = _FAMILIES[kind][1](tower)
         except KeyError as error:
-            raise BackboneError(
+            raise EncoderError(
                 f"the config.json of '{name_or_folder}' has no {error}",
                 f"all sizes of a {kind} model",
                 "save the model again with save_pretrained",
@@ -184,8 +184,8 @@ def _sizes(
     return sizes | {"feed_forward": config.get("intermediate_size")} | others
 
 
-def _uncounted(got: str, expected: str) -> BackboneError:
-    return BackboneError(f"a backbone with {got}", expected, "give its BackboneShape by hand")
+def _uncounted(got: str, expected: str) -> EncoderError:
+    return EncoderError(f"an encoder with {got}", expected, "give its EncoderShape by hand")
 
 
 def _bert(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,7 +347,7 @@ class DataShape:
         """From the training interactions of every item, [N], with U by :func:`expected_distinct`."""
         values, loss = np.asarray(counts), config.loss
         pool = int((values > 0).sum()) if loss.pool == "trained" else len(values)
-        draws = min(config.training.batch, windows) * (positions + 1)
+        draws = min(config.training.batch_size, windows) * (positions + 1)
         by_chance = expected_distinct(values, draws, loss.negatives, pool)
         return cls(windows, len(values), pool if loss.candidates == "all" else by_chance, positions, present or {})
 
@@ -357,7 +357,7 @@ class DataShape:
         training = config.training
         parts = split(dataset.sequences, dataset.num_items, config.evaluation.split)
         batches = Batches(
-            parts, config.sequence.length, training.batch, config.loss, training.windows, training.seed
+            parts, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
         )
         sizes = [len(batch.rows) for _, batch in zip(range(_SAMPLED_BATCHES), batches.epoch(1), strict=False)]
         windows = batches.windows

@@ -1,38 +1,38 @@
-"""What a backbone's blocks compute, write and keep, operator by operator.
+"""What an encoder's blocks compute, write and keep, operator by operator.
 
 Legend: S tokens of a content, D width, F of the feed-forward, T blocks, h heads.
 """
 
 from iisan.config import TuningConfig
-from iisan.efficiency.shapes import BackboneShape
-from iisan.errors import BackboneError
+from iisan.efficiency.shapes import EncoderShape
+from iisan.errors import EncoderError
 
 #: Operators that one block starts in a pass, views included, as counted on ViT and BERT under full fine-tuning.
 FORWARD_OPERATORS, BACKWARD_OPERATORS = 40, 95
 
 
-def forward_flops(shape: BackboneShape, blocks: int | None = None) -> float:
+def forward_flops(shape: EncoderShape, blocks: int | None = None) -> float:
     """Operations of one content's forward pass: ``T · (2 · weights · S + 4 · S² · D)``, and those of the patches.
 
     Args:
-        shape: of the backbone.
-        blocks: only so many of them, without patches; None is the whole backbone.
+        shape: of the encoder.
+        blocks: only so many of them, without patches; None is the whole encoder.
     """
     patches = patch_flops(shape) if blocks is None else 0
     return (shape.depth if blocks is None else blocks) * (product_flops(shape) + attention_flops(shape)) + patches
 
 
-def patch_flops(shape: BackboneShape) -> float:
+def patch_flops(shape: EncoderShape) -> float:
     """Operations that turn one picture into patches; 0 for texts."""
     return 2 * 3 * shape.image_size**2 * shape.width
 
 
-def product_flops(shape: BackboneShape) -> float:
+def product_flops(shape: EncoderShape) -> float:
     """Operations of one content's products with the weights of a block."""
     return 2 * shape.matrices * shape.tokens
 
 
-def attention_flops(shape: BackboneShape) -> float:
+def attention_flops(shape: EncoderShape) -> float:
     """Operations of attention's own products in a block, one content: scores, mixture, relative positions."""
     return 4 * shape.tokens * (shape.tokens + shape.relative) * shape.width
 
@@ -41,13 +41,13 @@ def attention_flops(shape: BackboneShape) -> float:
 ATTENTION_BACKWARD = 2.5
 
 
-def tuned_parameters(shape: BackboneShape, tuning: TuningConfig) -> int:
-    """How many parameters of a backbone are trained; exact.
+def tuned_parameters(shape: EncoderShape, tuning: TuningConfig) -> int:
+    """How many parameters of an encoder are trained; exact.
 
     Raises:
-        BackboneError: more blocks than there are, or LoRA or adapters for a fused projection.
+        EncoderError: more blocks than there are, or LoRA or adapters for a fused projection.
     """
-    blocks, whole = tuned_blocks(shape, tuning), tuning.top is None
+    blocks, whole = tuned_blocks(shape, tuning), tuning.last_n_layers is None
     match tuning.method:
         case "none":
             return 0
@@ -56,30 +56,32 @@ def tuned_parameters(shape: BackboneShape, tuning: TuningConfig) -> int:
         case "bias":
             return blocks * shape.biases + shape.final_biases + whole * shape.embedding_biases
     if shape.fused:
-        raise BackboneError(
-            f"tuning.method '{tuning.method}' for a {shape.modality} backbone with a fused projection",
+        raise EncoderError(
+            f"tuning.method '{tuning.method}' for a {shape.modality} encoder with a fused projection",
             "separate projections to query and value",
-            "use 'full' or 'bias', or another backbone",
+            "use 'full' or 'bias', or another encoder",
         )
     if tuning.method == "lora":
         return blocks * tuning.rank * (3 * shape.width + (shape.key_width or shape.width))
     return blocks * 2 * (2 * shape.width * tuning.bottleneck + tuning.bottleneck + shape.width)
 
 
-def tuned_blocks(shape: BackboneShape, tuning: TuningConfig) -> int:
+def tuned_blocks(shape: EncoderShape, tuning: TuningConfig) -> int:
     """How many blocks gradients flow through.
 
     Raises:
-        BackboneError: more blocks than there are.
+        EncoderError: more blocks than there are.
     """
-    if tuning.top is not None and tuning.top > shape.depth:
-        raise BackboneError(
-            f"tuning.top {tuning.top} for {shape.modality}", f"1 to {shape.depth} blocks", "choose fewer"
+    if tuning.last_n_layers is not None and tuning.last_n_layers > shape.depth:
+        raise EncoderError(
+            f"tuning.last_n_layers {tuning.last_n_layers} for {shape.modality}",
+            f"1 to {shape.depth} blocks",
+            "choose fewer",
         )
-    return 0 if tuning.method == "none" else tuning.top or shape.depth
+    return 0 if tuning.method == "none" else tuning.last_n_layers or shape.depth
 
 
-def forward_elements(shape: BackboneShape, tuning: TuningConfig) -> float:
+def forward_elements(shape: EncoderShape, tuning: TuningConfig) -> float:
     """Numbers that a block's element-wise operators write of a token; ``tuning`` says how it is trained.
 
     Two norms and two sums with the residual stream, and the activation (with its product, if gated). A trained
@@ -94,7 +96,7 @@ def forward_elements(shape: BackboneShape, tuning: TuningConfig) -> float:
     return written + _thin_elements(shape, tuning)
 
 
-def backward_elements(shape: BackboneShape, tuning: TuningConfig) -> float:
+def backward_elements(shape: EncoderShape, tuning: TuningConfig) -> float:
     """The same of the backward pass.
 
     Two norms, two sums where branches meet, two where query, key and value do, and the activation; the masks of
@@ -107,7 +109,7 @@ def backward_elements(shape: BackboneShape, tuning: TuningConfig) -> float:
     return written + _thin_elements(shape, tuning)
 
 
-def _thin_elements(shape: BackboneShape, tuning: TuningConfig) -> float:
+def _thin_elements(shape: EncoderShape, tuning: TuningConfig) -> float:
     match tuning.method:
         case "lora":
             return 6 * shape.width
@@ -117,7 +119,7 @@ def _thin_elements(shape: BackboneShape, tuning: TuningConfig) -> float:
             return 0
 
 
-def kept_bytes(shape: BackboneShape, tuning: TuningConfig, size: int) -> float:
+def kept_bytes(shape: EncoderShape, tuning: TuningConfig, size: int) -> float:
     """Bytes that a block keeps of a token for its backward pass, with ``size`` bytes a number.
 
     Always: both norms' inputs (fp32), query, key and value, and the activation's input; with a gate, the two that
@@ -140,7 +142,7 @@ def kept_bytes(shape: BackboneShape, tuning: TuningConfig, size: int) -> float:
     return 4 * 2 * width + size * kept + masks
 
 
-def working_bytes(shape: BackboneShape, size: int) -> float:
+def working_bytes(shape: EncoderShape, size: int) -> float:
     """Bytes that a block holds of a token at its widest moment, with ``size`` bytes a number.
 
     The residual stream before and after attention, the feed-forward's input, and what stands before and behind

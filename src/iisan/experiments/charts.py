@@ -102,16 +102,16 @@ def has_gates(row: Row) -> bool:
 
 def has_size(row: Row) -> bool:
     """Whether ``quality_against_size`` can draw the row."""
-    return row.hr is not None and bool(row.backbone_parameters)
+    return row.hr is not None and bool(row.encoder_parameters)
 
 
 def growing(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The modalities whose backbones grow from the smallest row to the largest one.
+    """The modalities whose encoders grow from the smallest row to the largest one.
 
     Returns:
         Empty where rows are equal in size, or smaller in one modality and larger in another.
     """
-    sizes = [row.backbone_parameters for row in sorted(filter(has_size, rows), key=_all_parameters)]
+    sizes = [row.encoder_parameters for row in sorted(filter(has_size, rows), key=_all_parameters)]
     steps = list(itertools.pairwise(sizes))
     if not steps or any(
         one.keys() != other.keys() or dict(one) == dict(other) or any(one[name] > other[name] for name in one)
@@ -122,7 +122,7 @@ def growing(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _all_parameters(row: Row) -> float:
-    return sum(row.backbone_parameters.values())
+    return sum(row.encoder_parameters.values())
 
 
 def quality_against_cost(records: Sequence[Record]) -> "Figure":
@@ -162,20 +162,20 @@ def quality_against_cost(records: Sequence[Record]) -> "Figure":
 
 
 def quality_against_size(records: Sequence[Record]) -> "Figure":
-    """Test HR@10 over the parameters of the backbones that grow (logarithmic), with deviations as whiskers.
+    """Test HR@10 over the parameters of the encoders that grow (logarithmic), with deviations as whiskers.
 
     Args:
         records: of one experiment at one scale; the mean over the seeds of each row is drawn.
 
     Raises:
-        ConfigError: no row has HR@10 and sizes, or no backbone grows (see ``growing``); or as ``records.table``.
+        ConfigError: no row has HR@10 and sizes, or no encoder grows (see ``growing``); or as ``records.table``.
     """
-    rows = _drawable(table(records), has_size, "test HR@10 and the backbones' parameters")
+    rows = _drawable(table(records), has_size, "test HR@10 and the encoders' parameters")
     grown = growing(rows)
     if not grown:
-        raise ConfigError("rows without an order of size", "backbones that grow from row to row", "draw bars")
+        raise ConfigError("rows without an order of size", "encoders that grow from row to row", "draw bars")
     rows.sort(key=_all_parameters)
-    sizes = [sum(row.backbone_parameters[name] for name in grown) for row in rows]
+    sizes = [sum(row.encoder_parameters[name] for name in grown) for row in rows]
     quality = [100 * row.hr.mean for row in rows if row.hr]
     # A whisker of NaN is not drawn: one seed says nothing about deviation.
     whiskers = [100 * (row.hr.deviation or math.nan) for row in rows if row.hr]

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from iisan.errors import ConfigError, RunError
 
 KIND = "iisan-record"
-SCHEMA = 1
+SCHEMA = 2
 MISSING = "–"
 CURE = "name the record files, or the folders that 'iisan experiment' wrote"
 
@@ -48,7 +48,7 @@ class Record(BaseModel):
         machine: ``processor``, ``cores`` and what else is known.
         data: fingerprint of the dataset.
         states: fingerprints of the state stores by modality.
-        backbone_parameters: of the backbones that the states come from, by modality, where that is known.
+        encoder_parameters: of the encoders that the states come from, by modality, where that is known.
         store_bytes: what the read state stores take on the disk, by modality; empty for live states.
         protocol: how it was evaluated, in words.
         best_epoch: the epoch that was tested, counted from 1.
@@ -77,7 +77,7 @@ class Record(BaseModel):
     machine: dict[str, Any] = Field(default_factory=dict)
     data: str | None = None
     states: dict[str, Any] = Field(default_factory=dict)
-    backbone_parameters: Numbers = Field(default_factory=dict)
+    encoder_parameters: Numbers = Field(default_factory=dict)
     store_bytes: Numbers = Field(default_factory=dict)
     protocol: str | None = None
     best_epoch: int | None = None
@@ -121,7 +121,7 @@ class Row:
         seconds_per_epoch: mean seconds of training an epoch.
         trainable_parameters: mean number of trained weights.
         peak_memory_bytes: mean peak memory.
-        backbone_parameters: of the backbones, by modality; empty where it is not known.
+        encoder_parameters: of the encoders, by modality; empty where it is not known.
         store_bytes: of all state stores together.
     """
 
@@ -134,7 +134,7 @@ class Row:
     seconds_per_epoch: float | None
     trainable_parameters: float | None
     peak_memory_bytes: float | None
-    backbone_parameters: Mapping[str, float]
+    encoder_parameters: Mapping[str, float]
     store_bytes: float | None
 
 
@@ -250,7 +250,7 @@ def _row(name: str, records: Sequence[Record]) -> Row:
         trainable_parameters=cost("trainable_parameters"),
         peak_memory_bytes=cost("peak_memory_bytes"),
         # The runs of a row differ in their seed alone.
-        backbone_parameters=runs[0].backbone_parameters if runs else {},
+        encoder_parameters=runs[0].encoder_parameters if runs else {},
         store_bytes=(sum(runs[0].store_bytes.values()) or None) if runs else None,
     )
 
@@ -278,7 +278,7 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
     Returns:
         The heads and the rows of cells. Cold targets, costs and failures have a column only where there
-        are any; backbones and state stores only where the rows differ in their size.
+        are any; encoders and state stores only where the rows differ in their size.
     """
 
     def number(value: float | None, places: int = 0, unit: float = 1) -> str:
@@ -287,7 +287,7 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     def differing(values: Sequence[float | None]) -> Sequence[float | None]:
         return values if len({value for value in values if value}) > 1 else [None] * len(values)
 
-    backbones = differing([sum(row.backbone_parameters.values()) or None for row in rows])
+    encoders = differing([sum(row.encoder_parameters.values()) or None for row in rows])
     stores = differing([row.store_bytes for row in rows])
     memory = [row.peak_memory_bytes for row in rows]
     digits = 0 if max((size or 0 for size in memory), default=0) >= 1e9 else 1
@@ -297,7 +297,7 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         ("NDCG@10 (%)", [percent(row.ndcg) for row in rows], True),
         ("cold HR@10 (%)", [percent(row.cold_hr) for row in rows], False),
         ("s / epoch", [number(row.seconds_per_epoch, 2) for row in rows], False),
-        ("backbones' parameters", [number(size) for size in backbones], False),
+        ("encoders' parameters", [number(size) for size in encoders], False),
         ("stores (MB)", [number(size, 1, 1e6) for size in stores], False),
         ("trained parameters", [number(row.trainable_parameters) for row in rows], False),
         ("peak memory (MB)", [number(size, digits, 1e6) for size in memory], False),

@@ -182,8 +182,8 @@ def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[C
             "quality-size",
             charts.quality_against_size,
             charts.has_size,
-            "Line chart of test HR@10 over the backbones' parameters",
-            f"Quality against size: test HR@10 over the parameters of the {' and '.join(grown)} backbone "
+            "Line chart of test HR@10 over the encoders' parameters",
+            f"Quality against size: test HR@10 over the parameters of the {' and '.join(grown)} encoder "
             "(logarithmic), mean over seeds; whiskers are the sample standard deviation where there are several "
             "seeds.",
             lambda row: f"{100 * row.hr.mean:.2f} %" if row.hr else "",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from iisan.backbones.load import load_backbone
 from iisan.config import Config
 from iisan.efficiency.measure import measure
+from iisan.encoders.load import load_encoder
 from iisan.errors import IisanError
 from iisan.experiments.records import KIND, SCHEMA
 from iisan.experiments.tables import WITH_COSTS, Scale, experiment
@@ -21,7 +21,7 @@ from iisan.train.sources import open_stores
 
 #: What a record takes over from a run's result.
 _COPIED = (
-    *("versions", "machine", "data", "states", "backbones", "backbone_parameters", "store_bytes", "protocol"),
+    *("versions", "machine", "data", "states", "encoders", "encoder_parameters", "store_bytes", "protocol"),
     *("best_epoch", "epochs", "validation", "test"),
 )
 
@@ -39,7 +39,7 @@ def run_experiment(
     """Run every row of an experiment with every seed.
 
     A row that fails is recorded with its error, and the others go on. Rows of several experiments that have equal
-    configurations share one training. A finished row is run again where data, states or live backbones are others
+    configurations share one training. A finished row is run again where data, states or live encoders are others
     than those that its record names.
 
     Args:
@@ -120,8 +120,8 @@ def _portable(config: Config) -> dict[str, Any]:
     """The settings without the folders of this machine: fingerprints say which data and states they were."""
     settings = config.model_dump(mode="json", exclude={"dataset", "states"})
     for section in (*(settings[kind] for kind in (TEXT, IMAGE)), *settings["columns"].values()):
-        name = section["backbone"]
-        section["backbone"] = name and (Path(name).name if Path(name).is_dir() else name)
+        name = section["encoder"]
+        section["encoder"] = name and (Path(name).name if Path(name).is_dir() else name)
     return settings
 
 
@@ -130,8 +130,8 @@ def _inputs(config: Config) -> dict[str, Any]:
     found = fingerprints(open_dataset(config), open_stores(config))
     if config.source == "live":  # those of stored states are in the fingerprints of their stores
         named = {modality: config.states_of(modality) for modality in config.modalities or ()}
-        found["backbones"] = {
-            modality: load_backbone(str(wanted.kind), str(wanted.backbone)).weight_digest
+        found["encoders"] = {
+            modality: load_encoder(str(wanted.kind), str(wanted.encoder)).weight_digest
             for modality, wanted in named.items()
         }
     return found

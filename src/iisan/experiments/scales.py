@@ -6,7 +6,7 @@ from pathlib import Path
 from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.demo.catalogue import generate
-from iisan.demo.run import BACKBONES, CAPTIONER, SETTINGS, demo_dataset
+from iisan.demo.run import CAPTIONER, ENCODERS, SETTINGS, demo_dataset
 from iisan.errors import ConfigError
 from iisan.experiments.naming import short_names
 from iisan.experiments.tables import Scale, full_settings
@@ -16,7 +16,7 @@ from iisan.states.caching import cache
 from iisan.states.captioning import caption
 from iisan.states.store import StateStore
 
-#: What the demo scale changes in the demo's settings. Methods that train their backbones encode every item of a
+#: What the demo scale changes in the demo's settings. Methods that train their encoders encode every item of a
 #: batch with them: without extra negatives and with few epochs all tables of the first paper together take half an
 #: hour on two quick cores, and an hour or more on slow ones.
 QUICKER = ("loss.negatives=0", "training.epochs=4")
@@ -28,18 +28,16 @@ Say = Callable[[str], None]
 
 
 def demo_scale(out: Path, say: Say = lambda line: None) -> Scale:
-    """The built-in catalogue and its small backbones; prepared and cached below ``out``."""
-    say("the built-in catalogue (generated data) and its small backbones")
+    """The built-in catalogue and its small encoders; prepared and cached below ``out``."""
+    say("the built-in catalogue (generated data) and its small encoders")
     folder = out / "demo-data"
     dataset = demo_dataset(generate(), folder)
-    backbones = {
-        modality: {
-            _label(modality, size): str(BACKBONES / f"{modality}{size}") for size in ("", "-small", "-tiny")
-        }
+    encoders = {
+        modality: {_label(modality, size): str(ENCODERS / f"{modality}{size}") for size in ("", "-small", "-tiny")}
         for modality in (IMAGE, TEXT)
     }
     return _scale(
-        "demo", _demo_settings, dataset, folder / "states", backbones, say, _captioned(dataset, folder, say)
+        "demo", _demo_settings, dataset, folder / "states", encoders, say, _captioned(dataset, folder, say)
     )
 
 
@@ -51,23 +49,23 @@ def full_scale(
     Args:
         dataset: what ``iisan prepare`` wrote, or ``iisan caption``.
         states: folder of state stores.
-        text: text backbones, the first for all tables.
+        text: text encoders, the first for all tables.
         image: the same for images.
         say: called with lines for a person.
 
     Raises:
-        ConfigError: no text or no image backbone.
+        ConfigError: no text or no image encoder.
     """
     if not text or not image:
         raise ConfigError(
-            "the scale 'full' lacks backbones",
+            "the scale 'full' lacks encoders",
             "at least one for text and one for images, as in the paper",
             "pass --text bert-base-uncased --image google/vit-base-patch16-224",
         )
     named = {IMAGE: image, TEXT: text}
-    backbones = {kind: dict(zip(short_names(models), models, strict=True)) for kind, models in named.items()}
+    encoders = {kind: dict(zip(short_names(models), models, strict=True)) for kind, models in named.items()}
     loaded = Dataset.load(dataset)
-    return _scale("full", full_settings, loaded, states, backbones, say, loaded)
+    return _scale("full", full_settings, loaded, states, encoders, say, loaded)
 
 
 def _captioned(dataset: Dataset, folder: Path, say: Say) -> Dataset:
@@ -75,7 +73,7 @@ def _captioned(dataset: Dataset, folder: Path, say: Say) -> Dataset:
     out = folder / "captioned"
     if (out / "dataset.json").exists():
         return Dataset.load(out)
-    return caption(dataset, out, str(BACKBONES / CAPTIONER), say=say)
+    return caption(dataset, out, str(ENCODERS / CAPTIONER), say=say)
 
 
 def _label(modality: str, size: str) -> str:
@@ -92,12 +90,12 @@ def _scale(
     method: Callable[[str], Config],
     dataset: Dataset,
     states: Path,
-    backbones: dict[str, dict[str, str]],
+    encoders: dict[str, dict[str, str]],
     say: Say,
     captioned: Dataset,
 ) -> Scale:
     def encode(
-        dataset: Dataset, settings: Config, models: Mapping[str, str], top_blocks: int | None = None
+        dataset: Dataset, settings: Config, models: Mapping[str, str], last_n_layers: int | None = None
     ) -> dict[str, StateStore]:
         return cache(
             dataset,
@@ -106,21 +104,21 @@ def _scale(
             levels="all",
             poolings={modality: settings.section_of(dataset.kinds[modality]).pooling for modality in models},
             max_tokens=settings.text.max_tokens,
-            top_blocks=top_blocks,
+            last_n_layers=last_n_layers,
             say=say,
         )
 
     captions = tuple(captioned.captions)
-    depths: dict[str, dict[str, int]] = {modality: {} for modality in backbones}
-    for modality, named in backbones.items():
-        for position, (short, backbone) in enumerate(named.items()):
-            # Partial training, and settings published with another pooling, are for the first backbones alone.
-            top = None if position else method("partial").tuning.top
-            stores = encode(dataset, method("default"), {modality: backbone}, top)
+    depths: dict[str, dict[str, int]] = {modality: {} for modality in encoders}
+    for modality, named in encoders.items():
+        for position, (short, encoder) in enumerate(named.items()):
+            # Partial training, and settings published with another pooling, are for the first encoders alone.
+            top = None if position else method("partial").tuning.last_n_layers
+            stores = encode(dataset, method("default"), {modality: encoder}, top)
             depths[modality][short] = stores[modality].depth
             if not position:
-                encode(dataset, method("versa"), {modality: backbone})
+                encode(dataset, method("versa"), {modality: encoder})
     if captions:
-        encode(captioned, method("default"), dict.fromkeys(captions, next(iter(backbones[TEXT].values()))))
+        encode(captioned, method("default"), dict.fromkeys(captions, next(iter(encoders[TEXT].values()))))
     assert dataset.folder is not None
-    return Scale(name, method, dataset.folder, states, backbones, depths, captioned.folder, captions)
+    return Scale(name, method, dataset.folder, states, encoders, depths, captioned.folder, captions)

@@ -1,6 +1,6 @@
 """The experiments: functions that return the rows of a table, each row a complete configuration.
 
-A scale says on what and with which settings: ``demo`` is the built-in catalogue with its small backbones, ``full``
+A scale says on what and with which settings: ``demo`` is the built-in catalogue with its small encoders, ``full``
 is anyone's data and models with the settings of the IISAN paper.
 """
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from iisan.backbones.levels import fitting_groups, named_levels
 from iisan.config import Config
+from iisan.encoders.levels import fitting_groups, named_levels
 from iisan.errors import ConfigError
 from iisan.names import IMAGE, TEXT
 from iisan.recipes import paper, recipe
@@ -27,39 +27,39 @@ class Scale:
         name: ``demo`` or ``full``.
         method: from the name of a recipe to its configuration with this scale's settings.
         dataset: dataset folder.
-        states: folder of the state stores of all backbones.
-        backbones: modality -> short name -> hub id or folder; every table takes the first of each, but those that
-            compare backbones.
+        states: folder of the state stores of all encoders.
+        encoders: modality -> short name -> hub id or folder; every table takes the first of each, but those that
+            compare encoders.
         depths: modality -> short name -> T.
         captioned: dataset folder with columns of captions.
-        captions: those columns, whose states are of the first text backbone.
+        captions: those columns, whose states are of the first text encoder.
     """
 
     name: str
     method: Callable[[str], Config]
     dataset: Path
     states: Path
-    backbones: Mapping[str, Mapping[str, str]]
+    encoders: Mapping[str, Mapping[str, str]]
     depths: Mapping[str, Mapping[str, int]]
     captioned: Path | None = None
     captions: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
-        """T of the first backbones, of the shallower one: what the kept blocks of table 5 are chosen from."""
+        """T of the first encoders, of the shallower one: what the kept blocks of table 5 are chosen from."""
         return min(self.depths[modality][short] for modality, short in self.chosen().items())
 
-    def chosen(self, **backbones: str) -> dict[str, str]:
-        """Modality -> short name: the named backbones, else the first ones."""
-        return {modality: next(iter(named)) for modality, named in self.backbones.items()} | backbones
+    def chosen(self, **encoders: str) -> dict[str, str]:
+        """Modality -> short name: the named encoders, else the first ones."""
+        return {modality: next(iter(named)) for modality, named in self.encoders.items()} | encoders
 
-    def row(self, method: str, *overrides: str, **backbones: str) -> Config:
-        """A method on this scale's data, with the named backbones or the first ones."""
+    def row(self, method: str, *overrides: str, **encoders: str) -> Config:
+        """A method on this scale's data, with the named encoders or the first ones."""
         config = self.method(method).model_copy(update={"dataset": self.dataset, "states": self.states})
         if config.modalities is None:  # not all that there happen to be states of
-            config = config.model_copy(update={"modalities": tuple(self.backbones)})
-        chosen = self.chosen(**backbones).items()
-        names = [f"{modality}.backbone={self.backbones[modality][short]}" for modality, short in chosen]
+            config = config.model_copy(update={"modalities": tuple(self.encoders)})
+        chosen = self.chosen(**encoders).items()
+        names = [f"{modality}.encoder={self.encoders[modality][short]}" for modality, short in chosen]
         return config.override((*names, *overrides))
 
 
@@ -102,7 +102,7 @@ def table_4(scale: Scale) -> Rows:
         "without gates": scale.row("default", "items.gated=false"),
         "without inter-modal tower": scale.row("default", "items.inter=false"),
         "without intra-modal towers": scale.row("default", "items.intra=false"),
-        "frozen backbones, no towers": scale.row("frozen"),
+        "frozen encoders, no towers": scale.row("frozen"),
     }
 
 
@@ -145,20 +145,20 @@ def table_7(scale: Scale) -> Rows:
 
 
 def figure_4(scale: Scale) -> Rows:
-    """Pairs of backbones (P1 figure 4)."""
+    """Pairs of encoders (P1 figure 4)."""
     return {
         f"{image} + {text}": scale.row("default", image=image, text=text)
-        for image, text in product(scale.backbones[IMAGE], scale.backbones[TEXT])
+        for image, text in product(scale.encoders[IMAGE], scale.encoders[TEXT])
     }
 
 
 def layer_drop(scale: Scale) -> Rows:
-    """Open question: does LayerDrop suit every pair of backbones?"""
+    """Open question: does LayerDrop suit every pair of encoders?"""
     return {
         f"{image} + {text}, {levels}": scale.row(
             "default", f"text.levels={levels}", f"image.levels={levels}", image=image, text=text
         )
-        for image, text in product(scale.backbones[IMAGE], scale.backbones[TEXT])
+        for image, text in product(scale.encoders[IMAGE], scale.encoders[TEXT])
         for levels in ("layerdrop", "all")
     }
 
@@ -223,7 +223,7 @@ def even_levels(depth: int, count: int) -> str:
 
 
 def _sizes(scale: Scale, pairs: Iterable[Mapping[str, str]]) -> Rows:
-    """A row for each choice of backbones; deeper ones than the first keep about as many blocks as these."""
+    """A row for each choice of encoders; deeper ones than the first keep about as many blocks as these."""
     count = kept_blocks("layerdrop", scale.depth)
     rows = {}
     for pair in pairs:
@@ -236,24 +236,24 @@ def _sizes(scale: Scale, pairs: Iterable[Mapping[str, str]]) -> Rows:
 
 
 def versa_scaling_text(scale: Scale) -> Rows:
-    """Larger text backbones, the image backbone the same (P2)."""
-    return _sizes(scale, [{TEXT: text} for text in scale.backbones[TEXT]])
+    """Larger text encoders, the image encoder the same (P2)."""
+    return _sizes(scale, [{TEXT: text} for text in scale.encoders[TEXT]])
 
 
 def versa_scaling_image(scale: Scale) -> Rows:
-    """Larger image backbones, the text backbone the same (P2)."""
-    return _sizes(scale, [{IMAGE: image} for image in scale.backbones[IMAGE]])
+    """Larger image encoders, the text encoder the same (P2)."""
+    return _sizes(scale, [{IMAGE: image} for image in scale.encoders[IMAGE]])
 
 
 def versa_scaling_joint(scale: Scale) -> Rows:
-    """Larger backbones on both sides, one after the other as they are named (P2)."""
-    pairs = zip(scale.backbones[IMAGE], scale.backbones[TEXT], strict=False)
+    """Larger encoders on both sides, one after the other as they are named (P2)."""
+    pairs = zip(scale.encoders[IMAGE], scale.encoders[TEXT], strict=False)
     return _sizes(scale, [{IMAGE: image, TEXT: text} for image, text in pairs])
 
 
 def versa_ablation(scale: Scale) -> Rows:
-    """Parts of IISAN-Versa, on unlike backbones: the first one for text, the second one for images."""
-    pair = {TEXT: next(iter(scale.backbones[TEXT])), IMAGE: [*scale.backbones[IMAGE]][:2][-1]}
+    """Parts of IISAN-Versa, on unlike encoders: the first one for text, the second one for images."""
+    pair = {TEXT: next(iter(scale.encoders[TEXT])), IMAGE: [*scale.encoders[IMAGE]][:2][-1]}
     depths = {name: scale.depths[name][short] for name, short in pair.items()}
     deeper = max(depths, key=lambda name: depths[name])
     depth = depths[deeper]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from iisan.backbones.levels import Level
-from iisan.backbones.load import load_backbone
-from iisan.backbones.loading import PLAIN, Loading
-from iisan.backbones.tuning import first_trained_block
+from iisan.encoders.levels import Level
+from iisan.encoders.load import load_encoder
+from iisan.encoders.loading import PLAIN, Loading
+from iisan.encoders.tuning import first_trained_layer
 from iisan.errors import ConfigError
 from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
 from iisan.states.contents import Catalogue, Contents, kind_of
@@ -34,7 +34,7 @@ def cache(
     dtype: str = "bf16",
     precision: str = "auto",
     shard_rows: int = 4096,
-    top_blocks: int | None = None,
+    last_n_layers: int | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
@@ -48,9 +48,9 @@ def cache(
     Args:
         dataset: the items.
         out: folder of stores.
-        models: modality (a column of the dataset that has a kind) -> hub id or folder of its backbone.
-        levels: see :func:`iisan.backbones.levels.parse_levels`; resolved for each backbone.
-        poolings: modality -> pooling, see :func:`iisan.backbones.load.load_backbone`; what is not named takes what
+        models: modality (a column of the dataset that has a kind) -> hub id or folder of its encoder.
+        levels: see :func:`iisan.encoders.levels.parse_levels`; resolved for each encoder.
+        poolings: modality -> pooling, see :func:`iisan.encoders.load.load_encoder`; what is not named takes what
             suits its model.
         max_tokens: longest token sequence of texts, special tokens included (P1 uses 30).
         max_seconds: longest part of a sound that is heard.
@@ -59,9 +59,9 @@ def cache(
         dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
         precision: number format of the computation; ``"auto"`` takes bf16 where it is fast and fine enough.
         shard_rows: contents per shard, the most that a kill can lose.
-        top_blocks: also store every token's state below the last ``top_blocks`` blocks, for partial training
+        last_n_layers: also store every token's state below the last ``last_n_layers`` blocks, for partial training
             (source ``partial``); that many tokens take far more room than the pooled states.
-        device: where the backbones run; a GPU if there is one.
+        device: where the encoders run; a GPU if there is one.
         trust_remote_code: run program code that comes with the models.
         loading: how the weights of large models are held.
         say: told about what was decided on the user's behalf.
@@ -71,17 +71,17 @@ def cache(
 
     Raises:
         ConfigError: no model, or a column without a kind.
-        BackboneError: a model that cannot be used.
+        EncoderError: a model that cannot be used.
         StoreError: states that cannot be stored.
         DataError: a file that cannot be read.
     """
     if not models:
-        raise ConfigError("no backbone", "one for text, for images or for both", "pass --text or --image")
+        raise ConfigError("no encoder", "one for text, for images or for both", "pass --text or --image")
     kinds = {modality: kind_of(dataset, modality) for modality in models}
     stores = {}
     for modality, kind in kinds.items():
         load = functools.partial(
-            load_backbone,
+            load_encoder,
             kind,
             models[modality],
             max_tokens=max_tokens,
@@ -103,7 +103,7 @@ def cache(
             say=say,
         )
         stores[modality] = encode(load(pooling=(poolings or {}).get(modality)), levels=levels)
-        if top_blocks is not None:
-            backbone = load(pooling="tokens")
-            encode(backbone, levels=[first_trained_block(backbone, top_blocks)])
+        if last_n_layers is not None:
+            encoder = load(pooling="tokens")
+            encode(encoder, levels=[first_trained_layer(encoder, last_n_layers)])
     return stores

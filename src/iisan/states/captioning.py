@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 import torch
 
-from iisan.backbones.captions import MAX_TOKENS, PROMPT, Captioner, open_picture
 from iisan.data.dataset import Dataset, claim
+from iisan.encoders.captions import MAX_TOKENS, PROMPT, Captioner, open_picture
 from iisan.errors import ConfigError, DataError
 from iisan.files import aside
 from iisan.names import IMAGE, VIDEO
@@ -44,13 +44,13 @@ def caption(
     Args:
         dataset: the items; stays as it is.
         out: folder of the new dataset. Files of contents are not copied.
-        model: hub id or folder of an image-to-text model, see :class:`iisan.backbones.captions.Captioner`.
+        model: hub id or folder of an image-to-text model, see :class:`iisan.encoders.captions.Captioner`.
         column: what is described, a column of images or videos.
         name: of the new column of texts.
         prompt: what a model with a chat template is asked.
         max_tokens: longest caption.
         batch_size: pictures per forward pass, the most that a kill can lose.
-        precision: see :func:`iisan.backbones.precision.choose_precision`.
+        precision: see :func:`iisan.encoders.precision.choose_precision`.
         device: where the model runs; a GPU if there is one.
         trust_remote_code: run program code that comes with the model.
         say: told how much there is to do.
@@ -61,7 +61,7 @@ def caption(
     Raises:
         ConfigError: unusable settings, a column that is neither of images nor of videos, or ``out`` is the folder
             of ``dataset``.
-        BackboneError: a model that cannot be used.
+        EncoderError: a model that cannot be used.
         DataError: a name that cannot be used, a content that cannot be read, or ``out`` holds something else.
     """
     out = Path(out)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from iisan.backbones.levels import Level
+from iisan.encoders.levels import Level
 from iisan.errors import ConfigError, StoreError
 
 STATES, SCALES = "states", "scales"

@@ -1,4 +1,4 @@
-"""What a catalogue offers to a backbone: per modality, the content of every item and its key."""
+"""What a catalogue offers to an encoder: per modality, the content of every item and its key."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from iisan.backbones.backbone import Backbone
+from iisan.encoders.encoder import Encoder
 from iisan.errors import ConfigError, DataError
 from iisan.names import IMPORTED, ITEM_ID, KINDS, TEXT
 
@@ -122,19 +122,19 @@ def kind_of(catalogue: Catalogue, column: str) -> str:
     return kinds[column]
 
 
-def prepare_items(backbone: Backbone, contents: Contents, indices: Sequence[int]) -> dict[str, Tensor]:
-    """The backbone's inputs for some items that have contents.
+def prepare_items(encoder: Encoder, contents: Contents, indices: Sequence[int]) -> dict[str, Tensor]:
+    """The encoder's inputs for some items that have contents.
 
     Raises:
         DataError: an image that cannot be decoded, with its item's name.
     """
     values = [contents.get(index) for index in indices]
     try:
-        return backbone.prepare(values)
+        return encoder.prepare(values)
     except DataError:
         for index, value in zip(indices, values, strict=True):
             try:
-                backbone.prepare([value])
+                encoder.prepare([value])
             except DataError as error:
                 raise DataError(
                     f"the {contents.modality} of {contents.label(index)}: {error.got}",

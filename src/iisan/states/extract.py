@@ -1,4 +1,4 @@
-"""Running frozen backbones once over all contents, into state stores.
+"""Running frozen encoders once over all contents, into state stores.
 
 Legend: n contents, K levels, D width.
 """
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from iisan.ahead import ahead
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.levels import Level, parse_levels
-from iisan.backbones.precision import Precision, autocast, choose_precision
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.levels import Level, parse_levels
+from iisan.encoders.precision import Precision, autocast, choose_precision
 from iisan.errors import ConfigError, StoreError
 from iisan.names import TEXT
 from iisan.progress import track
@@ -38,9 +38,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Job:
-    """A backbone at work on the contents of one modality."""
+    """An encoder at work on the contents of one modality."""
 
-    backbone: Backbone
+    encoder: Encoder
     contents: Contents
     levels: tuple[Level, ...]
     dtype: str
@@ -50,7 +50,7 @@ class _Job:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the states' values, and whose they are."""
-        return {"modality": self.contents.modality, **self.backbone.settings}
+        return {"modality": self.contents.modality, **self.encoder.settings}
 
     def batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
         return _chunks(indices, self.batch_size)
@@ -60,14 +60,14 @@ class _Job:
     ) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """States [rows, K, D] of every batch and the rows of each content; the next are prepared meanwhile."""
         # A tokenizer must not be used by two threads at once; decoding images gains from many.
-        prepare = functools.partial(prepare_items, self.backbone, self.contents)
+        prepare = functools.partial(prepare_items, self.encoder, self.contents)
         workers = 1 if self.contents.kind == TEXT else os.cpu_count() or 1
         with contextlib.closing(ahead(prepare, batches, workers)) as prepared:
             for inputs in prepared:
                 with torch.inference_mode(), autocast(self.device, precision):
                     on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-                    states = self.backbone(on_device, self.levels).cpu()
-                yield states, self.backbone.row_counts(inputs, len(states))
+                    states = self.encoder(on_device, self.levels).cpu()
+                yield states, self.encoder.row_counts(inputs, len(states))
 
     def states(self, indices: Sequence[int], precision: Precision) -> tuple[Tensor, list[int]]:
         """States [rows, K, D] of some contents, and the content that each row belongs to."""
@@ -75,7 +75,7 @@ class _Job:
 
 
 def extract(
-    backbone: Backbone,
+    encoder: Encoder,
     contents: Contents,
     out: Path,
     *,
@@ -87,24 +87,24 @@ def extract(
     device: torch.device | str = "cpu",
     say: Say = lambda _: None,
 ) -> StateStore:
-    """Bring a backbone's state store up to date: each distinct content is encoded once, ever.
+    """Bring an encoder's state store up to date: each distinct content is encoded once, ever.
 
     Contents that are stored already are left alone, and an interrupted extraction goes on where it stopped;
     its shards are the same to the last bit as those of an uninterrupted one.
 
     Args:
-        backbone: moved to ``device`` and run in eval mode.
+        encoder: moved to ``device`` and run in eval mode.
         contents: of N items.
         out: folder of stores; the store is ``<out>/<modality>-<fingerprint>``
             (``<out>/tokens-<modality>-<fingerprint>`` with pooling ``tokens``).
-        levels: see :func:`iisan.backbones.levels.parse_levels`.
+        levels: see :func:`iisan.encoders.levels.parse_levels`.
         dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
-        precision: see :func:`iisan.backbones.precision.choose_precision`; under ``"auto"`` fp32 is used where
+        precision: see :func:`iisan.encoders.precision.choose_precision`; under ``"auto"`` fp32 is used where
             bf16 proves too coarse.
         batch_size: contents per forward pass.
         shard_rows: contents per shard, the most that a kill can lose. The manifest lists all shards and is
             replaced after each, so raise this for millions of items.
-        device: where the backbone runs.
+        device: where the encoder runs.
         say: told about what was decided on the user's behalf.
 
     Returns:
@@ -114,7 +114,7 @@ def extract(
         StoreError: no content at all, states that cannot be stored within 2% of the spread between items, or
             that are not finite.
         DataError: an image that cannot be read.
-        BackboneError: levels that the backbone does not have.
+        EncoderError: levels that the encoder does not have.
     """
     check_dtype(dtype)
     if batch_size < 1 or shard_rows < 1:
@@ -122,12 +122,12 @@ def extract(
     device = torch.device(device)
     if not contents.present.any():
         raise StoreError(
-            f"no item has {contents.modality}", f"items with {contents.modality}", "leave this backbone out"
+            f"no item has {contents.modality}", f"items with {contents.modality}", "leave this encoder out"
         )
-    backbone.eval().to(device)
-    job = _Job(backbone, contents, parse_levels(levels, backbone.depth), dtype, batch_size, device)
+    encoder.eval().to(device)
+    job = _Job(encoder, contents, parse_levels(levels, encoder.depth), dtype, batch_size, device)
     keys = contents.keys()
-    order = _order(backbone, contents, keys)
+    order = _order(encoder, contents, keys)
     folder, initial = _place(job, order, Path(out), precision, say)
     with StateWriter(folder, initial, say) as writer:
         writer.settle(job.settings)
@@ -163,7 +163,7 @@ def _joined(indices: Sequence[int], parts: Sequence[tuple[Tensor, Sequence[int]]
     return torch.cat([states for states, _ in parts]), owners
 
 
-def _order(backbone: Backbone, contents: Contents, keys: list[str | None]) -> list[int]:
+def _order(encoder: Encoder, contents: Contents, keys: list[str | None]) -> list[int]:
     """One item per distinct content, in an order that depends on nothing but the contents.
 
     Texts of similar length stand together, so that little of a batch is padding.
@@ -174,7 +174,7 @@ def _order(backbone: Backbone, contents: Contents, keys: list[str | None]) -> li
             first.setdefault(key, index)
     indices = [first[key] for key in sorted(first)]
     if contents.kind == TEXT:
-        lengths = dict(zip(indices, backbone.lengths([contents.get(i) for i in indices]), strict=True))
+        lengths = dict(zip(indices, encoder.lengths([contents.get(i) for i in indices]), strict=True))
         indices.sort(key=lengths.__getitem__)
     return indices
 
@@ -224,9 +224,9 @@ def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Ma
         levels=job.levels,
         dtype=job.dtype,
         precision=precision,
-        width=job.backbone.width,
-        depth=job.backbone.depth,
-        parameters=job.backbone.parameter_count,
+        width=job.encoder.width,
+        depth=job.encoder.depth,
+        parameters=job.encoder.parameter_count,
         error=errors,
         shards=[],
         made_with=library_versions(),
@@ -235,7 +235,7 @@ def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Ma
 
 def _folder(job: _Job, out: Path, precision: Precision) -> Path:
     fingerprint = fingerprint_of(job.settings, job.levels, job.dtype, precision)
-    return store_folder(out, job.contents.modality, fingerprint, job.backbone.pooling == "tokens")
+    return store_folder(out, job.contents.modality, fingerprint, job.encoder.pooling == "tokens")
 
 
 def _label(contents: Contents, indices: Sequence[int], row: int) -> str:

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from iisan.backbones.levels import Level
+from iisan.encoders.levels import Level
 from iisan.errors import StoreError
 from iisan.files import sha256_file, sha256_json
 from iisan.names import IMPORTED, ITEM_ID, LAST, check_modality
@@ -220,7 +220,7 @@ def import_states(
             f"at most {MAX_ERROR:.0%}",
             "choose another dtype (fp32 is exact)",
         )
-    settings = {"modality": modality, "kind": IMPORTED, "backbone": source.name, "digest": source.digest}
+    settings = {"modality": modality, "kind": IMPORTED, "encoder": source.name, "digest": source.digest}
     manifest = Manifest(
         settings=settings, levels=levels, dtype=dtype, precision="fp32", width=width,
         depth=count - 1, error=error, shards=[], made_with=library_versions(),

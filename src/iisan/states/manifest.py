@@ -5,19 +5,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from iisan.backbones.levels import Level
-from iisan.backbones.precision import Precision
+from iisan.encoders.levels import Level
+from iisan.encoders.precision import Precision
 from iisan.errors import StoreError
 from iisan.files import read_manifest, sha256_json, write_json
+from iisan.legacy import upgraded_keys
 
 KIND = "iisan-states"
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 MEAN = "mean.safetensors"
 RECACHE = "run `iisan cache` again"
 
 #: Where a model came from does not change its states; the digests of its weights and processor stay in.
-_PROVENANCE = ("backbone", "revision")
+_PROVENANCE = ("encoder", "revision")
 
 
 class File(BaseModel):
@@ -44,13 +45,13 @@ class Manifest(BaseModel):
     """The manifest of one store; replaced after every shard, it is the journal of the writing.
 
     Attributes:
-        settings: what decides the states' values (see ``Backbone.settings``).
+        settings: what decides the states' values (see ``Encoder.settings``).
         levels: the K stored levels.
         dtype: storage format.
         precision: number format of the computation.
         width: D.
         depth: T.
-        parameters: of the backbone; None for states made elsewhere, and in stores that do not say it yet.
+        parameters: of the encoder; None for states made elsewhere, and in stores that do not say it yet.
         error: per level the storage error next to the spread between items, ``None`` for constant levels.
         mean: the file of per-level means [K, D].
         shards: finished shards, in row order.
@@ -101,6 +102,8 @@ class Manifest(BaseModel):
         path = folder / MANIFEST
         fields = read_manifest(path, KIND, SCHEMA, StoreError, RECACHE)
         header = [fields.pop(name, None) for name in ("kind", "schema", "fingerprint")]
+        if isinstance(fields.get("settings"), dict):
+            fields["settings"] = upgraded_keys(fields["settings"])
         try:
             manifest = cls.model_validate(fields)
         except ValidationError as error:

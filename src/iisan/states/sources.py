@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.levels import Level, parse_levels
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.levels import Level, parse_levels
 from iisan.names import LAST
 from iisan.nn.hidden import Hidden, precision, sent, without_autocast
 from iisan.states.contents import Contents, prepare_items
@@ -66,12 +66,12 @@ class StateSource(nn.Module):
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the weights that live backbones had when they were loaded, per modality."""
+        """SHA-256 of the weights that live encoders had when they were loaded, per modality."""
         return {}
 
     @property
-    def backbone_parameters(self) -> dict[str, int]:
-        """Parameters of the whole backbone that the states come from, per modality, where that is known."""
+    def encoder_parameters(self) -> dict[str, int]:
+        """Parameters of the whole encoder that the states come from, per modality, where that is known."""
         return {}
 
     def hold(self, held: bool) -> None:
@@ -120,7 +120,7 @@ class CachedStates(StateSource):
         self._resident: dict[str, Tensor] = {}
 
     @property
-    def backbone_parameters(self) -> dict[str, int]:
+    def encoder_parameters(self) -> dict[str, int]:
         """As the stores say."""
         found = {modality: store.manifest.parameters for modality, store in self._stores.items()}
         return {modality: count for modality, count in found.items() if count is not None}
@@ -172,36 +172,36 @@ class CachedStates(StateSource):
 
 
 class ComputedStates(StateSource):
-    """States that backbones compute when they are asked for, in pieces of ``batch_size`` contents.
+    """States that encoders compute when they are asked for, in pieces of ``batch_size`` contents.
 
-    Gradients reach whatever of the backbones ``iisan.backbones.tuning.tune`` has set to be trained; with frozen
-    backbones the numbers are those of a store. While the weights are held, the states of the whole catalogue are
+    Gradients reach whatever of the encoders ``iisan.encoders.tuning.tune`` has set to be trained; with frozen
+    encoders the numbers are those of a store. While the weights are held, the states of the whole catalogue are
     computed once, in evaluation mode and fp32, and served from main memory (4·K·D bytes an item): a training step
-    then costs what it costs with a store, and no gradient reaches the backbones.
+    then costs what it costs with a store, and no gradient reaches the encoders.
 
     Args:
-        backbones: per modality.
+        encoders: per modality.
         levels: per modality the K wanted levels.
         present: per modality bool [N], which items have it.
         batch_size: contents per forward pass.
 
     Raises:
-        BackboneError: a level beyond the backbone's depth.
+        EncoderError: a level beyond the encoder's depth.
     """
 
     def __init__(
         self,
-        backbones: Mapping[str, Backbone],
+        encoders: Mapping[str, Encoder],
         levels: Mapping[str, tuple[Level, ...]],
         present: Mapping[str, np.ndarray],
         batch_size: int,
     ) -> None:
         super().__init__()
-        for modality, backbone in backbones.items():
-            parse_levels(levels[modality], backbone.depth)
-        self.backbones = nn.ModuleDict(backbones)
+        for modality, encoder in encoders.items():
+            parse_levels(levels[modality], encoder.depth)
+        self.encoders = nn.ModuleDict(encoders)
         self.levels = dict(levels)
-        self.widths = {modality: backbone.width for modality, backbone in backbones.items()}
+        self.widths = {modality: encoder.width for modality, encoder in encoders.items()}
         self.present = {modality: torch.from_numpy(mask) for modality, mask in present.items()}
         self._batch_size = batch_size
         self._held = False
@@ -210,16 +210,16 @@ class ComputedStates(StateSource):
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the weights that the backbones had when they were loaded, per modality."""
-        return {modality: backbone.weight_digest for modality, backbone in self._named()}
+        """SHA-256 of the weights that the encoders had when they were loaded, per modality."""
+        return {modality: encoder.weight_digest for modality, encoder in self._named()}
 
     @property
-    def backbone_parameters(self) -> dict[str, int]:
-        """Parameters that the backbones had when they were loaded, per modality."""
-        return {modality: backbone.parameter_count for modality, backbone in self._named()}
+    def encoder_parameters(self) -> dict[str, int]:
+        """Parameters that the encoders had when they were loaded, per modality."""
+        return {modality: encoder.parameter_count for modality, encoder in self._named()}
 
     def _named(self) -> list[tuple[str, Any]]:
-        return list(self.backbones.items())
+        return list(self.encoders.items())
 
     def hold(self, held: bool) -> None:
         """Keep the states from the next call on, or forget those that are kept."""
@@ -273,42 +273,42 @@ class ComputedStates(StateSource):
 
 
 class LiveStates(ComputedStates):
-    """States computed by whole backbones.
+    """States computed by whole encoders.
 
     Args:
-        backbones: per modality the backbone, the items' contents and the wanted levels.
+        encoders: per modality the encoder, the items' contents and the wanted levels.
         batch_size: contents per forward pass.
     """
 
     def __init__(
-        self, backbones: Mapping[str, tuple[Backbone, Contents, tuple[Level, ...]]], batch_size: int = 64
+        self, encoders: Mapping[str, tuple[Encoder, Contents, tuple[Level, ...]]], batch_size: int = 64
     ) -> None:
-        self._contents = {modality: contents for modality, (_, contents, _) in backbones.items()}
+        self._contents = {modality: contents for modality, (_, contents, _) in encoders.items()}
         super().__init__(
-            {modality: backbone for modality, (backbone, _, _) in backbones.items()},
-            {modality: tuple(levels) for modality, (_, _, levels) in backbones.items()},
+            {modality: encoder for modality, (encoder, _, _) in encoders.items()},
+            {modality: tuple(levels) for modality, (_, _, levels) in encoders.items()},
             {modality: contents.present for modality, contents in self._contents.items()},
             batch_size,
         )
 
     def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
-        backbone: Any = self.backbones[modality]
-        inputs = prepare_items(backbone, self._contents[modality], items.tolist())
-        return backbone({name: tensor.to(device) for name, tensor in inputs.items()}, self.levels[modality])
+        encoder: Any = self.encoders[modality]
+        inputs = prepare_items(encoder, self._contents[modality], items.tolist())
+        return encoder({name: tensor.to(device) for name, tensor in inputs.items()}, self.levels[modality])
 
 
 class PartialStates(ComputedStates):
-    """Last states from stored token states, which the last blocks of the backbones carry on: partial training.
+    """Last states from stored token states, which the last blocks of the encoders carry on: partial training.
 
     Args:
-        parts: per modality the backbone, whose lower blocks are dropped; a store of the tokens h_t that enter its
+        parts: per modality the encoder, whose lower blocks are dropped; a store of the tokens h_t that enter its
             block t (0-based); and every item's first row and number of rows there (int64 [N]; 0 rows where it
             has none).
         batch_size: contents per forward pass.
     """
 
     def __init__(
-        self, parts: Mapping[str, tuple[Backbone, StateStore, np.ndarray, np.ndarray]], batch_size: int = 64
+        self, parts: Mapping[str, tuple[Encoder, StateStore, np.ndarray, np.ndarray]], batch_size: int = 64
     ) -> None:
         self._stores = {modality: store for modality, (_, store, _, _) in parts.items()}
         self._spans = {
@@ -316,23 +316,23 @@ class PartialStates(ComputedStates):
             for modality, (_, _, rows, counts) in parts.items()
         }
         super().__init__(
-            {modality: backbone for modality, (backbone, *_) in parts.items()},
+            {modality: encoder for modality, (encoder, *_) in parts.items()},
             dict.fromkeys(parts, (LAST,)),
             {modality: counts > 0 for modality, (_, _, _, counts) in parts.items()},
             batch_size,
         )
-        for backbone, store, _, _ in parts.values():
-            backbone.drop_below(_entered_block(store))
+        for encoder, store, _, _ in parts.values():
+            encoder.drop_below(_entered_block(store))
 
     def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
-        backbone: Any = self.backbones[modality]
+        encoder: Any = self.encoders[modality]
         store = self._stores[modality]
         first, counts = (values[items] for values in self._spans[modality])
         mask = torch.arange(int(counts.max())) < counts[:, None]
         spans = [torch.arange(start, start + count) for start, count in zip(first, counts, strict=True)]
         hidden = torch.zeros(*mask.shape, store.width)
         hidden[mask] = store.read(torch.cat(spans))[:, 0]
-        return backbone.resume(_entered_block(store), hidden.to(device), mask.long().to(device))
+        return encoder.resume(_entered_block(store), hidden.to(device), mask.long().to(device))
 
 
 def _entered_block(store: StateStore) -> int:

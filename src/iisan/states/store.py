@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from iisan.backbones.levels import Level
-from iisan.backbones.loading import folder_of
+from iisan.encoders.levels import Level
+from iisan.encoders.loading import folder_of
 from iisan.errors import StoreError
 from iisan.files import sha256_file
 from iisan.names import IMPORTED, KINDS
@@ -30,18 +30,18 @@ _Format = tuple[torch.dtype, tuple[int, ...]]
 
 
 class StateStore:
-    """The stored hidden states of one backbone, one modality.
+    """The stored hidden states of one encoder, one modality.
 
     Attributes:
         folder: where it lies.
         fingerprint: SHA-256 of all that decided what it holds.
         manifest: what it says about itself.
-        settings: what decided the states' values (see ``Backbone.settings``), and their modality.
+        settings: what decided the states' values (see ``Encoder.settings``), and their modality.
         modality: the column of the items.
         kind: of its contents.
         levels: the stored levels.
         width: D.
-        depth: T, the backbone's number of blocks.
+        depth: T, the encoder's number of blocks.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -135,14 +135,14 @@ class StateStore:
         if not candidates:
             kind, cure = f"{modality} states", RECACHE
             if tokens:
-                kind, cure = f"token states of {modality}", f"{RECACHE} with --top-blocks"
+                kind, cure = f"token states of {modality}", f"{RECACHE} with --last-n-layers"
             raise StoreError(f"'{folder}' holds no {kind}", "a folder of state stores", cure)
         if len(candidates) > 1:
             names = ", ".join(path.name for path in candidates)
             raise StoreError(
                 f"'{folder}' holds several {modality} stores ({names})",
                 "one that fits",
-                f"move the others elsewhere, or say which with settings such as {modality}.backbone or pooling",
+                f"move the others elsewhere, or say which with settings such as {modality}.encoder or pooling",
             )
         return cls.open(candidates[0], expect)
 
@@ -187,7 +187,7 @@ class StateStore:
     def spans_for(self, dataset: Catalogue) -> tuple[np.ndarray, np.ndarray]:
         """First rows of a dataset's items, as :meth:`rows_for`, and how many rows each has from there on.
 
-        More than one in a store of tokens, see ``Backbone.pooling``.
+        More than one in a store of tokens, see ``Encoder.pooling``.
 
         Raises:
             StoreError: items whose content is not stored.
@@ -304,11 +304,11 @@ def store_folder(out: Path, modality: str, fingerprint: str, tokens: bool = Fals
 
 
 def _fits(settings: dict[str, Any], name: str, expected: Any) -> bool:
-    """Whether a store was made with a setting, where a backbone's folder may be spelt in another way.
+    """Whether a store was made with a setting, where an encoder's folder may be spelt in another way.
 
     A switch that is off need not be recorded.
     """
-    if name == "backbone" and settings.get(name) == str(folder_of(expected)):
+    if name == "encoder" and settings.get(name) == str(folder_of(expected)):
         return True
     return settings.get(name) == expected or (expected is False and name not in settings)
 

@@ -84,7 +84,7 @@ def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, A
     """Make sure that a training goes on with what it began with.
 
     Raises:
-        RunError: the dataset, a store or a backbone is another one now.
+        RunError: the dataset, a store or an encoder is another one now.
     """
     changed = sorted(name for name in inputs if name in trained and trained[name] != inputs[name])
     if changed:

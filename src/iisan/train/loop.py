@@ -58,22 +58,22 @@ def batch_loss(
 
 
 def parameter_groups(
-    network: SequentialRecommender, config: OptimizerConfig, backbones: float
+    network: SequentialRecommender, config: OptimizerConfig, encoders: float
 ) -> list[dict[str, Any]]:
-    """Sort the trained parameters by learning rate (METHOD §5 and §9); ``backbones`` is that inside these."""
+    """Sort the trained parameters by learning rate (METHOD §5 and §9); ``encoders`` is that inside these."""
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in network.trainable():
         match name.split("."):
             case ["source", *_]:
-                rate = backbones
+                rate = encoders
             case ["items", "towers", _, "blocks", *_]:
-                rate = config.blocks
+                rate = config.san_learning_rate
             case ["items", "towers", tower, "gates"]:
-                rate = config.gates.get(tower, config.rate)
+                rate = config.gate_learning_rates.get(tower, config.learning_rate)
             case ["items", "dense", tower, *_]:
-                rate = config.dense.get(tower, config.rate)
+                rate = config.projection_learning_rates.get(tower, config.learning_rate)
             case _:
-                rate = config.rate
+                rate = config.learning_rate
         groups.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
@@ -123,7 +123,7 @@ class Trainer:
         self.inputs = dict(inputs or {})
         self.device = next(network.items.parameters()).device
         self.optimizer = torch.optim.Adam(
-            parameter_groups(network, config.optimizer, config.tuning.rate), fused=True
+            parameter_groups(network, config.optimizer, config.tuning.learning_rate), fused=True
         )
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -159,7 +159,9 @@ class Trainer:
     def _finished(self) -> bool:
         training, progress = self.config.training, self.progress
         waited = progress.epoch - progress.best_epoch
-        return progress.epoch >= training.epochs or bool(training.patience and waited >= training.patience)
+        return progress.epoch >= training.epochs or bool(
+            training.early_stopping_patience and waited >= training.early_stopping_patience
+        )
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         # Dropout depends on seed, epoch and process alone, so a resumed run needs no stored generator.
@@ -175,10 +177,10 @@ class Trainer:
             raise RunError(
                 f"the loss of epoch {epoch} is {loss}",
                 "a finite loss",
-                "lower the learning rates (optimizer.rate, optimizer.blocks) or set training.clip",
+                "lower optimizer.learning_rate and optimizer.san_learning_rate, or set training.max_grad_norm",
             )
         trained = time.perf_counter()
-        # What validation computes of the backbones serves the next epochs, where they stay as they are.
+        # What validation computes of the encoders serves the next epochs, where they stay as they are.
         source.hold(refresh > 1)
         metrics = self.validate(self.network)
         return {
@@ -196,7 +198,7 @@ class Trainer:
         # A thread reads while a GPU computes; processors have no core to spare for it.
         apart = self.network.source.stored and self.device.type != "cpu"
         with contextlib.closing(ahead(self._fetch, batches, int(apart))) as waiting:
-            while group := list(itertools.islice(waiting, self.config.training.accumulate)):
+            while group := list(itertools.islice(waiting, self.config.training.gradient_accumulation)):
                 self.clock.lap("data")
                 total += self._step(group)
         return total
@@ -221,8 +223,10 @@ class Trainer:
             self.clock.lap("backward")
             total += loss.detach()
         self.processes.add_gradients(value for _, value in self.network.trainable())
-        if training.clip:
-            torch.nn.utils.clip_grad_norm_((value for _, value in self.network.trainable()), training.clip)
+        if training.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(
+                (value for _, value in self.network.trainable()), training.max_grad_norm
+            )
         self.optimizer.step()
         self.clock.lap("update")
         return total

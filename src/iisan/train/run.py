@@ -158,7 +158,9 @@ def _header(config: Config) -> dict[str, Any]:
 def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
     config, split = setup.config, setup.split
     evaluation, training = config.evaluation, config.training
-    batches = Batches(split, config.sequence.length, training.batch, config.loss, training.windows, training.seed)
+    batches = Batches(
+        split, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
+    )
 
     asked = torch.arange(len(split.validation))
 
@@ -185,7 +187,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
     network = setup.network
-    inputs = {**fingerprints(setup.dataset, setup.stores), "backbones": network.source.digests}
+    inputs = {**fingerprints(setup.dataset, setup.stores), "encoders": network.source.digests}
     trainer = Trainer(network, batches, config, validate, out, log, processes=processes, inputs=inputs)
     progress = trainer.fit()
     if not processes.first:
@@ -200,7 +202,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         "status": "finished",
         **inputs,
         "items_without_content": empty,
-        "backbone_parameters": network.source.backbone_parameters,
+        "encoder_parameters": network.source.encoder_parameters,
         "store_bytes": {modality: store.size for modality, store in setup.stores.items()},
         "protocol": test.protocol,
         "best_epoch": progress.best_epoch,

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from iisan.backbones.precision import choose_training_precision
 from iisan.config import ColumnConfig, Config, parse
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Split, split
+from iisan.encoders.precision import choose_training_precision
 from iisan.errors import ConfigError
 from iisan.model import SequentialRecommender
 from iisan.names import KINDS
@@ -96,7 +96,7 @@ def resolve(config: Config) -> Config:
         stored = StateStore.kinds(config.states, tokens=config.source == "partial")
     if modalities is None and config.source == "live":
         named = dict.fromkeys((*KINDS, *columns))
-        modalities = tuple(name for name in named if config.states_of(name).backbone is not None)
+        modalities = tuple(name for name in named if config.states_of(name).encoder is not None)
     elif modalities is None:
         modalities = tuple(stored)
     if not modalities and config.modalities is None:
@@ -124,7 +124,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
     stores = open_stores(config)
     source = state_source(config, dataset, stores)
     if device.type == "cuda" and isinstance(source, CachedStates):
-        source.reside(device, config.training.resident * 1e9)
+        source.reside(device, config.training.resident_gb * 1e9)
     network = SequentialRecommender.build(config, dataset.num_items, source).to(device)
     widest = max(source.widths.values(), default=0)
     network.autocast = choose_training_precision(device, config.training.precision, widest) == "bf16"

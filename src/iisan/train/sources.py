@@ -1,23 +1,23 @@
-"""From a configuration to the states of items: stores opened and checked, backbones loaded and tuned."""
+"""From a configuration to the states of items: stores opened and checked, encoders loaded and tuned."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.levels import named_levels
-from iisan.backbones.load import load_backbone
-from iisan.backbones.tuning import first_trained_block, tune
 from iisan.config import Config, Level, Levels
 from iisan.data.dataset import Dataset
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.levels import named_levels
+from iisan.encoders.load import load_encoder
+from iisan.encoders.tuning import first_trained_layer, tune
 from iisan.errors import ConfigError, StoreError
 from iisan.names import IMPORTED, LAST
 from iisan.states.contents import Contents
 from iisan.states.sources import CachedStates, LiveStates, NoStates, PartialStates, StateSource
 from iisan.states.store import StateStore
 
-#: How much of a content a backbone takes in.
+#: How much of a content an encoder takes in.
 _LIMITS = ("max_tokens", "max_seconds", "frames", "jpeg_draft")
 
 #: How to name the folder of stores.
@@ -28,7 +28,7 @@ def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:
     """The levels that the model reads: those that a name stands for, or those listed.
 
     Raises:
-        BackboneError: group layer-dropping that does not fit the depth.
+        EncoderError: group layer-dropping that does not fit the depth.
     """
     if not isinstance(levels, str):
         return levels
@@ -64,7 +64,7 @@ def open_stores(config: Config) -> dict[str, StateStore]:
         wanted = config.states_of(modality)
         expect = {
             key: value
-            for key, value in wanted.model_dump(include={"backbone", "pooling", *_LIMITS}).items()
+            for key, value in wanted.model_dump(include={"encoder", "pooling", *_LIMITS}).items()
             if value is not None and not (tokens and key == "pooling")
         }
         stores[modality] = StateStore.find(config.states, modality, expect, tokens)
@@ -75,7 +75,7 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
     """The state source that the configuration names.
 
     Raises:
-        ConfigError: live states without a backbone.
+        ConfigError: live states without an encoder.
     """
     if not config.modalities:
         return NoStates()
@@ -88,24 +88,24 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
         )
     # LoRA and adapters draw their initial weights.
     torch.manual_seed(config.training.seed)
-    backbones: dict[str, Backbone] = {
-        modality: _load_backbone(config, modality, stores.get(modality)) for modality in config.modalities
+    encoders: dict[str, Encoder] = {
+        modality: _load_encoder(config, modality, stores.get(modality)) for modality in config.modalities
     }
     if config.source == "live":
         return LiveStates(
             {
                 modality: (
-                    backbone,
+                    encoder,
                     Contents.of(dataset, modality, config.kind_of(modality)),
-                    kept_levels(config.levels_of(modality), backbone.depth),
+                    kept_levels(config.levels_of(modality), encoder.depth),
                 )
-                for modality, backbone in backbones.items()
+                for modality, encoder in encoders.items()
             }
         )
     return PartialStates(
         {
             modality: (
-                backbones[modality],
+                encoders[modality],
                 store,
                 *store.spans_for(dataset),
             )
@@ -114,40 +114,41 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
     )
 
 
-def _load_backbone(config: Config, modality: str, store: StateStore | None) -> Backbone:
-    """Load a backbone and set what of it is trained; ``store`` holds the tokens that enter its live blocks."""
+def _load_encoder(config: Config, modality: str, store: StateStore | None) -> Encoder:
+    """Load an encoder and set what of it is trained; ``store`` holds the tokens that enter its live blocks."""
     wanted, tuning = config.states_of(modality), config.tuning
     stored = store.settings if store else {}
-    name = wanted.backbone or stored.get("backbone")
+    name = wanted.encoder or stored.get("encoder")
     if name is None:
         raise ConfigError(
-            f"source '{config.source}' has no backbone for {modality}",
+            f"source '{config.source}' has no encoder for {modality}",
             "a hub id or a folder",
-            f"set {modality}.backbone, or columns.{modality}.backbone",
+            f"set {modality}.encoder, or columns.{modality}.encoder",
         )
     limits: dict[str, Any] = {limit: getattr(wanted, limit) or stored.get(limit) for limit in _LIMITS}
-    backbone = load_backbone(str(wanted.kind), name, pooling=wanted.pooling, **limits)
+    encoder = load_encoder(str(wanted.kind), name, pooling=wanted.pooling, **limits)
     if store is not None:
-        _check_tokens(store, backbone, tuning.top)
+        _check_tokens(store, encoder, tuning.last_n_layers)
     if tuning.method != "none":
-        settings = tuning.model_dump(exclude={"method", "rate", "refresh"})
-        tune(backbone, tuning.method, **settings)
-    return backbone
+        settings = tuning.model_dump(exclude={"method", "learning_rate", "refresh"})
+        tune(encoder, tuning.method, **settings)
+    return encoder
 
 
-def _check_tokens(store: StateStore, backbone: Backbone, top: int | None) -> None:
-    level = first_trained_block(backbone, top)
+def _check_tokens(store: StateStore, encoder: Encoder, last_n_layers: int | None) -> None:
+    level = first_trained_layer(encoder, last_n_layers)
     if store.levels != (level,):
         raise StoreError(
-            f"the tokens in '{store.folder}' enter block {store.levels[0]} of {backbone.depth}",
-            f"those that enter block {level}, for tuning.top {top}",
-            f"run `iisan cache --top-blocks {top}`, or set tuning.top to {backbone.depth - int(store.levels[0])}",
+            f"the tokens in '{store.folder}' enter block {store.levels[0]} of {encoder.depth}",
+            f"those that enter block {level}, for tuning.last_n_layers {last_n_layers}",
+            f"run `iisan cache --last-n-layers {last_n_layers}`, or set tuning.last_n_layers to "
+            f"{encoder.depth - int(store.levels[0])}",
         )
-    settings = backbone.settings
+    settings = encoder.settings
     if any(store.settings.get(name) != settings[name] for name in ("weight_digest", "config_digest")):
         raise StoreError(
             f"the tokens in '{store.folder}' were made with other weights or another config.json than those of "
-            f"'{backbone.source.name}'",
-            "the same backbone",
-            "run `iisan cache --top-blocks` again",
+            f"'{encoder.source.name}'",
+            "the same encoder",
+            "run `iisan cache --last-n-layers` again",
         )

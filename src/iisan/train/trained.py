@@ -1,4 +1,4 @@
-"""A finished run, ready to score: item embeddings and a sequence encoder, without states or backbones."""
+"""A finished run, ready to score: item embeddings and a sequence encoder, without states or encoders."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iisan.config import Config
+from iisan.config import Config, parse, read_yaml
 from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import read_manifest
+from iisan.legacy import upgraded_config, upgraded_keys
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
-from iisan.recipes import load_config
 from iisan.train.checkpoint import load_trainable
 
 CONFIG = "config.yaml"
@@ -28,7 +28,7 @@ ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
 #: In the file of the weights, beside them.
 _EMBEDDINGS = "item_embeddings"
-SCHEMA = 1
+SCHEMA = 2
 
 
 def _scorer(sequence: nn.Module, items: Tensor, length: int) -> EmbeddingScorer:
@@ -98,12 +98,13 @@ class TrainedRun:
         result = read_manifest(folder / RESULT, "iisan-run", SCHEMA, RunError, cure)
         if result.get("status") != "finished":
             raise RunError(f"the run in '{folder}' failed ({result.get('error')})", "a finished run", cure)
-        config = load_config(folder / CONFIG)
+        config = parse(upgraded_config(read_yaml(folder / CONFIG)))
+        result = upgraded_keys(result)
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS)
             embeddings = weights[_EMBEDDINGS]
-            sequence = sequence_encoder(config.sequence, config.items.width)
+            sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
             prefix = "sequence."
             sequence.load_state_dict(
                 {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
@@ -112,4 +113,4 @@ class TrainedRun:
             raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
         if torch.cuda.is_available() and config.training.device != "cpu":
             embeddings, sequence = embeddings.cuda(), sequence.cuda()
-        return cls(folder, config, result, items, _scorer(sequence, embeddings, config.sequence.length))
+        return cls(folder, config, result, items, _scorer(sequence, embeddings, config.sequence.max_length))

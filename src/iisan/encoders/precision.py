@@ -1,4 +1,4 @@
-"""The number format a backbone computes in; its residual stream stays fp32 in all of them."""
+"""The number format an encoder computes in; its residual stream stays fp32 in all of them."""
 
 import contextlib
 from typing import Literal, TypeAlias
@@ -19,7 +19,7 @@ def choose_precision(device: torch.device | str, requested: str = "auto") -> Pre
     """Resolve the compute precision for a device.
 
     Args:
-        device: where the backbone runs.
+        device: where the encoder runs.
         requested: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``: bf16 where the hardware multiplies it
             natively (AMX or AVX512-BF16 processors, GPUs of compute capability 8 and later), else fp32.
 

@@ -1,4 +1,4 @@
-"""Video encoders of Hugging Face, and image encoders looking at frames, as backbones.
+"""Video encoders of Hugging Face, and image encoders looking at frames, as encoders.
 
 Legend: n videos in the batch, F frames of each, S tokens, K wanted levels, D width.
 """
@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from iisan.backbones.image import ImageBackbone
-from iisan.backbones.levels import Level
-from iisan.backbones.loading import PLAIN, Loading, Source, check_folder, load_image_processor, load_tower, locate
 from iisan.data.videos import sample_frames
-from iisan.errors import BackboneError
+from iisan.encoders.image import ImageEncoder
+from iisan.encoders.levels import Level
+from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_image_processor, load_tower, locate
+from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import VIDEO
 
@@ -21,7 +21,7 @@ DEFAULT_FRAMES = 8
 _SAMPLING = {"container": "pyav", "frames": "middles of equal parts"}
 
 
-class VideoBackbone(ImageBackbone):
+class VideoEncoder(ImageEncoder):
     """A video tower, or an image tower whose states are averaged over frames; contents are the bytes of videos.
 
     Attributes:
@@ -44,7 +44,7 @@ class VideoBackbone(ImageBackbone):
         self._own: int | None = getattr(tower.config, "num_frames", None)
         self.frames = (self._own or DEFAULT_FRAMES) if frames is None else frames
         if self.frames < 1 or self.frames != (self._own or self.frames):
-            raise BackboneError(
+            raise EncoderError(
                 f"{frames} frames for '{source.name}'",
                 f"{self._own}, as it was trained" if self._own else "at least 1",
                 "leave the number of frames out, or choose another",
@@ -91,8 +91,8 @@ def load_video(
     frames: int | None = None,
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
-) -> VideoBackbone:
-    """Load a video backbone.
+) -> VideoEncoder:
+    """Load a video encoder.
 
     Args:
         name_or_folder: hub id or local folder of a video transformer (VideoMAE, ViViT, TimeSformer) or of any
@@ -105,11 +105,11 @@ def load_video(
         loading: how the weights of a large model are held.
 
     Raises:
-        BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
     source = locate(name_or_folder)
     check_folder(source, trust_remote_code)
     processor = load_image_processor(source, trust_remote_code)
     tower = load_tower(source, VIDEO, trust_remote_code, loading)
-    return VideoBackbone(tower, source, pooling or "mean", processor, frames, loading)
+    return VideoEncoder(tower, source, pooling or "mean", processor, frames, loading)

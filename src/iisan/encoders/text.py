@@ -1,4 +1,4 @@
-"""Text encoders and decoders of Hugging Face as backbones."""
+"""Text encoders and decoders of Hugging Face as encoders."""
 
 import inspect
 import json
@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.blocks import Pool, masked_mean
-from iisan.backbones.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
-from iisan.backbones.sentences import own_length, own_pooling
-from iisan.errors import BackboneError
+from iisan.encoders.blocks import Pool, masked_mean
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
+from iisan.encoders.sentences import own_length, own_pooling
+from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import TEXT
 
@@ -20,7 +20,7 @@ DEFAULT_MAX_TOKENS = 64
 _TOKENIZED_AT_ONCE = 10_000
 
 
-class TextBackbone(Backbone):
+class TextEncoder(Encoder):
     """A text tower and its tokenizer; contents are strings."""
 
     kind: ClassVar[str] = TEXT
@@ -47,7 +47,7 @@ class TextBackbone(Backbone):
             inspect.signature(tower.forward).parameters
         )
         if pooling == "cls" and self._is_causal():
-            raise BackboneError(
+            raise EncoderError(
                 f"pooling 'cls' for '{source.name}', whose first token sees no other",
                 "pooling 'mean' or 'last' for causal models (decoders, the text tower of CLIP)",
                 "use mean pooling",
@@ -83,7 +83,7 @@ class TextBackbone(Backbone):
         """Tokenise n texts, padded to the longest: tensors [n, S].
 
         Raises:
-            BackboneError: a text without any token, or with one that the model does not know.
+            EncoderError: a text without any token, or with one that the model does not know.
         """
         encoded = self._tokenize(
             contents,
@@ -96,14 +96,14 @@ class TextBackbone(Backbone):
         )
         highest = int(encoded["input_ids"].max()) if encoded["input_ids"].numel() else 0
         if highest >= self._embedded:
-            raise BackboneError(
+            raise EncoderError(
                 f"the tokenizer of '{self.source.name}' gives token {highest}",
                 f"tokens below the {self._embedded} that the model knows",
                 "download the model again, tokenizer and weights together",
             )
         empty = (encoded["attention_mask"].sum(1) == 0).nonzero()
         if len(empty):
-            raise BackboneError(
+            raise EncoderError(
                 f"the text {contents[int(empty[0])]!r} has no tokens",
                 f"at least one for '{self.source.name}'",
                 "leave the text of such items empty",
@@ -142,7 +142,7 @@ class TextBackbone(Backbone):
         if requested is None:
             requested = min(usual, limit)
         if not least <= requested <= limit:
-            raise BackboneError(
+            raise EncoderError(
                 f"max_tokens {requested} for '{self.source.name}'",
                 f"{least} to {limit}, special tokens included",
                 "choose a number in this range",
@@ -184,8 +184,8 @@ def load_text(
     max_tokens: int | None = None,
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
-) -> TextBackbone:
-    """Load a text backbone.
+) -> TextEncoder:
+    """Load a text encoder.
 
     Args:
         name_or_folder: hub id or local folder of any Hugging Face text model; of two-tower models the text
@@ -198,7 +198,7 @@ def load_text(
         loading: how the weights of a large model are held.
 
     Raises:
-        BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
     from transformers import AutoTokenizer
@@ -209,4 +209,4 @@ def load_text(
     pooling = pooling or own_pooling(source) or "mean"
     usual_tokens = own_length(source) if max_tokens is None else None
     tower = load_tower(source, TEXT, trust_remote_code, loading)
-    return TextBackbone(tower, source, pooling, tokenizer, max_tokens, loading, usual_tokens)
+    return TextEncoder(tower, source, pooling, tokenizer, max_tokens, loading, usual_tokens)

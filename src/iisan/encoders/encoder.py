@@ -1,4 +1,4 @@
-"""A backbone, frozen until it is tuned: contents in, pooled states of the wanted levels out.
+"""An encoder, frozen until it is tuned: contents in, pooled states of the wanted levels out.
 
 Legend: n contents in the batch, S tokens, K wanted levels, D width, T blocks.
 """
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from iisan.backbones.blocks import Pool, find_blocks, pooled_states
-from iisan.backbones.levels import Level
-from iisan.backbones.loading import PLAIN, Loading, Source, module_weights
-from iisan.errors import BackboneError
+from iisan.encoders.blocks import Pool, find_blocks, pooled_states
+from iisan.encoders.levels import Level
+from iisan.encoders.loading import PLAIN, Loading, Source, module_weights
+from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import LAST
 
@@ -39,7 +39,7 @@ _NAMES = {
 }
 
 
-class Backbone(nn.Module):
+class Encoder(nn.Module):
     """One tower with its preprocessing; use :func:`load_text` and its siblings for other kinds to get one.
 
     Attributes:
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
     def __init__(self, tower: nn.Module, source: Source, pooling: str, loading: Loading = PLAIN) -> None:
         super().__init__()
         if pooling not in self.poolings:
-            raise BackboneError(
+            raise EncoderError(
                 f"pooling {pooling!r} of {self.kind}", " or ".join(self.poolings), "choose one of these"
             )
         config: Any = tower.config
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         self.active: list[nn.Module] = []
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "Backbone":
+    def train(self, mode: bool = True) -> "Encoder":
         """Set the mode of the modules that are trained; batch normalisation keeps the statistics it came with.
 
         They are in no checkpoint, and moving they would leave those that a store was made with.
@@ -107,7 +107,7 @@ class Backbone(nn.Module):
         """All that decides the states' values, as JSON."""
         return {
             "kind": self.kind,
-            "backbone": self.source.full_name,
+            "encoder": self.source.full_name,
             "revision": self.source.revision,
             "architecture": type(self.tower).__name__,
             "weight_digest": self.weight_digest,
@@ -186,7 +186,7 @@ class Backbone(nn.Module):
             inputs = {name: tensor.to(entry) for name, tensor in inputs.items()}
         return pooled_states(self.tower, self.blocks, inputs, levels, self.pool(inputs), self.width)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
         """What moves or casts a module; where the parts of a sharded or quantised tower lie is left as it is."""
         return self if self.loading.placed else super()._apply(fn, recurse)
 
@@ -219,7 +219,7 @@ class Backbone(nn.Module):
             block.forward = functools.partial(_pass_on, extra)
 
     def resume(self, first: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The backbone's answer from the input of block ``first`` on; the blocks below are best dropped before.
+        """The encoder's answer from the input of block ``first`` on; the blocks below are best dropped before.
 
         Args:
             first: 0-based.
@@ -247,7 +247,7 @@ def _width(tower: Any, source: Source) -> int:
     if width is None:
         width = (getattr(tower.config, "hidden_sizes", None) or [None])[-1]
     if not isinstance(width, int):
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' ({type(tower).__name__}) has hidden_size {width!r}",
             "one width for all levels, or hidden_sizes of stages",
             "use a transformer of constant width, a ConvNeXt or a ResNet",

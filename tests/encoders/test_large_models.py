@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers as hf
 
-from iisan.backbones.backbone import Backbone, _size
-from iisan.backbones.levels import parse_levels
-from iisan.backbones.loading import Loading
-from iisan.backbones.text import TextBackbone, load_text
-from iisan.backbones.tuning import tune
-from iisan.errors import BackboneError, ConfigError, MissingExtraError, StoreError
+from iisan.encoders.encoder import Encoder, _size
+from iisan.encoders.levels import parse_levels
+from iisan.encoders.loading import Loading
+from iisan.encoders.text import TextEncoder, load_text
+from iisan.encoders.tuning import tune
+from iisan.errors import ConfigError, EncoderError, MissingExtraError, StoreError
 from iisan.states.contents import Contents
 from iisan.states.extract import extract
 
@@ -37,8 +37,8 @@ def llama(tmp_path: Path, save_model: Any) -> Path:
 
 
 @torch.inference_mode()
-def states(backbone: Backbone) -> torch.Tensor:
-    return backbone(backbone.prepare(TEXTS), parse_levels("all", backbone.depth))
+def states(encoder: Encoder) -> torch.Tensor:
+    return encoder(encoder.prepare(TEXTS), parse_levels("all", encoder.depth))
 
 
 def test_weights_packed_in_four_bits_count_as_what_they_stand_for() -> None:
@@ -75,8 +75,8 @@ def test_where_the_weights_lie_changes_nothing(llama: Path, tmp_path: Path, devi
     torch.testing.assert_close(states(spread), states(plain), rtol=0, atol=0)
     assert spread.settings == plain.settings
     stores = [
-        extract(backbone, Contents.of_texts(TEXTS), tmp_path / name, dtype="fp32", precision="fp32", levels="all")
-        for name, backbone in (("plain", plain), ("spread", spread))
+        extract(encoder, Contents.of_texts(TEXTS), tmp_path / name, dtype="fp32", precision="fp32", levels="all")
+        for name, encoder in (("plain", plain), ("spread", spread))
     ]
     assert stores[0].fingerprint == stores[1].fingerprint
 
@@ -111,7 +111,7 @@ def test_unknown_ways_of_loading(options: dict[str, str], message: str) -> None:
 
 def test_what_is_missing_is_one_sentence(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackboneError, match=r"quantise '4bit' for .* on a machine without CUDA"):
+    with pytest.raises(EncoderError, match=r"quantise '4bit' for .* on a machine without CUDA"):
         load_text(str(llama), loading=Loading(quantise="4bit"))
     absent = ["accelerate", "bitsandbytes"]
     find = importlib.util.find_spec
@@ -125,7 +125,7 @@ def test_what_is_missing_is_one_sentence(llama: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_spread_is_not_trained(llama: Path) -> None:
-    with pytest.raises(BackboneError, match="use its cached states"):
+    with pytest.raises(EncoderError, match="use its cached states"):
         tune(load_text(str(llama), loading=Loading(device_map="cpu")), "full")
 
 
@@ -144,29 +144,29 @@ def test_quantised_states_are_near(llama: Path, quantise: str, bound: float) -> 
     assert (error < bound).all()
 
 
-def blown_up(folder: Path, channels: slice) -> TextBackbone:
+def blown_up(folder: Path, channels: slice) -> TextEncoder:
     """The same model with embeddings, and so all later states, of 10⁵ and more in some channels."""
     model = hf.AutoModel.from_pretrained(folder)
     with torch.no_grad():
         model.embed_tokens.weight[:, channels] *= 1e7
     model.save_pretrained(folder)
-    backbone = load_text(str(folder))
-    assert states(backbone)[:, :-1].abs().amax((0, 2)).min() > 1e5
-    return backbone
+    encoder = load_text(str(folder))
+    assert states(encoder)[:, :-1].abs().amax((0, 2)).min() > 1e5
+    return encoder
 
 
 @pytest.mark.parametrize("channels", [slice(None), slice(3, 4)])
 def test_states_beyond_the_range_of_fp16(llama: Path, tmp_path: Path, channels: slice) -> None:
-    backbone, contents = blown_up(llama, channels), Contents.of_texts(TEXTS)
+    encoder, contents = blown_up(llama, channels), Contents.of_texts(TEXTS)
     with pytest.raises(StoreError, match=r"level 0 of text \d is infinite .* in fp16; .* --dtype bf16"):
-        extract(backbone, contents, tmp_path, dtype="fp16", precision="fp32", levels="all")
-    store = extract(backbone, contents, tmp_path, precision="fp32", levels="all")
+        extract(encoder, contents, tmp_path, dtype="fp16", precision="fp32", levels="all")
+    store = extract(encoder, contents, tmp_path, precision="fp32", levels="all")
     assert store.manifest.dtype == "bf16"
     assert max(error or 0.0 for error in store.manifest.error) < 0.004
     if channels != slice(None):
         # int8 has the range, but spends all of its steps on the one huge channel.
         with pytest.raises(StoreError, match=r"int8 storage with fp32 computation changes level .* by"):
-            extract(backbone, contents, tmp_path, dtype="int8", precision="fp32", levels="all")
+            extract(encoder, contents, tmp_path, dtype="int8", precision="fp32", levels="all")
 
 
 def test_an_index_of_shards_counts_as_weights(llama: Path) -> None:

@@ -1,6 +1,6 @@
 """Tiny random models of every family go from a folder to a trained recommender; the docs' table lists them.
 
-After a change of the table, write it anew: ``IISAN_WRITE_TABLES=1 pytest tests/backbones/test_families.py``
+After a change of the table, write it anew: ``IISAN_WRITE_TABLES=1 pytest tests/encoders/test_families.py``
 """
 
 import importlib.util
@@ -24,22 +24,22 @@ from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch import nn
 
-from iisan.backbones.audio import load_audio
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.image import load_image
-from iisan.backbones.levels import layer_drop, parse_levels
-from iisan.backbones.text import load_text
-from iisan.backbones.tuning import tune
-from iisan.backbones.video import load_video
 from iisan.data.dataset import Dataset
-from iisan.errors import BackboneError
+from iisan.encoders.audio import load_audio
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.image import load_image
+from iisan.encoders.levels import layer_drop, parse_levels
+from iisan.encoders.text import load_text
+from iisan.encoders.tuning import tune
+from iisan.encoders.video import load_video
+from iisan.errors import EncoderError
 from iisan.recipes import recipe
 from iisan.states.caching import cache
 from iisan.train.run import train
 from pictures import encoded, moving, noise
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
-BEGIN, END = "<!-- families: written by tests/backbones/test_families.py -->\n", "<!-- end of families -->\n"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "encoders.md"
+BEGIN, END = "<!-- families: written by tests/encoders/test_families.py -->\n", "<!-- end of families -->\n"
 
 WIDTH, DEPTH = 16, 3
 TEXTS = ["Red pump", "small steel valve for large blue pump and mask", "tape", "glove of steel with box"]
@@ -80,7 +80,7 @@ def decoder(example: str, config: Callable[[], Any], **options: Any) -> Family:
 
 
 def with_images() -> Any:
-    """Both towers of a multimodal decoder; either is a backbone."""
+    """Both towers of a multimodal decoder; either is an encoder."""
     return hf.Gemma3Config(
         text_config=DECODER | WINDOW, vision_config=VISION, mm_tokens_per_image=4, image_token_index=1
     )
@@ -319,8 +319,8 @@ def media(prepared: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.inference_mode()
-def states(backbone: Backbone, contents: list[Any]) -> torch.Tensor:
-    return backbone(backbone.prepare(contents), parse_levels("all", backbone.depth))
+def states(encoder: Encoder, contents: list[Any]) -> torch.Tensor:
+    return encoder(encoder.prepare(contents), parse_levels("all", encoder.depth))
 
 
 @torch.inference_mode()
@@ -364,36 +364,36 @@ def test_text_states_are_those_of_every_text_alone(name: str, folder_of: Callabl
     folder = folder_of(name)
     tower = reference_tower(folder, INNER.get(name))
     for pooling in ("mean", "last") if name in CAUSAL else ("mean", "last", "cls"):
-        backbone = load_text(str(folder), pooling)
-        assert (backbone.depth, backbone.width) == (DEPTH, WIDTH)
-        got = states(backbone, TEXTS)
+        encoder = load_text(str(folder), pooling)
+        assert (encoder.depth, encoder.width) == (DEPTH, WIDTH)
+        got = states(encoder, TEXTS)
         assert got.shape == (len(TEXTS), DEPTH + 2, WIDTH)
         for index, text in enumerate(TEXTS):
-            alone = {"input_ids": backbone.tokenizer([text], return_tensors="pt")["input_ids"]}
-            hidden = raw_states(tower, backbone.block_path, alone)
+            alone = {"input_ids": encoder.tokenizer([text], return_tensors="pt")["input_ids"]}
+            hidden = raw_states(tower, encoder.block_path, alone)
             wanted = torch.stack([POOLED[pooling](level[0]) for level in hidden])
             torch.testing.assert_close(got[index], wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
-        together = states(backbone, TEXTS[::-1]).flip(0)
+        together = states(encoder, TEXTS[::-1]).flip(0)
         torch.testing.assert_close(got, together, rtol=1e-5, atol=1e-5 * float(got.abs().max()))
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_the_side_of_padding_does_not_matter(name: str, folder_of: Callable[[str], Path]) -> None:
-    backbone = load_text(str(folder_of(name)), "mean")
+    encoder = load_text(str(folder_of(name)), "mean")
     answers = {}
     for side in ("left", "right"):
-        backbone.tokenizer.padding_side = side
-        answers[side] = states(backbone, TEXTS)
+        encoder.tokenizer.padding_side = side
+        answers[side] = states(encoder, TEXTS)
     torch.testing.assert_close(answers["left"], answers["right"], rtol=0, atol=0)
     # A batch that is padded on the left, with the positions that transformers asks for there.
-    ids = backbone.tokenizer(TEXTS)["input_ids"]
+    ids = encoder.tokenizer(TEXTS)["input_ids"]
     longest = max(map(len, ids))
     padded = torch.tensor([[0] * (longest - len(row)) + row for row in ids])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     tower = reference_tower(folder_of(name), INNER.get(name))
     inputs = {"input_ids": padded, "attention_mask": mask, "position_ids": positions}
-    hidden = raw_states(tower, backbone.block_path, inputs)
+    hidden = raw_states(tower, encoder.block_path, inputs)
     last = states(load_text(str(folder_of(name)), "last"), TEXTS)
     for level, values in enumerate(hidden):
         scale = float(values.abs().max())
@@ -427,14 +427,14 @@ def test_image_states_are_those_of_every_image_alone(name: str, folder_of: Calla
     tower = reference_tower(folder, INNER.get(name))
     depth = 4 if name in CONVOLUTIONAL else DEPTH
     for pooling in ("mean",) if name in CONVOLUTIONAL or "SigLIP" in name else ("mean", "cls"):
-        backbone = load_image(str(folder), pooling)
-        assert (backbone.depth, backbone.width) == (depth, WIDTH)
-        got = states(backbone, contents)
+        encoder = load_image(str(folder), pooling)
+        assert (encoder.depth, encoder.width) == (depth, WIDTH)
+        got = states(encoder, contents)
         assert got.shape == (3, depth + 2, WIDTH)
         for index, content in enumerate(contents):
-            inputs = backbone.prepare([content])
+            inputs = encoder.prepare([content])
             mask = inputs.get("pixel_attention_mask")
-            hidden = raw_states(tower, backbone.block_path, inputs)
+            hidden = raw_states(tower, encoder.block_path, inputs)
             wanted = torch.stack(
                 [naive_pool(name, pooling, level[0], None if mask is None else mask[0]) for level in hidden]
             )
@@ -466,9 +466,9 @@ def cache_and_train(dataset: Path, folder: Path, models: dict[str, str], **optio
     ((modality, store),) = cache(Dataset.load(dataset), folder / "states", models, **options).items()
     assert store.levels == (*layer_drop(store.depth), "last")
     assert max(error or 0.0 for error in store.manifest.error) < 0.02
-    quick = ("training.epochs=1", "training.batch=32", "training.precision=fp32", "items.bottleneck=4")
+    quick = ("training.epochs=1", "training.batch_size=32", "training.precision=fp32", "items.bottleneck=4")
     config = recipe("default").model_copy(update={"dataset": dataset, "states": folder / "states"})
-    result = train(config.override([*quick, "items.width=8"]), folder / "run")
+    result = train(config.override([*quick, "items.embedding_dim=8"]), folder / "run")
     assert result["status"] == "finished"
     weights = load_file(folder / "run" / "model.safetensors")
     blocks = f"items.towers.{modality}.blocks"
@@ -490,20 +490,20 @@ def test_an_eva_style_tower_brings_its_own_code(tmp_path: Path, prepared: Any) -
     (folder / "config.json").write_text(json.dumps(config))
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    with pytest.raises(BackboneError, match="set trust_remote_code"):
+    with pytest.raises(EncoderError, match="set trust_remote_code"):
         load_image(str(folder))
-    backbone, contents = load_image(str(folder), trust_remote_code=True), pictures(2)
-    assert (backbone.pooling, backbone.depth, backbone.width) == ("cls", 3, 16)
+    encoder, contents = load_image(str(folder), trust_remote_code=True), pictures(2)
+    assert (encoder.pooling, encoder.depth, encoder.width) == ("cls", 3, 16)
     tower = model.vision_model
     with torch.inference_mode():
-        pixels = backbone.prepare(contents)["pixel_values"]
+        pixels = encoder.prepare(contents)["pixel_values"]
         patches = tower.patch_embedding(pixels).flatten(2).mT
         hidden = [torch.cat([tower.class_embedding.expand(2, 1, -1), patches], 1) + tower.positions]
         for layer in tower.layers:
             hidden.append(layer(hidden[-1]))
         hidden.append(tower.post_layernorm(hidden[-1]))
     wanted = torch.stack([level[:, 0] for level in hidden], 1)
-    torch.testing.assert_close(states(backbone, contents), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(states(encoder, contents), wanted, rtol=1e-5, atol=1e-5)
     cache_and_train(prepared.dataset, tmp_path, {"image": str(folder)}, trust_remote_code=True)
 
 
@@ -511,30 +511,30 @@ def test_an_eva_style_tower_brings_its_own_code(tmp_path: Path, prepared: Any) -
 def test_what_is_not_understood_is_one_sentence(name: str, folder_of: Callable[[str], Path]) -> None:
     family, message = REFUSED[name]
     load, content = (load_image, pictures(1)) if "image_processor" in family.options else (load_text, TEXTS[:1])
-    with pytest.raises(BackboneError, match=message):
+    with pytest.raises(EncoderError, match=message):
         states(load(str(folder_of(name))), content)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_what_feature_maps_cannot_do_is_one_sentence(name: str, folder_of: Callable[[str], Path]) -> None:
     folder = str(folder_of(name))
-    with pytest.raises(BackboneError, match=r"no class token.*use mean pooling"):
+    with pytest.raises(EncoderError, match=r"no class token.*use mean pooling"):
         load_image(folder, "cls")
-    with pytest.raises(BackboneError, match=r"the tokens of .* feature maps"):
+    with pytest.raises(EncoderError, match=r"the tokens of .* feature maps"):
         load_image(folder, "tokens")
-    with pytest.raises(BackboneError, match=r"query and value projections of .* are not recognised"):
+    with pytest.raises(EncoderError, match=r"query and value projections of .* are not recognised"):
         tune(load_image(folder), "lora")
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_the_last_stage_can_be_trained(name: str, folder_of: Callable[[str], Path]) -> None:
-    backbone = load_image(str(folder_of(name)))
-    tune(backbone, "full", top=1)
-    trained = {parameter for parameter, weight in backbone.named_parameters() if weight.requires_grad}
+    encoder = load_image(str(folder_of(name)))
+    tune(encoder, "full", top=1)
+    trained = {parameter for parameter, weight in encoder.named_parameters() if weight.requires_grad}
     assert trained
-    assert all(f"{backbone.block_path}.3." in parameter for parameter in trained)
-    backbone(backbone.prepare(pictures(2)), ["last"]).square().sum().backward()
-    assert all(weight.grad is not None for weight in backbone.parameters() if weight.requires_grad)
+    assert all(f"{encoder.block_path}.3." in parameter for parameter in trained)
+    encoder(encoder.prepare(pictures(2)), ["last"]).square().sum().backward()
+    assert all(weight.grad is not None for weight in encoder.parameters() if weight.requires_grad)
 
 
 def test_the_statistics_of_batch_normalisation_are_weights(
@@ -550,15 +550,15 @@ def test_the_statistics_of_batch_normalisation_are_weights(
 
 
 def test_training_leaves_the_statistics_of_batch_normalisation(folder_of: Callable[[str], Path]) -> None:
-    backbone, contents = load_image(str(folder_of("ResNet"))), pictures(3)
-    frozen = states(backbone, contents)
-    statistics = {name: values.clone() for name, values in backbone.named_buffers()}
-    tune(backbone, "full")
+    encoder, contents = load_image(str(folder_of("ResNet"))), pictures(3)
+    frozen = states(encoder, contents)
+    statistics = {name: values.clone() for name, values in encoder.named_buffers()}
+    tune(encoder, "full")
     assert any("running_mean" in name for name in statistics)
-    trained = backbone.train()(backbone.prepare(contents), parse_levels("all", backbone.depth))
+    trained = encoder.train()(encoder.prepare(contents), parse_levels("all", encoder.depth))
     assert torch.equal(trained.detach(), frozen)
-    assert all(torch.equal(values, statistics[name]) for name, values in backbone.named_buffers())
-    assert backbone.tower.training
+    assert all(torch.equal(values, statistics[name]) for name, values in encoder.named_buffers())
+    assert encoder.tower.training
 
 
 def table(folder_of: Callable[[str], Path], media_folders: dict[str, Path]) -> str:
@@ -582,10 +582,10 @@ def table(folder_of: Callable[[str], Path], media_folders: dict[str, Path]) -> s
     return "\n".join(lines) + "\n"
 
 
-def accepts(load: Callable[[str, str], Backbone], folder: str, pooling: str) -> bool:
+def accepts(load: Callable[[str, str], Encoder], folder: str, pooling: str) -> bool:
     try:
         load(folder, pooling)
-    except BackboneError:
+    except EncoderError:
         return False
     return True
 

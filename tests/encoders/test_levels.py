@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iisan.backbones.levels import group_drop, layer_drop, parse_levels
-from iisan.errors import BackboneError
+from iisan.encoders.levels import group_drop, layer_drop, parse_levels
+from iisan.errors import EncoderError
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_group_layer_dropping_keeps_the_published_blocks(depth: int, blocks: lis
     ("depth", "count", "fits"), [(12, 8, "4 or 6"), (12, 1, "2 or 3"), (4, 9, "2 or 4"), (12, 0, "2 or 3")]
 )
 def test_group_layer_dropping_that_would_leave_the_first_blocks_out(depth: int, count: int, fits: str) -> None:
-    with pytest.raises(BackboneError, match=f"{count} out of {depth} blocks.*such as {fits}: "):
+    with pytest.raises(EncoderError, match=f"{count} out of {depth} blocks.*such as {fits}: "):
         group_drop(depth, count)
 
 
@@ -64,5 +64,5 @@ def test_parse_levels() -> None:
 
 @pytest.mark.parametrize("spec", ["", "0,7", "-1", "first", "1,1", "1.5", [], [0, "last", "last"]])
 def test_unusable_levels_are_refused(spec: str | list[int | str]) -> None:
-    with pytest.raises(BackboneError):
+    with pytest.raises(EncoderError):
         parse_levels(spec, 6)  # type: ignore[arg-type]

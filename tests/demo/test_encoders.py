@@ -4,11 +4,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from iisan.demo.train_encoders import FOLDER, train_image, train_text, training_titles, vocabulary
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from iisan.backbones.captions import Captioner
-from iisan.backbones.load import load_backbone
 from iisan.demo import clips, pictures, tones
 from iisan.demo.catalogue import generate
 from iisan.demo.pretraining import MEDIA_SIZE, SIZES, noisy_labels
@@ -23,8 +22,9 @@ from iisan.demo.products import (
     columns,
 )
 from iisan.demo.run import CAPTIONER
-from iisan.demo.train_backbones import FOLDER, train_image, train_text, training_titles, vocabulary
 from iisan.demo.train_media import train_audio, train_captioner, train_video
+from iisan.encoders.captions import Captioner
+from iisan.encoders.load import load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +157,13 @@ def test_states_of_tones_and_clips_know_their_one_attribute_only(kind, library, 
     write, media = (
         (tones.write, extended.render_tones()) if kind == "audio" else (clips.write, extended.render_clips())
     )
-    backbone = load_backbone(kind, str(FOLDER / kind))
+    encoder = load_encoder(kind, str(FOLDER / kind))
     levels = range(MEDIA_SIZE.blocks + 1)
     states = []
     with torch.inference_mode():
         for each in media:
             write(each, tmp_path / "file")
-            states.append(backbone(backbone.prepare([(tmp_path / "file").read_bytes()]), levels)[0].numpy())
+            states.append(encoder(encoder.prepare([(tmp_path / "file").read_bytes()]), levels)[0].numpy())
     for column, name in enumerate(EXTENDED_ATTRIBUTES):
         accuracy = best_level(np.stack(states), extended.process.attributes[:, column])
         assert accuracy > 0.8 if name in own else accuracy < 0.35, (name, accuracy)

@@ -1,4 +1,4 @@
-"""Audio encoders of Hugging Face as backbones.
+"""Audio encoders of Hugging Face as encoders.
 
 Legend: n sounds in the batch, L samples or spectrogram frames, S tokens, K wanted levels, D width.
 """
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.blocks import Pool, has_class_token, masked_mean, pooled_states
-from iisan.backbones.levels import Level
-from iisan.backbones.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
 from iisan.data.sounds import MIN_SECONDS, open_sound
-from iisan.errors import BackboneError
+from iisan.encoders.blocks import Pool, has_class_token, masked_mean, pooled_states
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.levels import Level
+from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
+from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import AUDIO
 
@@ -32,7 +32,7 @@ _LENGTH = "length"
 _NOISE = {"layerdrop": 0.0, "apply_spec_augment": False}
 
 
-class AudioBackbone(Backbone):
+class AudioEncoder(Encoder):
     """An audio tower and its feature extractor; contents are the bytes of sound files.
 
     Of each sound the middle ``max_seconds`` are heard, and every sound as if it were alone:
@@ -69,13 +69,13 @@ class AudioBackbone(Backbone):
         self._window = self._whisper or 160 * getattr(extractor, "max_length", 0)
         self.max_seconds = self._resolve_max_seconds(max_seconds)
         if pooling == "cls" and not has_class_token(tower):
-            raise BackboneError(
+            raise EncoderError(
                 f"pooling 'cls' for '{source.name}', which has no class token",
                 "pooling 'mean' for audio models other than AST",
                 "use mean pooling",
             )
         if pooling == "tokens" and (self._whisper or not self._window):
-            raise BackboneError(
+            raise EncoderError(
                 f"the token states of '{source.name}'",
                 "an audio model with equally many tokens for all sounds (AST)",
                 "leave audio out of partial training, or use such a model",
@@ -161,7 +161,7 @@ class AudioBackbone(Backbone):
         if requested is None:
             return window or DEFAULT_MAX_SECONDS
         if not MIN_SECONDS <= requested <= (window or float("inf")):
-            raise BackboneError(
+            raise EncoderError(
                 f"max_seconds {requested} for '{self.source.name}'",
                 f"{MIN_SECONDS} to {window:g}" if window else f"at least {MIN_SECONDS}",
                 "choose a length in this range",
@@ -175,8 +175,8 @@ def load_audio(
     max_seconds: float | None = None,
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
-) -> AudioBackbone:
-    """Load an audio backbone.
+) -> AudioEncoder:
+    """Load an audio encoder.
 
     Args:
         name_or_folder: hub id or local folder of AST, Wav2Vec2, HuBERT, WavLM, Whisper (its encoder is taken) or
@@ -189,7 +189,7 @@ def load_audio(
         loading: how the weights of a large model are held.
 
     Raises:
-        BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
     from transformers import AutoFeatureExtractor
@@ -198,4 +198,4 @@ def load_audio(
     check_folder(source, trust_remote_code)
     extractor = load_processor(AutoFeatureExtractor, source, "audio feature extractor", trust_remote_code)
     tower = load_tower(source, AUDIO, trust_remote_code, loading)
-    return AudioBackbone(tower, source, pooling or "mean", extractor, max_seconds, loading)
+    return AudioEncoder(tower, source, pooling or "mean", extractor, max_seconds, loading)

@@ -1,9 +1,9 @@
-"""Which hidden states of a backbone are kept: levels are hidden-state indices, h_0 … h_T, and "last"."""
+"""Which hidden states of an encoder are kept: levels are hidden-state indices, h_0 … h_T, and "last"."""
 
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-from iisan.errors import BackboneError
+from iisan.errors import EncoderError
 from iisan.names import LAST
 
 #: h_0 is the input of the first block, h_t the raw output of block t; "last" is ``last_hidden_state``.
@@ -23,24 +23,24 @@ def layer_drop(depth: int) -> tuple[int, ...]:
 
 
 def group_drop(depth: int, count: int) -> tuple[int, ...]:
-    """Levels that group layer-dropping (P2) keeps of a deep backbone: ``count`` evenly spaced blocks.
+    """Levels that group layer-dropping (P2) keeps of a deep encoder: ``count`` evenly spaced blocks.
 
     Args:
         depth: number of blocks T.
-        count: blocks to keep, about as many as the shallow backbone keeps.
+        count: blocks to keep, about as many as the shallow encoder keeps.
 
     Returns:
         Ascending levels, the last block's among them, with the embedding state in front:
         ``(0, 4, 8, 12, 16, 20, 24)`` for 6 of 24 blocks.
 
     Raises:
-        BackboneError: the even steps would leave the first blocks out.
+        EncoderError: the even steps would leave the first blocks out.
     """
     step = (depth - 1) // (count - 1) if count > 1 else 0
     first = depth - 1 - (count - 1) * step
     if not 0 <= first < step:
         fits = fitting_groups(depth, count)
-        raise BackboneError(
+        raise EncoderError(
             f"group layer-dropping of {count} out of {depth} blocks",
             f"a number whose even steps reach the first blocks, such as {' or '.join(map(str, sorted(fits[:2])))}",
             "choose such a number, or list the levels",
@@ -55,7 +55,7 @@ def fitting_groups(depth: int, count: int) -> list[int]:
 
 
 def parse_levels(spec: str | Sequence[Level], depth: int) -> tuple[Level, ...]:
-    """Resolve a choice of levels for a backbone of ``depth`` blocks.
+    """Resolve a choice of levels for an encoder of ``depth`` blocks.
 
     Args:
         spec: ``"layerdrop"`` (LayerDrop's levels and "last"), ``"group-6"`` (those of group layer-dropping and
@@ -67,14 +67,14 @@ def parse_levels(spec: str | Sequence[Level], depth: int) -> tuple[Level, ...]:
         K distinct levels, ascending, "last" at the end.
 
     Raises:
-        BackboneError: no level, one that is not a level, one out of range, or one named twice.
+        EncoderError: no level, one that is not a level, one out of range, or one named twice.
     """
     if isinstance(spec, str) and (named := named_levels(spec, depth)) is not None:
         return (*named, LAST)
     parts = spec.split(",") if isinstance(spec, str) else list(spec)
     levels = [_parse_level(part, spec, depth) for part in parts]
     if not levels or len(set(levels)) < len(levels):
-        raise BackboneError(f"levels {spec!r}", "distinct levels, at least one", "name every level once")
+        raise EncoderError(f"levels {spec!r}", "distinct levels, at least one", "name every level once")
     return tuple(sorted(levels, key=lambda level: depth + 1 if isinstance(level, str) else level))
 
 
@@ -94,8 +94,8 @@ def _parse_level(part: str | int, spec: str | Sequence[Level], depth: int) -> Le
         return LAST
     if text.isdecimal() and int(text) <= depth:
         return int(text)
-    raise BackboneError(
+    raise EncoderError(
         f"level {text!r} in {spec!r}",
         f"a hidden-state index from 0 to {depth}, or '{LAST}'",
-        f"choose among the {depth + 1} states of this backbone, or use 'layerdrop', 'group-N' or 'all'",
+        f"choose among the {depth + 1} states of this encoder, or use 'layerdrop', 'group-N' or 'all'",
     )

@@ -13,11 +13,11 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from iisan.backbones.image import load_image
-from iisan.backbones.text import load_text
-from iisan.backbones.video import load_video
 from iisan.data.images import open_image
-from iisan.errors import BackboneError
+from iisan.encoders.image import load_image
+from iisan.encoders.text import load_text
+from iisan.encoders.video import load_video
+from iisan.errors import EncoderError
 from pictures import encoded
 
 Folders = dict[str, Path]
@@ -30,16 +30,16 @@ def bert(model_folders: Folders, tmp_path: Path) -> Path:
 
 
 def test_max_tokens_counts_special_tokens(model_folders: Folders) -> None:
-    backbone = load_text(str(model_folders["bert"]), max_tokens=5)
-    inputs = backbone.prepare(["red blue green small large", "tape"])
+    encoder = load_text(str(model_folders["bert"]), max_tokens=5)
+    inputs = encoder.prepare(["red blue green small large", "tape"])
     assert inputs["attention_mask"].sum(1).tolist() == [5, 3]
     assert inputs["input_ids"][0, [0, -1]].tolist() == [2, 3]
-    assert backbone.lengths(["red blue green small large", "tape"]) == [5, 3]
+    assert encoder.lengths(["red blue green small large", "tape"]) == [5, 3]
 
 
 def test_lower_casing_is_the_tokenizers(model_folders: Folders) -> None:
-    backbone = load_text(str(model_folders["bert"]))
-    assert torch.equal(backbone.prepare(["RED Pump"])["input_ids"], backbone.prepare(["red pump"])["input_ids"])
+    encoder = load_text(str(model_folders["bert"]))
+    assert torch.equal(encoder.prepare(["RED Pump"])["input_ids"], encoder.prepare(["red pump"])["input_ids"])
 
 
 def test_max_tokens_is_bounded_by_the_model(model_folders: Folders) -> None:
@@ -47,7 +47,7 @@ def test_max_tokens_is_bounded_by_the_model(model_folders: Folders) -> None:
     # RoBERTa numbers positions from padding_idx + 1 on.
     assert load_text(str(model_folders["roberta"])).max_tokens == 39
     for wanted in (2, 41):
-        with pytest.raises(BackboneError, match="3 to 40"):
+        with pytest.raises(EncoderError, match="3 to 40"):
             load_text(str(model_folders["bert"]), max_tokens=wanted)
 
 
@@ -55,7 +55,7 @@ def test_settings_identify_weights_and_processor(model_folders: Folders, bert: P
     original = load_text(str(model_folders["bert"]), "mean", 10).settings
     moved = load_text(str(bert), "mean", 10).settings
     assert json.loads(json.dumps(original)) == original
-    assert original | {"backbone": str(bert)} == moved
+    assert original | {"encoder": str(bert)} == moved
     weights = load_file(bert / "model.safetensors")
     weights["encoder.layer.3.output.dense.bias"][0] += 1e-3
     save_file(weights, bert / "model.safetensors", {"format": "pt"})
@@ -115,14 +115,14 @@ def test_the_same_tower_with_a_head_is_the_same_model(model_folders: Folders, be
     head.save_pretrained(bert)
     assert any(name.startswith("bert.") for name in load_file(bert / "model.safetensors"))
     plain = load_text(str(model_folders["bert"])).settings
-    assert load_text(str(bert)).settings == plain | {"backbone": str(bert)}
+    assert load_text(str(bert)).settings == plain | {"encoder": str(bert)}
 
 
 def test_use_does_not_change_the_settings(model_folders: Folders) -> None:
-    backbone = load_text(str(model_folders["bert"]))
-    before = backbone.settings
-    backbone.prepare(["red", "large blue pump"])
-    assert backbone.settings == before
+    encoder = load_text(str(model_folders["bert"]))
+    before = encoder.settings
+    encoder.prepare(["red", "large blue pump"])
+    assert encoder.settings == before
 
 
 def test_image_settings_hold_the_resize(model_folders: Folders, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_draft_mode_belongs_to_the_settings_and_changes_large_jpegs_alone(model_
     colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     photo = Image.fromarray(colours).resize((400, 400))
     contents = [encoded(photo, "JPEG"), encoded(photo, "PNG"), encoded(photo.resize((20, 20)), "JPEG")]
-    ours, theirs = (backbone.prepare(contents)["pixel_values"] for backbone in (whole, draft))
+    ours, theirs = (encoder.prepare(contents)["pixel_values"] for encoder in (whole, draft))
     assert torch.equal(ours[1:], theirs[1:])
     difference = (ours[0] - theirs[0]).abs().mean() / ours[0].std()
     assert 0 < difference < 0.05
@@ -164,7 +164,7 @@ def test_draft_mode_needs_a_size_that_pictures_are_brought_to(model_folders: Fol
     folder = Path(shutil.copytree(model_folders["vit"], tmp_path / "vit"))
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_resize": False}))
-    with pytest.raises(BackboneError, match=r"no fixed size; expected .* leave --jpeg-draft out"):
+    with pytest.raises(EncoderError, match=r"no fixed size; expected .* leave --jpeg-draft out"):
         load_image(str(folder), jpeg_draft=True)
 
 
@@ -182,7 +182,7 @@ def test_missing_weights_are_not_left_to_chance(bert: Path) -> None:
     weights = load_file(bert / "model.safetensors")
     del weights["encoder.layer.2.output.dense.weight"]
     save_file(weights, bert / "model.safetensors", {"format": "pt"})
-    with pytest.raises(BackboneError, match=r"lacks 1 weights .*layer\.2\.output\.dense\.weight"):
+    with pytest.raises(EncoderError, match=r"lacks 1 weights .*layer\.2\.output\.dense\.weight"):
         load_text(str(bert))
 
 
@@ -196,27 +196,27 @@ def test_missing_weights_are_not_left_to_chance(bert: Path) -> None:
 )
 def test_incomplete_folders(bert: Path, file: str, message: str) -> None:
     (bert / file).unlink()
-    with pytest.raises(BackboneError, match=message):
+    with pytest.raises(EncoderError, match=message):
         load_text(str(bert))
 
 
 def test_damaged_weights(bert: Path) -> None:
     path = bert / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(BackboneError, match="cannot be loaded"):
+    with pytest.raises(EncoderError, match="cannot be loaded"):
         load_text(str(bert))
 
 
 def test_models_of_the_other_modality(model_folders: Folders) -> None:
-    with pytest.raises(BackboneError, match="no usable tokenizer"):
+    with pytest.raises(EncoderError, match="no usable tokenizer"):
         load_text(str(model_folders["vit"]))
-    with pytest.raises(BackboneError, match="no usable image processor"):
+    with pytest.raises(EncoderError, match="no usable image processor"):
         load_image(str(model_folders["bert"]))
 
 
 def test_a_text_model_with_an_image_processor_is_no_image_model(model_folders: Folders, bert: Path) -> None:
     shutil.copy(model_folders["vit"] / "preprocessor_config.json", bert)
-    with pytest.raises(BackboneError, match="reads input_ids"):
+    with pytest.raises(EncoderError, match="reads input_ids"):
         load_image(str(bert))
 
 
@@ -225,26 +225,26 @@ def test_a_tokenizer_of_another_model_is_one_sentence(bert: Path) -> None:
     name = "embeddings.word_embeddings.weight"
     save_file(weights | {name: weights[name][:5].clone()}, bert / "model.safetensors", {"format": "pt"})
     changed(bert, "config.json", vocab_size=5)
-    backbone = load_text(str(bert))
-    with pytest.raises(BackboneError, match="gives token 9; expected tokens below the 5"):
-        backbone.prepare(["pump"])
+    encoder = load_text(str(bert))
+    with pytest.raises(EncoderError, match="gives token 9; expected tokens below the 5"):
+        encoder.prepare(["pump"])
 
 
 def test_pictures_of_another_size_are_one_sentence(model_folders: Folders, tmp_path: Path) -> None:
     for name, load in (("vit", load_image), ("siglip", load_image), ("vit", load_video)):
         folder = Path(shutil.copytree(model_folders[name], tmp_path / load.__name__ / name))
         changed(folder, "preprocessor_config.json", size={"height": 24, "width": 32})
-        backbone = load(str(folder))
-        pixels = torch.zeros(1, 2, 3, 24, 32) if load is load_video else backbone.prepare([backbone.sample()])
+        encoder = load(str(folder))
+        pixels = torch.zeros(1, 2, 3, 24, 32) if load is load_video else encoder.prepare([encoder.sample()])
         inputs = {"pixel_values": pixels} if load is load_video else pixels
-        with pytest.raises(BackboneError, match=r"pictures of 24 × 32 pixels \(.*\); expected 16 × 16"):
-            backbone(inputs, ["last"])
+        with pytest.raises(EncoderError, match=r"pictures of 24 × 32 pixels \(.*\); expected 16 × 16"):
+            encoder(inputs, ["last"])
 
 
 def test_unknown_pooling(model_folders: Folders) -> None:
-    with pytest.raises(BackboneError, match="'max'"):
+    with pytest.raises(EncoderError, match="'max'"):
         load_text(str(model_folders["bert"]), "max")
-    with pytest.raises(BackboneError, match="pooling 'last' of image"):
+    with pytest.raises(EncoderError, match="pooling 'last' of image"):
         load_image(str(model_folders["vit"]), "last")
 
 
@@ -253,10 +253,10 @@ def test_code_of_a_models_own_runs_only_when_asked(bert: Path) -> None:
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (bert / "own.py").write_text("raise SystemExit('ran')")
     (bert / "config.json").write_text(json.dumps(config | own))
-    with pytest.raises(BackboneError, match="set trust_remote_code"):
+    with pytest.raises(EncoderError, match="set trust_remote_code"):
         load_text(str(bert))
     (bert / "config.json").write_text(json.dumps(config | {"model_type": "future"}))
-    with pytest.raises(BackboneError, match="upgrade transformers"):
+    with pytest.raises(EncoderError, match="upgrade transformers"):
         load_text(str(bert))
 
 
@@ -270,7 +270,7 @@ def test_code_of_a_models_own_runs_only_when_asked(bert: Path) -> None:
 )
 def test_wrong_entries_of_a_configuration(bert: Path, entry: dict[str, Any], message: str) -> None:
     changed(bert, "config.json", **entry)
-    with pytest.raises(BackboneError, match=message):
+    with pytest.raises(EncoderError, match=message):
         load_text(str(bert))
 
 
@@ -294,7 +294,7 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", dead)
-    with pytest.raises(BackboneError, match="hf download some/model --local-dir FOLDER") as raised:
+    with pytest.raises(EncoderError, match="hf download some/model --local-dir FOLDER") as raised:
         load_text("some/model")
     assert calls == [5]
     assert raised.value.__suppress_context__
@@ -327,12 +327,12 @@ def test_a_hub_model_is_pinned_and_brings_one_set_of_weights(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda _api, _name, timeout: Info)
     settings = load_text("some/model").settings
-    assert settings["backbone"] == "some/model"
+    assert settings["encoder"] == "some/model"
     assert settings["revision"] == asked["revision"] == commit
     assert set(asked["allow_patterns"]) == {"1_Pooling/config.json", *(path.name for path in bert.iterdir())}
 
 
 def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(tmp_path: Path) -> None:
     for path in (str(tmp_path / "absent"), "./absent", "../absent", "~nobody1/x", "./" + 300 * "a", "./a\0b"):
-        with pytest.raises(BackboneError, match="no folder"):
+        with pytest.raises(EncoderError, match="no folder"):
             load_text(path)

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from iisan.backbones.backbone import config_digest, weight_digest
-from iisan.backbones.loading import (
+from iisan.data.images import open_image
+from iisan.data.videos import sample_frames
+from iisan.encoders.encoder import config_digest, weight_digest
+from iisan.encoders.loading import (
     check_folder,
     check_weights,
     load_image_processor,
@@ -14,11 +16,9 @@ from iisan.backbones.loading import (
     locate,
     quiet,
 )
-from iisan.backbones.precision import autocast, choose_precision
-from iisan.backbones.text import tokenizer_rules
-from iisan.data.images import open_image
-from iisan.data.videos import sample_frames
-from iisan.errors import BackboneError, ConfigError
+from iisan.encoders.precision import autocast, choose_precision
+from iisan.encoders.text import tokenizer_rules
+from iisan.errors import ConfigError, EncoderError
 from iisan.files import sha256_json
 from iisan.names import IMAGE
 
@@ -39,12 +39,12 @@ class Captioner:
             that has a chat template (LLaVA and its like).
         prompt: what a model with a chat template is asked.
         max_tokens: longest caption.
-        precision: see :func:`iisan.backbones.precision.choose_precision`.
+        precision: see :func:`iisan.encoders.precision.choose_precision`.
         device: where the model runs; ``None`` is a GPU if there is one.
         trust_remote_code: run program code that comes with the model.
 
     Raises:
-        BackboneError: not found, incomplete, of another kind, or not content with a picture alone.
+        EncoderError: not found, incomplete, of another kind, or not content with a picture alone.
         ConfigError: unusable settings.
     """
 
@@ -67,7 +67,7 @@ class Captioner:
         check_folder(source, trust_remote_code)
         config = load_processor(hf.AutoConfig, source, "configuration", trust_remote_code)
         if type(config) not in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
-            raise BackboneError(
+            raise EncoderError(
                 f"'{source.name}' ({config.model_type}) writes no text about pictures",
                 "an image-to-text model such as BLIP, GIT or ViT-GPT2",
                 "choose another model",
@@ -98,7 +98,7 @@ class Captioner:
         try:
             self([Image.new("RGB", (32, 32), "grey")])
         except (ValueError, TypeError, IndexError, KeyError, RuntimeError) as error:
-            raise BackboneError(
+            raise EncoderError(
                 f"'{source.name}' writes no caption of a picture alone ({' '.join(str(error).split())[:120]})",
                 "a model that needs no more than the picture, or one with a chat template",
                 "choose another model",

@@ -1,16 +1,16 @@
-"""The one door to a backbone of any kind of content."""
+"""The one door to an encoder of any kind of content."""
 
-from iisan.backbones.audio import load_audio
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.image import load_image
-from iisan.backbones.loading import PLAIN, Loading
-from iisan.backbones.text import load_text
-from iisan.backbones.video import load_video
+from iisan.encoders.audio import load_audio
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.image import load_image
+from iisan.encoders.loading import PLAIN, Loading
+from iisan.encoders.text import load_text
+from iisan.encoders.video import load_video
 from iisan.errors import ConfigError
 from iisan.names import KINDS
 
 
-def load_backbone(
+def load_encoder(
     kind: str,
     name_or_folder: str,
     *,
@@ -21,8 +21,8 @@ def load_backbone(
     jpeg_draft: bool | None = None,
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
-) -> Backbone:
-    """Load a backbone for a kind of content.
+) -> Encoder:
+    """Load an encoder for a kind of content.
 
     Args:
         kind: ``"text"``, ``"image"``, ``"audio"`` or ``"video"``.
@@ -36,8 +36,8 @@ def load_backbone(
         loading: how the weights of a large model are held.
 
     Raises:
-        ConfigError: no backbone reads this kind.
-        BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+        ConfigError: no encoder reads this kind.
+        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
     """
     rest = trust_remote_code, loading
     match kind:
@@ -49,4 +49,4 @@ def load_backbone(
             return load_audio(name_or_folder, pooling, max_seconds, *rest)
         case "video":
             return load_video(name_or_folder, pooling, frames, *rest)
-    raise ConfigError(f"a backbone for '{kind}'", f"one for {', '.join(KINDS)}", "choose one of these kinds")
+    raise ConfigError(f"an encoder for '{kind}'", f"one for {', '.join(KINDS)}", "choose one of these kinds")

@@ -11,11 +11,11 @@ import soundfile
 import torch
 import transformers as hf
 
-from iisan.backbones.audio import AudioBackbone, load_audio
-from iisan.backbones.image import load_image
-from iisan.backbones.levels import Level, parse_levels
-from iisan.backbones.tuning import tune
-from iisan.errors import BackboneError, DataError
+from iisan.encoders.audio import AudioEncoder, load_audio
+from iisan.encoders.image import load_image
+from iisan.encoders.levels import Level, parse_levels
+from iisan.encoders.tuning import tune
+from iisan.errors import DataError, EncoderError
 
 ALL = parse_levels("all", 4)
 RATE = 16_000
@@ -42,8 +42,8 @@ SOUNDS = [encode(clip) for clip in CLIPS]
 
 
 @torch.inference_mode()
-def states(backbone: AudioBackbone, contents: list[bytes], levels: tuple[Level, ...] = ALL) -> torch.Tensor:
-    return backbone(backbone.prepare(contents), levels)
+def states(encoder: AudioEncoder, contents: list[bytes], levels: tuple[Level, ...] = ALL) -> torch.Tensor:
+    return encoder(encoder.prepare(contents), levels)
 
 
 @torch.inference_mode()
@@ -63,8 +63,8 @@ def reference(folder: Path, clip: np.ndarray) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_states_equal_hidden_states_of_each_sound_alone(audio_folders: dict[str, Path], name: str) -> None:
-    backbone = load_audio(str(audio_folders[name]))
-    got = states(backbone, SOUNDS)
+    encoder = load_audio(str(audio_folders[name]))
+    got = states(encoder, SOUNDS)
     assert got.shape == (4, 6, 16)
     assert got.dtype == torch.float32
     for number, clip in enumerate(CLIPS):
@@ -78,30 +78,30 @@ def test_states_equal_hidden_states_of_each_sound_alone(audio_folders: dict[str,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_neighbours_order_and_batches_do_not_matter(audio_folders: dict[str, Path], name: str) -> None:
-    backbone = load_audio(str(audio_folders[name]))
-    together = states(backbone, SOUNDS)
-    alone = torch.cat([states(backbone, [sound]) for sound in SOUNDS])
-    turned = states(backbone, SOUNDS[::-1]).flip(0)
+    encoder = load_audio(str(audio_folders[name]))
+    together = states(encoder, SOUNDS)
+    alone = torch.cat([states(encoder, [sound]) for sound in SOUNDS])
+    turned = states(encoder, SOUNDS[::-1]).flip(0)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(together, turned, rtol=1e-5, atol=1e-5)
 
 
 def test_sounds_of_one_length_run_together(audio_folders: dict[str, Path]) -> None:
-    backbone = load_audio(str(audio_folders["wav2vec2"]))
+    encoder = load_audio(str(audio_folders["wav2vec2"]))
     batches = []
-    backbone.blocks[0].register_forward_pre_hook(lambda _, args: batches.append(tuple(args[0].shape[:2])))
-    states(backbone, SOUNDS)
+    encoder.blocks[0].register_forward_pre_hook(lambda _, args: batches.append(tuple(args[0].shape[:2])))
+    states(encoder, SOUNDS)
     # 20 samples a frame
     assert batches == [(2, 159), (1, 207), (1, 247)]
 
 
 def test_gradients_are_the_sum_over_sounds_of_all_lengths(audio_folders: dict[str, Path]) -> None:
-    backbone = load_audio(str(audio_folders["wav2vec2"])).requires_grad_(True)
-    weight: Any = backbone.tower.get_submodule("feature_extractor.conv_layers.0.conv").weight
+    encoder = load_audio(str(audio_folders["wav2vec2"])).requires_grad_(True)
+    weight: Any = encoder.tower.get_submodule("feature_extractor.conv_layers.0.conv").weight
 
     def gradient(contents: list[bytes]) -> torch.Tensor:
-        backbone.zero_grad()
-        backbone(backbone.prepare(contents), ("last",)).square().sum().backward()
+        encoder.zero_grad()
+        encoder(encoder.prepare(contents), ("last",)).square().sum().backward()
         return weight.grad.clone()
 
     torch.testing.assert_close(gradient(SOUNDS), sum(gradient([sound]) for sound in SOUNDS), rtol=1e-3, atol=1e-4)
@@ -109,13 +109,13 @@ def test_gradients_are_the_sum_over_sounds_of_all_lengths(audio_folders: dict[st
 
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
 def test_training_skips_no_block(audio_folders: dict[str, Path], name: str) -> None:
-    backbone = load_audio(str(audio_folders[name]))
-    backbone.active = [backbone.tower]
+    encoder = load_audio(str(audio_folders[name]))
+    encoder.active = [encoder.tower]
     ran: list[int] = []
-    for block in backbone.blocks:
+    for block in encoder.blocks:
         block.register_forward_hook(lambda *_: ran.append(1))
     with torch.no_grad():
-        backbone.train()(backbone.prepare(SOUNDS[:1]), ALL)
+        encoder.train()(encoder.prepare(SOUNDS[:1]), ALL)
     assert len(ran) == 4
 
 
@@ -125,7 +125,7 @@ def test_the_class_token_of_ast(audio_folders: dict[str, Path]) -> None:
         wanted = torch.stack([hidden[0] for hidden in reference(audio_folders["ast"], clip)])
         torch.testing.assert_close(got[number], wanted, rtol=1e-5, atol=1e-5)
     for name in (*SAMPLE_READERS, "whisper"):
-        with pytest.raises(BackboneError, match="use mean pooling"):
+        with pytest.raises(EncoderError, match="use mean pooling"):
             load_audio(str(audio_folders[name]), "cls")
 
 
@@ -142,7 +142,7 @@ def test_tokens_resume_where_all_sounds_have_equally_many(audio_folders: dict[st
         resumed = upper.resume(2, hidden.view(4, 10, 16), torch.ones(4, 10, dtype=torch.long))
     torch.testing.assert_close(resumed[:, 0], whole[:, -1], rtol=1e-5, atol=1e-5)
     for name in (*SAMPLE_READERS, "whisper"):
-        with pytest.raises(BackboneError, match="partial training"):
+        with pytest.raises(EncoderError, match="partial training"):
             load_audio(str(audio_folders[name]), "tokens")
 
 
@@ -155,15 +155,15 @@ def test_max_seconds_cuts_and_belongs_to_the_settings(audio_folders: dict[str, P
     assert load_audio(str(audio_folders["whisper"])).max_seconds == 1
     assert load_audio(str(audio_folders["ast"])).max_seconds == 0.32
     for name, length, said in (("wav2vec2", 0.0, "at least 0.025"), ("whisper", 1.5, "0.025 to 1")):
-        with pytest.raises(BackboneError, match=f"max_seconds {length} for .* expected {said}"):
+        with pytest.raises(EncoderError, match=f"max_seconds {length} for .* expected {said}"):
             load_audio(str(audio_folders[name]), max_seconds=length)
 
 
 def test_the_models_rate_is_what_it_hears(audio_folders: dict[str, Path]) -> None:
-    backbone = load_audio(str(audio_folders["ast"]))
+    encoder = load_audio(str(audio_folders["ast"]))
     time = np.arange(24_000) / 48_000
-    low = states(backbone, [encode(np.sin(2 * np.pi * 300 * time), 48_000)])
-    at_home = states(backbone, [encode(np.sin(2 * np.pi * 300 * np.arange(8_000) / RATE))])
+    low = states(encoder, [encode(np.sin(2 * np.pi * 300 * time), 48_000)])
+    at_home = states(encoder, [encode(np.sin(2 * np.pi * 300 * np.arange(8_000) / RATE))])
     torch.testing.assert_close(low, at_home, rtol=0.02, atol=0.02)
 
 
@@ -180,9 +180,9 @@ def test_the_published_extractor_of_ast_warns_of_nothing(audio_folders: dict[str
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     settings |= {"num_mel_bins": 128, "max_length": 1024}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    backbone = load_audio(str(tmp_path))
-    assert backbone.max_seconds == 10.24
-    assert backbone.prepare(SOUNDS[:1])["input_values"].shape == (1, 1024, 128)
+    encoder = load_audio(str(tmp_path))
+    assert encoder.max_seconds == 10.24
+    assert encoder.prepare(SOUNDS[:1])["input_values"].shape == (1, 1024, 128)
 
 
 def test_what_fills_in_for_masked_audio_may_be_missing(audio_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_what_fills_in_for_masked_audio_may_be_missing(audio_folders: dict[str, 
 
 def test_lora_is_refused_where_its_layers_are_bypassed(audio_folders: dict[str, Path]) -> None:
     # WavLM hands the weights of query and value to a function; what stands around those layers never runs.
-    with pytest.raises(BackboneError, match="no weight of method 'lora'"):
+    with pytest.raises(EncoderError, match="no weight of method 'lora'"):
         tune(load_audio(str(audio_folders["wavlm"])), "lora")
     tune(load_audio(str(audio_folders["hubert"])), "lora")
 
@@ -207,9 +207,9 @@ def test_other_models_and_other_files_are_refused(
     audio_folders: dict[str, Path], model_folders: dict[str, Path]
 ) -> None:
     for name in ("bert", "vit", "clip"):
-        with pytest.raises(BackboneError, match="audio feature extractor"):
+        with pytest.raises(EncoderError, match="audio feature extractor"):
             load_audio(str(model_folders[name]))
-    with pytest.raises(BackboneError, match="image processor"):
+    with pytest.raises(EncoderError, match="image processor"):
         load_image(str(audio_folders["ast"]))
     with pytest.raises(DataError, match="not a sound"):
         load_audio(str(audio_folders["ast"])).prepare([b"no sound"])

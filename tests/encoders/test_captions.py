@@ -12,9 +12,9 @@ import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from iisan.backbones.captions import Captioner, open_picture
 from iisan.data.videos import sample_frames
-from iisan.errors import BackboneError, ConfigError, DataError
+from iisan.encoders.captions import Captioner, open_picture
+from iisan.errors import ConfigError, DataError, EncoderError
 from pictures import encoded, noise
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>", "red", "blue", "green", "pump", "valve", "box", "glove"]
@@ -169,7 +169,7 @@ def test_wrong_entries_of_a_configuration_are_one_sentence(folders: dict[str, Pa
         folder = Path(shutil.copytree(folders["vit-gpt2"], tmp_path / str(number)))
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | entry))
-        with pytest.raises(BackboneError, match="no usable configuration"):
+        with pytest.raises(EncoderError, match="no usable configuration"):
             Captioner(str(folder))
 
 
@@ -185,7 +185,7 @@ def test_other_models_are_refused(
     folders: dict[str, Path], model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     for name in ("bert", "vit"):
-        with pytest.raises(BackboneError, match="writes no text about pictures"):
+        with pytest.raises(EncoderError, match="writes no text about pictures"):
             Captioner(str(model_folders[name]))
     with pytest.raises(ConfigError, match="max_tokens"):
         Captioner(str(folders["git"]), max_tokens=0)
@@ -195,7 +195,7 @@ def test_other_models_are_refused(
     for file in folders["git"].iterdir():
         if file.name not in ("preprocessor_config.json", "processor_config.json"):
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(BackboneError, match="no usable"):
+    with pytest.raises(EncoderError, match="no usable"):
         Captioner(str(tmp_path))
 
 
@@ -203,5 +203,5 @@ def test_models_that_need_more_than_a_picture_are_refused(folders: dict[str, Pat
     for file in folders["llava"].iterdir():
         if not file.name.startswith("chat_template"):
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(BackboneError, match="writes no caption of a picture alone"):
+    with pytest.raises(EncoderError, match="writes no caption of a picture alone"):
         Captioner(str(tmp_path))

@@ -8,12 +8,12 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.image import load_image
-from iisan.backbones.levels import Level, parse_levels
-from iisan.backbones.video import load_video
 from iisan.data.videos import sample_frames
-from iisan.errors import BackboneError, DataError
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.image import load_image
+from iisan.encoders.levels import Level, parse_levels
+from iisan.encoders.video import load_video
+from iisan.errors import DataError, EncoderError
 from pictures import encoded, moving, noise
 
 ALL = parse_levels("all", 4)
@@ -29,16 +29,16 @@ VIDEOS = [video(frames, seed) for seed, frames in enumerate((4, 11, 1))]
 
 
 @torch.inference_mode()
-def states(backbone: Backbone, contents: list[bytes], levels: tuple[Level, ...] = ALL) -> torch.Tensor:
-    return backbone(backbone.prepare(contents), levels)
+def states(encoder: Encoder, contents: list[bytes], levels: tuple[Level, ...] = ALL) -> torch.Tensor:
+    return encoder(encoder.prepare(contents), levels)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", NAMES)
 def test_states_of_video_models_equal_hidden_states(video_folders: dict[str, Path], name: str) -> None:
-    backbone = load_video(str(video_folders[name]))
-    assert backbone.settings["frames"] == 4
-    got = states(backbone, VIDEOS)
+    encoder = load_video(str(video_folders[name]))
+    assert encoder.settings["frames"] == 4
+    got = states(encoder, VIDEOS)
     assert got.shape == (3, 6, 16)
     model: Any = hf.AutoModel.from_pretrained(video_folders[name]).eval()
     processor = hf.VideoMAEImageProcessorPil.from_pretrained(video_folders[name])
@@ -63,11 +63,11 @@ def test_states_of_image_models_are_means_over_frames(
 ) -> None:
     folder = str(model_folders[name])
     if (name, pooling) == ("siglip", "cls"):
-        with pytest.raises(BackboneError, match="no class token"):
+        with pytest.raises(EncoderError, match="no class token"):
             load_video(folder, pooling)
         return
-    backbone, of_image = load_video(folder, pooling, frames=3), load_image(folder, pooling)
-    got = states(backbone, VIDEOS)
+    encoder, of_image = load_video(folder, pooling, frames=3), load_image(folder, pooling)
+    got = states(encoder, VIDEOS)
     for number, content in enumerate(VIDEOS):
         frames = [encoded(image) for image in sample_frames(content, 3)]
         torch.testing.assert_close(got[number], states(of_image, frames).mean(0), rtol=1e-5, atol=1e-5)
@@ -77,10 +77,10 @@ def test_states_of_image_models_are_means_over_frames(
 def test_neighbours_and_order_do_not_matter(
     video_folders: dict[str, Path], model_folders: dict[str, Path], name: str
 ) -> None:
-    backbone = load_video(str((video_folders | model_folders)[name]))
-    together = states(backbone, VIDEOS)
-    alone = torch.cat([states(backbone, [content]) for content in VIDEOS])
-    turned = states(backbone, VIDEOS[::-1]).flip(0)
+    encoder = load_video(str((video_folders | model_folders)[name]))
+    together = states(encoder, VIDEOS)
+    alone = torch.cat([states(encoder, [content]) for content in VIDEOS])
+    turned = states(encoder, VIDEOS[::-1]).flip(0)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(together, turned, rtol=1e-5, atol=1e-5)
 
@@ -112,18 +112,18 @@ def test_the_number_of_frames_belongs_to_the_settings(
     assert load_video(folder).settings["kind"] == "video"
     assert load_video(folder).settings["processor_digest"] != load_image(folder).settings["processor_digest"]
     for name, frames, said in (("videomae", 8, "4, as it was trained"), ("vit", 0, "at least 1")):
-        with pytest.raises(BackboneError, match=f"{frames} frames for .* expected {said}"):
+        with pytest.raises(EncoderError, match=f"{frames} frames for .* expected {said}"):
             load_video(str((video_folders | model_folders)[name]), frames=frames)
 
 
 def test_other_models_and_other_files_are_refused(
     video_folders: dict[str, Path], model_folders: dict[str, Path]
 ) -> None:
-    with pytest.raises(BackboneError, match="image processor"):
+    with pytest.raises(EncoderError, match="image processor"):
         load_video(str(model_folders["bert"]))
-    with pytest.raises(BackboneError, match="reads videos; expected a model for image"):
+    with pytest.raises(EncoderError, match="reads videos; expected a model for image"):
         load_image(str(video_folders["videomae"]), "mean")
-    with pytest.raises(BackboneError, match="no class token"):
+    with pytest.raises(EncoderError, match="no class token"):
         load_video(str(video_folders["videomae"]), "cls")
     with pytest.raises(DataError, match="not a video"):
         load_video(str(video_folders["videomae"])).prepare([b"no video"])

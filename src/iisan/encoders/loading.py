@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iisan.errors import BackboneError, ConfigError, MissingExtraError
+from iisan.errors import ConfigError, EncoderError, MissingExtraError
 from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -86,13 +86,13 @@ class Loading:
 
         Raises:
             MissingExtraError: accelerate or bitsandbytes is not installed.
-            BackboneError: quantisation without a GPU.
+            EncoderError: quantisation without a GPU.
         """
         arguments: dict[str, Any] = {"dtype": _DTYPES[self.dtype]}
         if not self.placed:
             return arguments
         if self.quantise is not None and not torch.cuda.is_available():
-            raise BackboneError(
+            raise EncoderError(
                 f"quantise '{self.quantise}' for '{name}' on a machine without CUDA",
                 "a GPU for bitsandbytes",
                 "leave quantise out; dtype bf16 halves the memory anywhere",
@@ -151,14 +151,14 @@ def locate(name: str) -> Source:
     touched.
 
     Raises:
-        BackboneError: no such folder or hub model, or the hub cannot be reached.
+        EncoderError: no such folder or hub model, or the hub cannot be reached.
     """
     folder = folder_of(name)
     with contextlib.suppress(OSError):  # too long for a path
         if folder.is_dir():
             return Source(name, folder, None)
     if not _HUB_ID.fullmatch(name):
-        raise BackboneError(
+        raise EncoderError(
             f"there is no folder '{name}'",
             "a model folder or a hub id such as 'owner/name'",
             "check the path",
@@ -169,7 +169,7 @@ def locate(name: str) -> Source:
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
     except HFValidationError:
-        raise BackboneError(f"'{name}' is no model", "a folder or a hub id", "check the name") from None
+        raise EncoderError(f"'{name}' is no model", "a folder or a hub id", "check the name") from None
     except LocalEntryNotFoundError:
         folder = _download(name)
     else:
@@ -192,13 +192,13 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, revision=info.sha, allow_patterns=[*(safe or weights), *others]))
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        raise BackboneError(
+        raise EncoderError(
             f"the hub does not give '{name}' (status {status})",
             "the id of a public model, or of one you have access to",
             "check the id, or run: hf auth login",
         ) from None
     except Exception as error:  # each version of the hub's client has transport errors of its own
-        raise BackboneError(
+        raise EncoderError(
             f"'{name}' is not on this machine and the hub cannot be reached ({type(error).__name__})",
             "a downloaded model",
             f"on a machine with network run: hf download {name} --local-dir FOLDER, and pass FOLDER instead",
@@ -214,7 +214,7 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
     """Check that a folder holds a model that transformers knows, or may run code for.
 
     Raises:
-        BackboneError: no configuration or weights, or code of the model's own that was not trusted.
+        EncoderError: no configuration or weights, or code of the model's own that was not trusted.
     """
     path = source.folder / "config.json"
     try:
@@ -223,7 +223,7 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
         config = None
     if not isinstance(config, dict) or not has_weights(source.folder):
         missing = "readable config.json" if not isinstance(config, dict) else "weights (model.safetensors)"
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' has no {missing}",
             "a Hugging Face model folder",
             "save it with save_pretrained, or download all of its files",
@@ -234,12 +234,12 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
     known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     if not known and not trust_remote_code:
         if "auto_map" in config:
-            raise BackboneError(
+            raise EncoderError(
                 f"'{source.name}' brings program code of its own",
                 "a model that transformers knows",
                 "read that code and, if you trust it, set trust_remote_code",
             )
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' has model_type {model_type!r}",
             "a type that transformers knows",
             "upgrade transformers, or use another model",
@@ -257,7 +257,7 @@ def load_processor(auto: Any, source: Source, kind: str, trust_remote_code: bool
         options: for ``auto.from_pretrained``.
 
     Raises:
-        BackboneError: none in the folder, or an unusable one.
+        EncoderError: none in the folder, or an unusable one.
     """
     try:
         with quiet(), warnings.catch_warnings():
@@ -267,7 +267,7 @@ def load_processor(auto: Any, source: Source, kind: str, trust_remote_code: bool
                 source.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
             )
     except Exception as error:  # processors raise whatever their parsers raise
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' has no usable {kind} ({' '.join(str(error).split())[:120]})",
             f"the files of its {kind} beside the weights",
             f"download all files of the model, or use a model with {kind}",
@@ -278,13 +278,13 @@ def load_image_processor(source: Source, trust_remote_code: bool) -> Any:
     """Load an image processor that works with Pillow, so that states do not depend on what else is installed.
 
     Raises:
-        BackboneError: none in the folder, or none that works without torchvision.
+        EncoderError: none in the folder, or none that works without torchvision.
     """
     from transformers import AutoImageProcessor
 
     processor = load_processor(AutoImageProcessor, source, "image processor", trust_remote_code, backend="pil")
     if getattr(processor, "backend", "pil") != "pil":
-        raise BackboneError(
+        raise EncoderError(
             f"the image processor of '{source.name}' has no Pillow form",
             "one that works without torchvision",
             "use another image model",
@@ -301,7 +301,7 @@ def load_model(
         The model, and the names of the weights that its folder lacks.
 
     Raises:
-        BackboneError: not loadable.
+        EncoderError: not loadable.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
     arguments = loading.arguments(source.name)
@@ -315,7 +315,7 @@ def load_model(
                 **arguments,
             )
     except Exception as error:  # a wrong entry of the configuration raises whatever its use raises
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' cannot be loaded ({' '.join(str(error).split())[:200]})",
             "a whole Hugging Face model",
             "download it again, or use another model",
@@ -327,10 +327,10 @@ def check_weights(source: Source, part: str, missing: set[str]) -> None:
     """Check that no weight of a part of a model is missing.
 
     Raises:
-        BackboneError: some are.
+        EncoderError: some are.
     """
     if missing:
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' lacks {len(missing)} weights of {part}, such as {min(missing)}",
             "trained values for all of them",
             "download the model again, or use the folder of the whole model",
@@ -344,7 +344,7 @@ def load_tower(source: Source, kind: str, trust_remote_code: bool, loading: Load
     the identity: nothing here reads them, and checkpoints often leave them to chance.
 
     Raises:
-        BackboneError: not loadable, weights missing from the folder, or a model of another kind.
+        EncoderError: not loadable, weights missing from the folder, or a model of another kind.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
     from transformers import AutoModel
@@ -352,13 +352,13 @@ def load_tower(source: Source, kind: str, trust_remote_code: bool, loading: Load
     model, missing_keys = load_model(AutoModel, source, trust_remote_code, loading)
     path, tower = _tower(model, kind)
     if getattr(tower, "main_input_name", None) not in (None, *_MAIN_INPUT[kind]):
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' ({type(tower).__name__}) reads {tower.main_input_name}",
             f"a model for {kind}",
             "pass it for the right kind of content, or choose another model",
         )
     if kind == IMAGE and hasattr(tower.config, "num_frames"):
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' ({type(tower).__name__}) reads videos",
             "a model for image",
             "pass it for video, or choose another model",

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from iisan.backbones.loading import Source
-from iisan.errors import BackboneError
+from iisan.encoders.loading import Source
+from iisan.errors import EncoderError
 
 #: Their names of what is done here: as a switch ``pooling_mode_<name>``, or as the value of ``pooling_mode``.
 _POOLINGS = {
@@ -27,7 +27,7 @@ def own_pooling(source: Source) -> str | None:
     """The pooling that the folder asks for, ``None`` where it is no Sentence-Transformers folder.
 
     Raises:
-        BackboneError: a pooling that is not known here, or a damaged file.
+        EncoderError: a pooling that is not known here, or a damaged file.
     """
     path = source.folder / "modules.json"
     modules = _read(path, list)
@@ -43,7 +43,7 @@ def own_pooling(source: Source) -> str | None:
         named = config["pooling_mode"]
         modes = [str(each) for each in (named if isinstance(named, list) else [named])]
     if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise BackboneError(
+        raise EncoderError(
             f"'{source.name}' pools its tokens by {' and '.join(modes) or 'nothing that is known'}",
             f"one of {', '.join(_POOLINGS)}",
             "choose a pooling yourself, such as mean",
@@ -55,7 +55,7 @@ def own_length(source: Source) -> int | None:
     """The number of tokens at which the folder cuts texts, special tokens included; ``None`` if it says none.
 
     Raises:
-        BackboneError: a damaged file.
+        EncoderError: a damaged file.
     """
     length = _read(source.folder / "sentence_bert_config.json", dict).get("max_seq_length")
     return length if isinstance(length, int) else None
@@ -74,5 +74,5 @@ def _read(path: Path, kind: type[list[Any] | dict[str, Any]]) -> Any:
     return value
 
 
-def _damaged(path: Path, why: str, expected: str) -> BackboneError:
-    return BackboneError(f"'{path}' cannot be read ({why})", expected, "download it again")
+def _damaged(path: Path, why: str, expected: str) -> EncoderError:
+    return EncoderError(f"'{path}' cannot be read ({why})", expected, "download it again")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from iisan.backbones.precision import autocast, choose_precision, choose_training_precision
+from iisan.encoders.precision import autocast, choose_precision, choose_training_precision
 from iisan.errors import ConfigError
 
 

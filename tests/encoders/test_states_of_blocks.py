@@ -1,4 +1,4 @@
-"""The states that leave a backbone, against transformers' own hidden states and naive pooling."""
+"""The states that leave an encoder, against transformers' own hidden states and naive pooling."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModel
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.blocks import find_blocks, grid_means, pooled_states
-from iisan.backbones.image import load_image
-from iisan.backbones.levels import parse_levels
-from iisan.backbones.text import load_text
-from iisan.errors import BackboneError, DataError
+from iisan.encoders.blocks import find_blocks, grid_means, pooled_states
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.image import load_image
+from iisan.encoders.levels import parse_levels
+from iisan.encoders.text import load_text
+from iisan.errors import DataError, EncoderError
 from pictures import encoded, noise
 
 Folders = dict[str, Path]
@@ -26,8 +26,8 @@ def picture(seed: int, size: tuple[int, int] = (20, 24)) -> bytes:
 
 
 @torch.inference_mode()
-def states(backbone: Backbone, contents: list, levels: tuple = ALL) -> torch.Tensor:
-    return backbone(backbone.prepare(contents), levels)
+def states(encoder: Encoder, contents: list, levels: tuple = ALL) -> torch.Tensor:
+    return encoder(encoder.prepare(contents), levels)
 
 
 @torch.inference_mode()
@@ -39,10 +39,10 @@ def reference(model: nn.Module, **inputs: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_text_states_equal_hidden_states(model_folders: Folders, name: str, pooling: str) -> None:
-    backbone = load_text(str(model_folders[name]), pooling)
-    inputs = backbone.prepare(TEXTS)
+    encoder = load_text(str(model_folders[name]), pooling)
+    inputs = encoder.prepare(TEXTS)
     hidden = reference(AutoModel.from_pretrained(model_folders[name]), **inputs)
-    got = states(backbone, TEXTS)
+    got = states(encoder, TEXTS)
     assert got.dtype == torch.float32
     assert got.shape == (4, 6, 16)
     for text, real in enumerate(inputs["attention_mask"].sum(1).tolist()):
@@ -53,16 +53,16 @@ def test_text_states_equal_hidden_states(model_folders: Folders, name: str, pool
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_image_states_are_raw_block_outputs(model_folders: Folders, pooling: str) -> None:
-    backbone = load_image(str(model_folders["vit"]), pooling)
+    encoder = load_image(str(model_folders["vit"]), pooling)
     contents = [picture(seed) for seed in range(3)]
-    pixels = backbone.prepare(contents)["pixel_values"]
+    pixels = encoder.prepare(contents)["pixel_values"]
     model = AutoModel.from_pretrained(model_folders["vit"]).eval()
     with torch.inference_mode():
         by_hand = [model.embeddings(pixels)]
         for block in model.layers:
             by_hand.append(block(by_hand[-1]))
         by_hand.append(model.layernorm(by_hand[-1]))
-    got = states(backbone, contents)
+    got = states(encoder, contents)
     for level, hidden in enumerate(by_hand):
         wanted = hidden[:, 0] if pooling == "cls" else hidden.mean(1)
         torch.testing.assert_close(got[:, level], wanted, rtol=1e-5, atol=1e-5)
@@ -71,25 +71,25 @@ def test_image_states_are_raw_block_outputs(model_folders: Folders, pooling: str
 
 
 def test_decoders_without_pad_token(model_folders: Folders) -> None:
-    backbone = load_text(str(model_folders["gpt2"]), "mean")
+    encoder = load_text(str(model_folders["gpt2"]), "mean")
     model = AutoModel.from_pretrained(model_folders["gpt2"])
-    got = states(backbone, TEXTS)
+    got = states(encoder, TEXTS)
     for text, content in enumerate(TEXTS):
-        alone = backbone.tokenizer([content], return_tensors="pt")
+        alone = encoder.tokenizer([content], return_tensors="pt")
         with torch.inference_mode():
             hidden = model.eval()(alone["input_ids"], output_hidden_states=True)
         torch.testing.assert_close(got[text, 0], hidden.hidden_states[0].mean((0, 1)), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got[text, 5], hidden.last_hidden_state.mean((0, 1)), rtol=1e-5, atol=1e-5)
-    with pytest.raises(BackboneError, match="no tokens"):
-        backbone.prepare(["red", ""])
+    with pytest.raises(EncoderError, match="no tokens"):
+        encoder.prepare(["red", ""])
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "clip"])
 def test_neighbours_and_padding_do_not_matter(model_folders: Folders, name: str) -> None:
-    backbone = load_text(str(model_folders[name]), "mean")
-    together = states(backbone, TEXTS)
-    alone = torch.cat([states(backbone, [text]) for text in TEXTS])
-    turned = states(backbone, TEXTS[::-1]).flip(0)
+    encoder = load_text(str(model_folders[name]), "mean")
+    together = states(encoder, TEXTS)
+    alone = torch.cat([states(encoder, [text]) for text in TEXTS])
+    turned = states(encoder, TEXTS[::-1]).flip(0)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(together, turned, rtol=1e-5, atol=1e-5)
 
@@ -107,28 +107,28 @@ def test_pooling_looks_at_the_mask_not_at_a_side(model_folders: Folders) -> None
 
 @pytest.mark.parametrize(("levels", "calls"), [((0,), 0), ((0, 2), 2), ((1, 3), 3), ((0, "last"), 4), ((4,), 4)])
 def test_blocks_above_the_highest_level_do_not_run(model_folders: Folders, levels: tuple, calls: int) -> None:
-    backbone = load_text(str(model_folders["bert"]))
-    whole = states(backbone, TEXTS)
+    encoder = load_text(str(model_folders["bert"]))
+    whole = states(encoder, TEXTS)
     ran = []
-    for number, block in enumerate(backbone.blocks):
+    for number, block in enumerate(encoder.blocks):
         block.attention.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
-    part = states(backbone, TEXTS, levels)
+    part = states(encoder, TEXTS, levels)
     assert ran == list(range(calls))
     torch.testing.assert_close(part, whole[:, [ALL.index(level) for level in levels]])
-    assert not any(block._forward_hooks for block in backbone.blocks)
+    assert not any(block._forward_hooks for block in encoder.blocks)
 
 
 def test_levels_come_in_the_order_asked_for(model_folders: Folders) -> None:
-    backbone = load_text(str(model_folders["bert"]))
-    torch.testing.assert_close(states(backbone, TEXTS, ("last", 3, 0)), states(backbone, TEXTS)[:, [5, 3, 0]])
+    encoder = load_text(str(model_folders["bert"]))
+    torch.testing.assert_close(states(encoder, TEXTS, ("last", 3, 0)), states(encoder, TEXTS)[:, [5, 3, 0]])
 
 
 def test_gradients_flow_through_a_stopped_forward(model_folders: Folders) -> None:
-    backbone = load_text(str(model_folders["bert"])).requires_grad_(True)
-    backbone(backbone.prepare(TEXTS), (2,)).square().sum().backward()
+    encoder = load_text(str(model_folders["bert"])).requires_grad_(True)
+    encoder(encoder.prepare(TEXTS), (2,)).square().sum().backward()
     with_gradient = {
         int(name.split("layer.")[1].split(".")[0])
-        for name, parameter in backbone.named_parameters()
+        for name, parameter in encoder.named_parameters()
         if parameter.grad is not None and "layer." in name
     }
     assert with_gradient == {0, 1}
@@ -152,12 +152,12 @@ def test_two_towers_keep_only_the_needed_one(model_folders: Folders) -> None:
 
 @pytest.mark.parametrize("name", ["clip", "gpt2"])
 def test_the_first_token_of_causal_models_is_refused(model_folders: Folders, name: str) -> None:
-    with pytest.raises(BackboneError, match="use mean pooling"):
+    with pytest.raises(EncoderError, match="use mean pooling"):
         load_text(str(model_folders[name]), "cls")
 
 
 def test_class_pooling_needs_a_class_token(model_folders: Folders) -> None:
-    with pytest.raises(BackboneError, match="no class token"):
+    with pytest.raises(EncoderError, match="no class token"):
         load_image(str(model_folders["siglip"]), "cls")
     assert states(load_image(str(model_folders["siglip"]), "mean"), [picture(1)]).shape == (1, 6, 16)
 
@@ -182,9 +182,9 @@ def test_blocks_are_found_by_structure() -> None:
     inner = nn.ModuleList([nn.ModuleDict({"parts": nn.ModuleList([nn.ReLU(), nn.ReLU()])}) for _ in range(2)])
     assert find_blocks(Hierarchical(inner, nn.ModuleList([nn.ReLU(), nn.Tanh()])), 2) == "lists.list0"
     two = Hierarchical(*(nn.ModuleList([nn.ReLU(), nn.ReLU()]) for _ in range(2)))
-    with pytest.raises(BackboneError, match=r"list0 \(2 × ReLU\)"):
+    with pytest.raises(EncoderError, match=r"list0 \(2 × ReLU\)"):
         find_blocks(two, 2)
-    with pytest.raises(BackboneError, match="num_hidden_layers None"):
+    with pytest.raises(EncoderError, match="num_hidden_layers None"):
         find_blocks(two, None)
 
 
@@ -197,7 +197,7 @@ def test_maps_of_fewer_channels_keep_more_places() -> None:
 
 def test_states_of_changing_width_are_refused() -> None:
     model = Hierarchical(nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 4)]))
-    with pytest.raises(BackboneError, match=r"hidden state 1 .* \(2, 3, 8\)"):
+    with pytest.raises(EncoderError, match=r"hidden state 1 .* \(2, 3, 8\)"):
         pooled_states(
             model, model.lists["list0"], {"hidden": torch.zeros(2, 3, 4)}, (0, 1, 2), lambda h: h[:, 0], 4
         )

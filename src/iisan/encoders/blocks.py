@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iisan.backbones.levels import Level
-from iisan.errors import BackboneError
+from iisan.encoders.levels import Level
+from iisan.errors import EncoderError
 from iisan.names import LAST
 
 #: From hidden states [n, S, D] (or feature maps [n, C, height, width]) to one vector per content [n, D], or one
@@ -40,7 +40,7 @@ def find_blocks(tower: nn.Module, depth: int | None) -> str:
         The list's path inside the tower.
 
     Raises:
-        BackboneError: none, or several that are not inside each other.
+        EncoderError: none, or several that are not inside each other.
     """
     lists = {
         path: module
@@ -54,7 +54,7 @@ def find_blocks(tower: nn.Module, depth: int | None) -> str:
     if len(outermost) == 1:
         return outermost[0]
     found = ", ".join(f"{path} ({len(module)} × {type(module[0]).__name__})" for path, module in lists.items())
-    raise BackboneError(
+    raise EncoderError(
         f"the blocks of {type(tower).__name__} are not understood (num_hidden_layers {depth}, "
         f"found: {found or 'none'})",
         "exactly one list of num_hidden_layers equal blocks, or of the stages of a convolutional model",
@@ -115,7 +115,7 @@ def pooled_states(
         Pooled states [n, K, D] in fp32, in the order of ``levels``.
 
     Raises:
-        BackboneError: a block's hidden state is neither [n, S, D] nor [n, C, height, width] with C a divisor
+        EncoderError: a block's hidden state is neither [n, S, D] nor [n, C, height, width] with C a divisor
             of D.
     """
     states: dict[Level, Tensor] = {}
@@ -128,7 +128,7 @@ def pooled_states(
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if not _fits(hidden, width):
             got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise BackboneError(
+            raise EncoderError(
                 f"hidden state {level} of {type(tower).__name__} is {got}",
                 f"[contents, tokens, {width}] or [contents, a divisor of {width}, height, width] at every level",
                 "leave this level out, or use a transformer of constant width, a ConvNeXt or a ResNet",

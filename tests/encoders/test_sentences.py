@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from iisan.backbones.text import load_text
-from iisan.errors import BackboneError
+from iisan.encoders.text import load_text
+from iisan.errors import EncoderError
 
 TYPES = ("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
 
@@ -68,7 +68,7 @@ def test_no_length_is_the_usual_one(sentence_folder: Any) -> None:
 )
 def test_a_pooling_that_is_not_ours_is_asked_for(sentence_folder: Any, config: dict[str, Any], named: str) -> None:
     folder = sentence_folder(config)
-    with pytest.raises(BackboneError, match=f"pools its tokens by {named}.* choose a pooling yourself"):
+    with pytest.raises(EncoderError, match=f"pools its tokens by {named}.* choose a pooling yourself"):
         load_text(folder)
     assert load_text(folder, "mean").pooling == "mean"
 
@@ -76,7 +76,7 @@ def test_a_pooling_that_is_not_ours_is_asked_for(sentence_folder: Any, config: d
 def test_a_damaged_file_is_one_sentence(sentence_folder: Any) -> None:
     folder = sentence_folder({"pooling_mode": "mean"})
     (Path(folder) / "1_Pooling" / "config.json").write_text("{")
-    with pytest.raises(BackboneError, match=r"1_Pooling/config\.json' cannot be read"):
+    with pytest.raises(EncoderError, match=r"1_Pooling/config\.json' cannot be read"):
         load_text(folder)
 
 
@@ -96,6 +96,6 @@ def test_a_damaged_file_is_one_sentence(sentence_folder: Any) -> None:
 def test_what_is_no_such_file_is_one_sentence(sentence_folder: Any, file: str, content: Any, message: str) -> None:
     folder = sentence_folder({"pooling_mode": "mean"})
     (Path(folder) / file).write_text(json.dumps(content))
-    with pytest.raises(BackboneError, match=message):
+    with pytest.raises(EncoderError, match=message):
         load_text(folder)
     assert load_text(folder, "mean", 10).max_tokens == 10

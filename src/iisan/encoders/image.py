@@ -1,4 +1,4 @@
-"""Image encoders of Hugging Face as backbones."""
+"""Image encoders of Hugging Face as encoders."""
 
 import inspect
 import io
@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from iisan.backbones.backbone import Backbone
-from iisan.backbones.blocks import Pool, grid_means, has_class_token, masked_mean
-from iisan.backbones.levels import Level
-from iisan.backbones.loading import PLAIN, Loading, Source, check_folder, load_image_processor, load_tower, locate
 from iisan.data.images import open_image
-from iisan.errors import BackboneError
+from iisan.encoders.blocks import Pool, grid_means, has_class_token, masked_mean
+from iisan.encoders.encoder import Encoder
+from iisan.encoders.levels import Level
+from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_image_processor, load_tower, locate
+from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import IMAGE
 
@@ -26,7 +26,7 @@ _DECODING = {"decoder": "pillow", "backend": "pil"}
 _MASK = "pixel_attention_mask"
 
 
-class ImageBackbone(Backbone):
+class ImageEncoder(Encoder):
     """An image tower and its processor; contents are the bytes of image files.
 
     Args:
@@ -59,13 +59,13 @@ class ImageBackbone(Backbone):
         self.draft_edge = self._shrunk_edge() if jpeg_draft else None
         self._accepted = set(inspect.signature(tower.forward).parameters)
         if pooling == "tokens" and (hasattr(tower.config, "hidden_sizes") or _MASK in self._accepted):
-            raise BackboneError(
+            raise EncoderError(
                 f"the tokens of '{source.name}', which has feature maps or pictures of unlike sizes",
                 "a transformer with equally many tokens for every picture, for partial training",
                 "use another method, or another model",
             )
         if pooling == "cls" and not has_class_token(tower):
-            raise BackboneError(
+            raise EncoderError(
                 f"pooling 'cls' for '{source.name}', which has no class token",
                 "pooling 'mean' for such models (SigLIP, ConvNeXt, ResNet)",
                 "use mean pooling",
@@ -85,7 +85,7 @@ class ImageBackbone(Backbone):
         """Pixels of an edge above which the processor only shrinks pictures."""
         sizes = [edge for edge in dict(getattr(self.processor, "size", None) or {}).values() if edge]
         if not sizes or not getattr(self.processor, "do_resize", False):
-            raise BackboneError(
+            raise EncoderError(
                 f"JPEG draft mode for '{self.source.name}', whose processor brings pictures to no fixed size",
                 "a model for pictures of one size",
                 "leave --jpeg-draft out",
@@ -107,7 +107,7 @@ class ImageBackbone(Backbone):
         """Compute the pooled states [n, K, D] of some levels; blocks above the highest are not run.
 
         Raises:
-            BackboneError: pictures of a size that the tower does not take.
+            EncoderError: pictures of a size that the tower does not take.
         """
         try:
             return super().forward(inputs, levels)
@@ -117,7 +117,7 @@ class ImageBackbone(Backbone):
             got = [*inputs["pixel_values"].shape[-2:]]
             if not wanted or got == wanted or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise BackboneError(
+            raise EncoderError(
                 f"the image processor of '{self.source.name}' gives pictures of {got[0]} × {got[1]} pixels "
                 f"({' '.join(str(error).split())[:120]})",
                 f"{wanted[0]} × {wanted[1]}, as the model takes them",
@@ -133,7 +133,7 @@ class ImageBackbone(Backbone):
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
         """Class token, mean over all tokens of the tower (over its real patches where it has others), every token.
 
-        Feature maps are pooled by :func:`iisan.backbones.blocks.grid_means`.
+        Feature maps are pooled by :func:`iisan.encoders.blocks.grid_means`.
         """
         if self.pooling == "tokens":
             return lambda hidden: hidden.float().flatten(0, 1)
@@ -151,8 +151,8 @@ def load_image(
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
     jpeg_draft: bool = False,
-) -> ImageBackbone:
-    """Load an image backbone.
+) -> ImageEncoder:
+    """Load an image encoder.
 
     Preprocessing always uses Pillow, so states do not depend on what else is installed.
 
@@ -167,7 +167,7 @@ def load_image(
             several times faster, and pixels differ a little.
 
     Raises:
-        BackboneError: not found, incomplete, of another kind, or unfit for these settings.
+        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
     source = locate(name_or_folder)
@@ -175,4 +175,4 @@ def load_image(
     processor = load_image_processor(source, trust_remote_code)
     tower = load_tower(source, IMAGE, trust_remote_code, loading)
     pooling = pooling or ("cls" if has_class_token(tower) else "mean")
-    return ImageBackbone(tower, source, pooling, processor, loading, jpeg_draft)
+    return ImageEncoder(tower, source, pooling, processor, loading, jpeg_draft)

@@ -1,0 +1,74 @@
+"""What earlier versions called things: one table for configurations, runs, records and stores on disk."""
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Configuration keys by their old names; None for settings that are gone.
+OLD_KEYS: Mapping[str, str | None] = {
+    "text.backbone": "text.encoder",
+    "image.backbone": "image.encoder",
+    "tuning.top": "tuning.last_n_layers",
+    "tuning.rate": "tuning.learning_rate",
+    "tuning.checkpointing": "tuning.gradient_checkpointing",
+    "items.width": "items.embedding_dim",
+    "items.head": "items.projection",
+    "items.fusion": None,
+    "sequence.length": "sequence.max_length",
+    "sequence.blocks": "sequence.num_layers",
+    "sequence.heads": "sequence.num_heads",
+    "optimizer.rate": "optimizer.learning_rate",
+    "optimizer.blocks": "optimizer.san_learning_rate",
+    "optimizer.gates": "optimizer.gate_learning_rates",
+    "optimizer.dense": "optimizer.projection_learning_rates",
+    "training.batch": "training.batch_size",
+    "training.accumulate": "training.gradient_accumulation",
+    "training.patience": "training.early_stopping_patience",
+    "training.clip": "training.max_grad_norm",
+    "training.resident": "training.resident_gb",
+}
+#: Keys of a section ``columns.NAME``.
+OLD_COLUMN_KEYS: Mapping[str, str | None] = {"backbone": "encoder", "jpeg_draft": None}
+#: Values by their key's new name.
+OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {
+    "evaluation.policy": {"none": "all", "keep-target": "unseen"},
+    "items.block": {"adapter": "dense"},
+    "items.projection": {"one": "single", "two": "double"},
+}
+
+
+def new_name(key: str) -> str | None:
+    """The present name of an old configuration key; None where there is none."""
+    if key.startswith("columns."):
+        *path, last = key.split(".")
+        new = OLD_COLUMN_KEYS.get(last)
+        return new and ".".join([*path, new])
+    return OLD_KEYS.get(key)
+
+
+def upgraded_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that an earlier version wrote, in today's names and values; today's stay as they are."""
+    upgraded: dict[str, Any] = {}
+    for section, settings in values.items():
+        if not isinstance(settings, Mapping):
+            upgraded[section] = settings
+        elif section == "columns":
+            upgraded[section] = {name: _upgraded_column(column) for name, column in settings.items()}
+        else:
+            keys = {key: OLD_KEYS.get(f"{section}.{key}", f"{section}.{key}") for key in settings}
+            upgraded[section] = {
+                new.removeprefix(f"{section}."): _new_value(new, settings[key]) for key, new in keys.items() if new
+            }
+    return upgraded
+
+
+def _upgraded_column(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {new: value for key, value in settings.items() if (new := OLD_COLUMN_KEYS.get(key, key))}
+
+
+def _new_value(key: str, value: Any) -> Any:
+    return OLD_VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
+def upgraded_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Top-level entries of a run's result, a record or a store's settings under today's names."""
+    return {key.replace("backbone", "encoder"): value for key, value in values.items()}
