@@ -22,9 +22,9 @@ from synthetic import make_dataset, make_encoders, make_store
 
 from iisan.efficiency.estimate import DataShape, EncoderShape, Estimate, Hardware, estimate
 from iisan.efficiency.measure import Efficiency, measure
-from iisan.efficiency.tpme import Measurement, tpme
 from iisan.encoders.image import load_image
 from iisan.encoders.text import load_text
+from iisan.evaluate.tpme import Measurement, tpme
 from iisan.experiments.tables import full_settings
 from iisan.files import aside, write_json
 from iisan.machine import processor_name

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from iisan.config import Config, flatten, parse
+from iisan.config import Config, parse
 from iisan.errors import ConfigError
+from iisan.nested import flatten
 from iisan.recipes import RECIPES, load_config, paper, recipe, reference
 
 
@@ -16,7 +17,7 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
         ("training.batch_size=many", "'training.batch_size' has the value 'many'"),
         ("items.kind=tabel", "'items.kind' has the value 'tabel'; expected 'side', 'projection' or 'table'"),
         ("optimizer.gate_learning_rates.foo=1", "settings of a tower 'foo', which is none of audio, image"),
-        ("training.batch_size.x=1", "looks inside 'batch', which is a value"),
+        ("training.batch_size.x=1", "looks inside 'batch_size', which is a value"),
         ("foo", "'foo' is no assignment"),
         ("training.batch_size=[1", "is not YAML"),
         ("dataset=2024-13-45", "is not YAML"),

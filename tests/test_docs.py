@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iisan.config import flatten
+from iisan.nested import flatten
 from iisan.recipes import RECIPES, default
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,6 +18,8 @@ ORDER = [
         "machine",
         "progress",
         "ahead",
+        "legacy",
+        "nested",
         "config",
         "recipes",
         "data",
@@ -25,7 +27,19 @@ ORDER = [
         "encoders",
         "states",
     ),
-    *("model", "losses", "evaluate", "train", "efficiency", "api", "demo", "experiments", "printing", "cli"),
+    *(
+        "model",
+        "losses",
+        "evaluate",
+        "runs",
+        "train",
+        "efficiency",
+        "api",
+        "demo",
+        "experiments",
+        "printing",
+        "cli",
+    ),
 ]
 
 

@@ -19,9 +19,9 @@ from iisan.errors import DataError, RunError
 from iisan.evaluate.ranks import top_k
 from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
+from iisan.runs.run import Run
+from iisan.states.configured import open_dataset
 from iisan.train.run import train
-from iisan.train.setup import open_dataset
-from iisan.train.trained import TrainedRun
 
 
 class Recommender:
@@ -35,7 +35,7 @@ class Recommender:
         >>> recommender.recommend(history=["B005FU5HFI"], k=5)  # doctest: +SKIP
     """
 
-    def __init__(self, run: TrainedRun) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
 
     @classmethod
@@ -81,7 +81,7 @@ class Recommender:
         Raises:
             RunError: absent, unfinished or damaged.
         """
-        run = TrainedRun.load(folder)
+        run = Run.load(folder)
         if dataset is not None:
             run = replace(run, config=run.config.model_copy(update={"dataset": Path(dataset)}))
         return cls(run)

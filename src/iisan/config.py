@@ -1,7 +1,6 @@
 """Typed, validated configuration: YAML plus dotted overrides; an unknown key fails."""
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ from pydantic import (
 from iisan.errors import ConfigError
 from iisan.legacy import new_name
 from iisan.names import IMAGE, IMPORTED, INTER, KINDS, LAST, TEXT
+from iisan.nested import flatten, merge, parse_assignment
 
 Kind = Literal["text", "image", "audio", "video", "imported"]
 #: A column of the items; the name becomes part of folders and of parameters' names.
@@ -241,7 +241,7 @@ class TrainingConfig(Section):
         precision: of encoders and item encoders in training. ``auto`` is bf16 where the device multiplies it, but
             fp32 on processors where no states are as wide as 256.
         device: ``auto`` is CUDA where it is there, else the CPU.
-        resident_gb: largest size in GB of stored states that are kept on a GPU; larger ones are read batch by batch.
+        resident_gb: largest size in GB of stored states that a GPU keeps; larger ones are read batch by batch.
         max_grad_norm: upper limit of the gradient's norm; 0 is none.
         modality_dropout: probability that a training step hides a modality of an item, never all of them; teaches
             the model to do without.
@@ -411,47 +411,11 @@ class Config(Section):
         Raises:
             ConfigError: an unknown key or a value of the wrong type.
         """
-        return parse(merge(self.model_dump(mode="json"), map(_parse_assignment, assignments)))
+        return parse(merge(self.model_dump(mode="json"), map(parse_assignment, assignments)))
 
     def to_yaml(self) -> str:
         """The complete configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _parse_assignment(assignment: str) -> tuple[str, Any]:
-    key, separator, value = assignment.partition("=")
-    if not separator or not key:
-        raise ConfigError(
-            f"the override '{assignment}' is no assignment", "key.key=value", "write e.g. training.batch_size=128"
-        )
-    try:
-        return key.strip(), _load_yaml(value)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"the value in '{assignment}' is not YAML", "a YAML value", "quote it") from None
-
-
-def merge(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Set dotted keys in a nested dictionary, in place; returns it."""
-    for key, value in assignments:
-        *parents, name = key.split(".")
-        section = base
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise ConfigError(
-                    f"the key '{key}' looks inside '{parent}', which is a value", "a section", "check the key"
-                )
-        section[name] = value
-    return base
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """List a nested mapping as dotted keys and values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -468,7 +432,9 @@ def parse(values: Mapping[str, Any]) -> Config:
         key = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() or part.isdigit())
         if first["type"] == "extra_forbidden":
             if new := new_name(key):
-                raise ConfigError(f"unknown configuration key '{key}'", "a known key", f"it is now '{new}'") from None
+                raise ConfigError(
+                    f"unknown configuration key '{key}'", "a known key", f"it is now '{new}'"
+                ) from None
             known = [name for name, _ in flatten(Config().model_dump(mode="json"))]
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
@@ -481,27 +447,3 @@ def parse(values: Mapping[str, Any]) -> Config:
             first["msg"].removeprefix("Input should be "),
             "change that value",
         ) from None
-
-
-def _load_yaml(text: str) -> Any:
-    value = yaml.safe_load(text)
-    # An alias may stand inside what it stands for.
-    json.dumps(value, default=str)
-    return value
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Raises:
-        ConfigError: absent, unreadable, or something else than a mapping.
-    """
-    try:
-        values = _load_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no file '{path}'", "a YAML file", "check the path") from None
-    except (yaml.YAMLError, ValueError, IsADirectoryError) as error:
-        raise ConfigError(f"'{path}' cannot be read as YAML ({error})", "a YAML file", "mend it") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"'{path}' holds {type(values).__name__}", "a mapping of settings", "mend it")
-    return values

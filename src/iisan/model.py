@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iisan.config import Config, SequenceConfig
-from iisan.errors import ConfigError
+from iisan.errors import ConfigError, RunError
 from iisan.names import PAD
 from iisan.nn.hidden import without_autocast
 from iisan.nn.items import ItemTable, Projection, SideNetwork
@@ -155,6 +155,32 @@ class SequentialRecommender(nn.Module):
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and values of the parameters that are trained, and hence saved."""
         return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
+
+
+def trainable_state(network: SequentialRecommender) -> dict[str, Tensor]:
+    """A copy of the trained parameters, by name, on the CPU."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.trainable()}
+
+
+def load_trainable(network: SequentialRecommender, state: dict[str, Tensor]) -> None:
+    """Put saved parameters back.
+
+    Raises:
+        RunError: names or shapes differ from the network's.
+    """
+    parameters = dict(network.trainable())
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    saved = {name: tuple(value.shape) for name, value in state.items()}
+    if shapes != saved:
+        differing = sorted(set(shapes.items()) ^ set(saved.items()))[0][0]
+        raise RunError(
+            f"the saved parameter '{differing}' does not fit the network",
+            "weights of the same configuration, data and state stores",
+            "train into another folder",
+        )
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(state[name])
 
 
 def encode_histories(sequence: nn.Module, items: Tensor, slots: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from iisan.efficiency.estimate import Estimate
     from iisan.evaluate.evaluation import Evaluation
-    from iisan.experiments.compare import Comparisons, Measured
     from iisan.experiments.robustness import Decline
+    from iisan.runs.compare import Comparisons, Measured
     from iisan.states.store import StateStore
 
 

@@ -14,13 +14,11 @@ from iisan.config import (
     StatesConfig,
     TrainingConfig,
     TuningConfig,
-    flatten,
-    merge,
     parse,
-    read_yaml,
 )
 from iisan.errors import ConfigError
 from iisan.names import LAST
+from iisan.nested import flatten, merge, read_yaml
 
 Method = Literal["full", "bias", "lora", "adapter"]
 

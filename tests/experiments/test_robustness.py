@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from iisan.cli import main
-from iisan.efficiency.tpme import PRESETS
 from iisan.errors import ConfigError, DataError
-from iisan.experiments.compare import compare_runs
+from iisan.evaluate.tpme import PRESETS
 from iisan.experiments.robustness import decline
 from iisan.recipes import recipe
+from iisan.runs.compare import compare_runs
+from iisan.runs.run import Run, restore
 from iisan.states.corruption import CorruptedStates
 from iisan.train.run import train
 from iisan.train.setup import build
-from iisan.train.trained import TrainedRun, restore
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_nothing_harmed_is_the_run_as_it_was_evaluated(runs):
 
 
 def test_without_any_text_a_run_is_one_of_images_alone(runs):
-    run = TrainedRun.load(runs / "dropout")
+    run = Run.load(runs / "dropout")
     network = restore(run, build(run.config).network)
     before = network.item_embeddings()
     network.source = CorruptedStates(network.source, "text", np.ones(30, dtype=bool), "remove")

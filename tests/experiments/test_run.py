@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from iisan.config import Config, flatten
+from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError
 from iisan.experiments import run as run_module
 from iisan.experiments.records import read_records, table
 from iisan.experiments.run import _typical, run_experiment
 from iisan.experiments.tables import EXPERIMENTS, Scale, even_levels, experiment, full_settings, kept_levels
+from iisan.nested import flatten
 from iisan.recipes import paper, recipe
 from iisan.states.caching import cache
 

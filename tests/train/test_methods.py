@@ -13,11 +13,11 @@ from iisan.api import Recommender
 from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError, StoreError
+from iisan.model import trainable_state
 from iisan.recipes import RECIPES, recipe
 from iisan.states.caching import cache
 from iisan.states.sources import ComputedStates
 from iisan.train.batches import Batches
-from iisan.train.checkpoint import trainable_state
 from iisan.train.loop import Trainer, batch_loss
 from iisan.train.run import train
 from iisan.train.setup import build, resolve

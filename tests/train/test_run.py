@@ -11,19 +11,20 @@ import torch
 from safetensors.torch import load_file
 
 from iisan.api import Recommender
-from iisan.config import Config, flatten
+from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Split, leave_one_out
 from iisan.errors import ConfigError, DataError, IisanError, RunError, StoreError
 from iisan.evaluate.baselines import most_popular
 from iisan.evaluate.metrics import metrics_from_frame, summarise
 from iisan.evaluate.ranks import rank_targets
+from iisan.nested import flatten
 from iisan.recipes import RECIPES, recipe
+from iisan.runs.assess import assess
+from iisan.runs.run import Run
 from iisan.train import loop
-from iisan.train.assess import assess
 from iisan.train.run import train
 from iisan.train.setup import build, resolve
-from iisan.train.trained import TrainedRun
 
 QUICK = ("training.epochs=2", "training.batch_size=16", "loss.negatives=5", "training.precision=fp32")
 
@@ -56,7 +57,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     frame = pl.read_parquet(tmp_path / "run" / "per_user.parquet")
     assert metrics_from_frame(frame, (5, 10, 20))["hr@10"] == pytest.approx(result["test"]["hr@10"])
-    run = TrainedRun.load(tmp_path / "run")
+    run = Run.load(tmp_path / "run")
     again = assess(run, run.config, with_baselines=False)[name]
     assert again.metrics == pytest.approx(result["test"])
 
@@ -198,7 +199,7 @@ def test_rates_reach_their_parameters(quick):
     assert by_name["items.dense.text.weight"] == 5e-5
     assert by_name["items.dense.image.bias"] == 1e-4
     assert by_name["items.heads.image.weight"] == 2e-4
-    assert by_name["sequence.num_layers.0.query.weight"] == 2e-4
+    assert by_name["sequence.blocks.0.query.weight"] == 2e-4
 
 
 def fit_with(validation, quick, tmp_path, *overrides):
@@ -304,7 +305,7 @@ def test_a_run_is_not_asked_about_other_items(quick, tmp_path, moved):
     folder, change = moved
     train(quick("default", f"dataset={folder}"), tmp_path / "run")
     change(reorder=True)
-    run = TrainedRun.load(tmp_path / "run")
+    run = Run.load(tmp_path / "run")
     with pytest.raises(DataError, match="its items have another order"):
         assess(run, run.config, with_baselines=False)
     with pytest.raises(DataError, match="its items have another order"):
@@ -314,7 +315,7 @@ def test_a_run_is_not_asked_about_other_items(quick, tmp_path, moved):
 
 def test_under_another_split_nothing_is_asked_that_was_trained_on(quick, tmp_path):
     train(quick(), tmp_path / "run")
-    run = TrainedRun.load(tmp_path / "run")
+    run = Run.load(tmp_path / "run")
     other = run.config.override(["evaluation.split=temporal"])
     found = assess(run, other)
     popular, found = found["most popular"], found["default"]
@@ -332,7 +333,7 @@ def test_under_another_split_nothing_is_asked_that_was_trained_on(quick, tmp_pat
 
 def test_a_protocol_with_nothing_unknown_is_refused(quick, tmp_path, monkeypatch):
     train(quick(), tmp_path / "run")
-    run = TrainedRun.load(tmp_path / "run")
+    run = Run.load(tmp_path / "run")
     monkeypatch.setattr(Split, "after", lambda self, trained: replace(self, test=self.test[:0]))
     other = run.config.override(["evaluation.split=temporal"])
     with pytest.raises(DataError, match="targets of the temporal test were trained on under leave-one-out"):
@@ -401,7 +402,7 @@ def test_a_failure_is_written_down(quick, tmp_path):
     assert result["status"] == "failed"
     assert "finite" in result["error"]
     with pytest.raises(RunError, match="failed"):
-        TrainedRun.load(tmp_path / "run")
+        Run.load(tmp_path / "run")
 
 
 def test_live_states_equal_cached_ones(quick, model_folders):
@@ -419,7 +420,7 @@ def test_live_states_equal_cached_ones(quick, model_folders):
 
 def test_scores_do_not_depend_on_the_batch(quick):
     setup = build(resolve(quick()))
-    from iisan.train.trained import network_scorer
+    from iisan.runs.run import network_scorer
 
     scorer = network_scorer(setup.network)
     histories = setup.split.test.histories(10)
@@ -476,9 +477,9 @@ def test_a_damaged_run_is_refused(quick, tmp_path):
     shutil.copy(model, tmp_path / "model")
     model.write_bytes(model.read_bytes()[:1000])
     with pytest.raises(RunError, match="is damaged"):
-        TrainedRun.load(tmp_path / "run")
+        Run.load(tmp_path / "run")
     with pytest.raises(RunError, match="does not exist"):
-        TrainedRun.load(tmp_path / "nothing")
+        Run.load(tmp_path / "nothing")
 
 
 def test_a_damaged_checkpoint_says_what_to_do(quick, tmp_path):

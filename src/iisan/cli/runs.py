@@ -73,10 +73,10 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue for every user, next to the baselines."""
     from iisan.files import aside
-    from iisan.train.assess import assess
-    from iisan.train.trained import TrainedRun
+    from iisan.runs.assess import assess
+    from iisan.runs.run import Run
 
-    trained = TrainedRun.load(run)
+    trained = Run.load(run)
     changes = {
         "evaluation.split": protocol,
         "evaluation.policy": policy,

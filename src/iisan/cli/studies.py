@@ -51,8 +51,8 @@ def compare(
 
     Runs that differ in their seed alone are one method; the first method is tested against every other.
     """
-    from iisan.efficiency.tpme import preset, read_csv
-    from iisan.experiments.compare import compare_measurements, compare_runs
+    from iisan.evaluate.tpme import preset, read_csv
+    from iisan.runs.compare import compare_measurements, compare_runs
 
     if len(runs) == 1 and runs[0].suffix == ".csv":
         reference = read_csv(extremes) if extremes else None
@@ -81,9 +81,9 @@ def robustness(
 ) -> None:
     """How quality declines when a modality is missing or wrong for more and more items."""
     from iisan.experiments.charts import decline_lines, svg
-    from iisan.experiments.naming import short_names
     from iisan.experiments.robustness import HARMED, decline
     from iisan.files import aside
+    from iisan.runs.naming import short_names
 
     try:
         shares = [float(rate) for rate in rates.split(",")]

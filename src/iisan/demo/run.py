@@ -19,10 +19,10 @@ from iisan.evaluate.scorer import Scorer
 from iisan.files import read_manifest, write_json
 from iisan.names import AUDIO, IMAGE, ITEM_ID, TEXT, VIDEO
 from iisan.recipes import recipe
+from iisan.runs.assess import measure
+from iisan.runs.run import Run
 from iisan.states.caching import cache
-from iisan.train.assess import measure
 from iisan.train.run import train
-from iisan.train.trained import TrainedRun
 
 ENCODERS = Path(__file__).parent / "encoders"
 #: The one of them that writes captions.
@@ -196,9 +196,7 @@ def _claim(path: Path, catalogue: Catalogue, prepared: bool) -> None:
             )
 
 
-def _run(
-    name: str, base: str, changes: tuple[str, ...], out: Path, seed: int, say: Callable[[str], None]
-) -> TrainedRun:
+def _run(name: str, base: str, changes: tuple[str, ...], out: Path, seed: int, say: Callable[[str], None]) -> Run:
     folder = out / "runs" / "-".join(name.lower().replace(",", "").replace("(", "").replace(")", "").split())
     config = recipe(base).override((*SETTINGS, f"training.seed={seed}", *changes))
     config = config.model_copy(update={"dataset": out / "dataset", "states": out / "states"})
@@ -207,7 +205,7 @@ def _run(
         f"    {name}: {result['trainable_parameters']:,} parameters, {result['epochs']} epochs, "
         f"{result['train_seconds'] + result['validation_seconds']:.0f} s"
     )
-    return TrainedRun.load(folder)
+    return Run.load(folder)
 
 
 def _references(config: Config, dataset: Dataset, catalogue: Catalogue) -> dict[str, Evaluation]:

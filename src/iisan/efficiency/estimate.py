@@ -46,7 +46,7 @@ from iisan.model import encode_histories, item_encoder, sequence_encoder
 from iisan.names import IMAGE, LAST, TEXT
 from iisan.nn.blocks import DenseMaps, LowRankMaps, PHMMaps, SANBlocks
 from iisan.nn.hidden import Hidden
-from iisan.train.sources import kept_levels
+from iisan.states.configured import kept_levels
 
 __all__ = [
     "DataShape",

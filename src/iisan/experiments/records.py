@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from iisan.errors import ConfigError, RunError
+from iisan.evaluate.significance import Spread, spread
+from iisan.legacy import upgraded_config, upgraded_keys
 
 KIND = "iisan-record"
 SCHEMA = 2
@@ -101,15 +103,6 @@ class Record(BaseModel):
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean, sample standard deviation (None for one value) and number of the values."""
-
-    mean: float
-    deviation: float | None
-    count: int
-
-
-@dataclass(frozen=True)
 class Row:
     """One row of a table; what no finished run measured is None.
 
@@ -178,7 +171,8 @@ def _read(path: Path) -> Record | None:
     if not isinstance(schema, int) or schema > SCHEMA:
         raise RunError(f"'{path}' has schema {schema!r}", f"schema {SCHEMA} or older", "upgrade iisan")
     try:
-        return Record.model_validate(value | {"source": str(path)})
+        config = upgraded_config(value.get("config", {}))
+        return Record.model_validate(upgraded_keys(value) | {"config": config, "source": str(path)})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -253,13 +247,6 @@ def _row(name: str, records: Sequence[Record]) -> Row:
         encoder_parameters=runs[0].encoder_parameters if runs else {},
         store_bytes=(sum(runs[0].store_bytes.values()) or None) if runs else None,
     )
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation; None for no values at all."""
-    if not values:
-        return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def percent(value: Spread | None) -> str:

@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iisan.efficiency.tpme import PRESETS, Measurement, tpme, winners
 from iisan.errors import MissingExtraError
+from iisan.evaluate.tpme import PRESETS, Measurement, tpme, winners
 from iisan.experiments import charts
 from iisan.experiments.records import Record, Row, failures, grid, read_records, table
 from iisan.files import aside

@@ -9,10 +9,10 @@ import numpy as np
 
 from iisan.errors import ConfigError
 from iisan.evaluate.evaluation import Evaluation
+from iisan.runs.assess import measure
+from iisan.runs.run import Run, network_scorer, restore
 from iisan.states.corruption import CorruptedStates, Harm
-from iisan.train.assess import measure
 from iisan.train.setup import build
-from iisan.train.trained import TrainedRun, network_scorer, restore
 
 #: What is done to an item, in words that fit before the modality's name.
 HARMED: dict[Harm, str] = {"remove": "no", "noise": "noisy", "swap": "wrong"}
@@ -78,7 +78,7 @@ def decline(
         raise ConfigError(f"the rates {list(rates)}", "shares from 0 to 1", "write e.g. 0,0.3,1")
     if seed < 0:
         raise ConfigError(f"the seed {seed}", "0 or more", "choose another seed")
-    run = TrainedRun.load(folder)
+    run = Run.load(folder)
     setup = build(run.config)
     network = restore(run, setup.network)
     whole, dataset = network.source, setup.dataset

@@ -14,10 +14,10 @@ from iisan.experiments.records import KIND, SCHEMA
 from iisan.experiments.tables import WITH_COSTS, Scale, experiment
 from iisan.files import sha256_json, write_json
 from iisan.names import IMAGE, TEXT
+from iisan.states.configured import open_dataset, open_stores
 from iisan.train.loop import METRICS
 from iisan.train.run import train
-from iisan.train.setup import fingerprints, open_dataset, resolve
-from iisan.train.sources import open_stores
+from iisan.train.setup import fingerprints, resolve
 
 #: What a record takes over from a run's result.
 _COPIED = (

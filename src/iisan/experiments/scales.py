@@ -8,10 +8,10 @@ from iisan.data.dataset import Dataset
 from iisan.demo.catalogue import generate
 from iisan.demo.run import CAPTIONER, ENCODERS, SETTINGS, demo_dataset
 from iisan.errors import ConfigError
-from iisan.experiments.naming import short_names
 from iisan.experiments.tables import Scale, full_settings
 from iisan.names import IMAGE, TEXT
 from iisan.recipes import recipe
+from iisan.runs.naming import short_names
 from iisan.states.caching import cache
 from iisan.states.captioning import caption
 from iisan.states.store import StateStore

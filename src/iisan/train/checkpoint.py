@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iisan.errors import RunError
 from iisan.files import aside
-from iisan.model import SequentialRecommender
+from iisan.model import SequentialRecommender, load_trainable, trainable_state
 
 
 @dataclass
@@ -31,32 +31,6 @@ class Progress:
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def trainable_state(network: SequentialRecommender) -> dict[str, Tensor]:
-    """A copy of the trained parameters, by name, on the CPU."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.trainable()}
-
-
-def load_trainable(network: SequentialRecommender, state: dict[str, Tensor]) -> None:
-    """Put saved parameters back.
-
-    Raises:
-        RunError: names or shapes differ from the network's.
-    """
-    parameters = dict(network.trainable())
-    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
-    saved = {name: tuple(value.shape) for name, value in state.items()}
-    if shapes != saved:
-        differing = sorted(set(shapes.items()) ^ set(saved.items()))[0][0]
-        raise RunError(
-            f"the saved parameter '{differing}' does not fit the network",
-            "weights of the same configuration, data and state stores",
-            "train into another folder",
-        )
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(state[name])
 
 
 def save_checkpoint(

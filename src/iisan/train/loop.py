@@ -19,11 +19,11 @@ from iisan.errors import RunError
 from iisan.files import aside
 from iisan.losses import candidate_cross_entropy
 from iisan.machine import keep_freed_memory
-from iisan.model import SequentialRecommender
+from iisan.model import SequentialRecommender, load_trainable, trainable_state
 from iisan.progress import track
 from iisan.states.sources import ItemBatch
 from iisan.train.batches import Batch, Batches
-from iisan.train.checkpoint import Progress, load_checkpoint, load_trainable, save_checkpoint, trainable_state
+from iisan.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from iisan.train.processes import ALONE, Processes
 
 CHECKPOINT = "checkpoint.safetensors"

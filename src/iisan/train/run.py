@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from iisan.config import Config, flatten, read_yaml
+from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.errors import IisanError, RunError
 from iisan.evaluate.metrics import summarise
@@ -23,14 +23,16 @@ from iisan.files import aside, write_json
 from iisan.machine import forget_peak, peak_resident_bytes, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
+from iisan.nested import flatten, read_yaml
 from iisan.nn.items import SideNetwork
-from iisan.train.assess import measure
+from iisan.runs.assess import measure
+from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
+from iisan.states.configured import open_dataset
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
 from iisan.train.loop import CHECKPOINT, METRICS, Trainer
 from iisan.train.processes import Processes, joined
-from iisan.train.setup import Setup, build, choose_device, fingerprints, open_dataset, resolve
-from iisan.train.trained import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
+from iisan.train.setup import Setup, build, choose_device, fingerprints, resolve
 
 Say = Callable[[str], None]
 

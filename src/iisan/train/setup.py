@@ -13,9 +13,9 @@ from iisan.encoders.precision import choose_training_precision
 from iisan.errors import ConfigError
 from iisan.model import SequentialRecommender
 from iisan.names import KINDS
+from iisan.states.configured import STATES_CURE, open_dataset, open_stores, state_source
 from iisan.states.sources import CachedStates
 from iisan.states.store import StateStore
-from iisan.train.sources import STATES_CURE, open_stores, state_source
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,6 @@ def choose_device(name: str) -> torch.device:
             "use 'auto' or 'cpu'",
         ) from None
     return device
-
-
-def open_dataset(config: Config) -> Dataset:
-    """Load the dataset that the configuration names.
-
-    Raises:
-        ConfigError: it names none.
-    """
-    if config.dataset is None:
-        raise ConfigError(
-            "no dataset is given",
-            "the folder that `iisan prepare` wrote",
-            "pass --dataset or set the key 'dataset'",
-        )
-    return Dataset.load(config.dataset)
 
 
 def resolve(config: Config) -> Config:

@@ -8,13 +8,12 @@ from typing import Any
 
 import polars as pl
 
-from iisan.config import flatten
-from iisan.efficiency.tpme import Measurement, Weights, shares, tpme
 from iisan.errors import ConfigError
-from iisan.evaluate.significance import Comparison, compare, holm
-from iisan.experiments.naming import short_names
-from iisan.experiments.records import Spread, spread
-from iisan.train.trained import PER_USER, TrainedRun
+from iisan.evaluate.significance import Comparison, Spread, compare, holm, spread
+from iisan.evaluate.tpme import Measurement, Weights, shares, tpme
+from iisan.nested import flatten
+from iisan.runs.naming import short_names
+from iisan.runs.run import PER_USER, Run
 
 METRICS = ("hr@10", "ndcg@10")
 
@@ -29,7 +28,7 @@ class Group:
     """
 
     name: str
-    runs: tuple[TrainedRun, ...]
+    runs: tuple[Run, ...]
 
     def metric(self, name: str) -> Spread | None:
         """Mean and deviation over the seeds."""
@@ -131,7 +130,7 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
         ConfigError: runs of different data or protocols, or a run twice.
         RunError: a folder that is no finished run, or runs of different users.
     """
-    runs = [TrainedRun.load(folder) for folder in folders]
+    runs = [Run.load(folder) for folder in folders]
     for key in ("data", "protocol"):
         values = {run.result[key]: run.folder for run in runs}
         if len(values) > 1:
@@ -158,14 +157,14 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
     )
 
 
-def _groups(runs: Sequence[TrainedRun]) -> list[Group]:
-    members: dict[str, list[TrainedRun]] = {}
+def _groups(runs: Sequence[Run]) -> list[Group]:
+    members: dict[str, list[Run]] = {}
     for run in runs:
         settings = dict(flatten(run.config.model_dump(mode="json")))
         settings.pop("training.seed")
         members.setdefault(str(sorted(settings.items(), key=lambda pair: pair[0])), []).append(run)
     for same in members.values():
-        first: dict[int, TrainedRun] = {}
+        first: dict[int, Run] = {}
         for run in same:
             before = first.setdefault(run.config.training.seed, run)
             if before is not run:

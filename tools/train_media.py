@@ -21,7 +21,15 @@ from transformers import (
 )
 
 from iisan.demo import clips, pictures, tones
-from iisan.demo.pretraining import (
+from iisan.demo.products import (
+    AUDIO_ATTRIBUTES,
+    EXTENDED_ATTRIBUTES,
+    NUM_VALUES,
+    VIDEO_ATTRIBUTES,
+    draw_attributes,
+)
+from iisan.names import AUDIO, VIDEO
+from pretraining import (
     AUDIO_STREAM,
     CAPTION_STREAM,
     HEADS,
@@ -37,14 +45,6 @@ from iisan.demo.pretraining import (
     render_pictures,
     train_steps,
 )
-from iisan.demo.products import (
-    AUDIO_ATTRIBUTES,
-    EXTENDED_ATTRIBUTES,
-    NUM_VALUES,
-    VIDEO_ATTRIBUTES,
-    draw_attributes,
-)
-from iisan.names import AUDIO, VIDEO
 
 BANDS = 32
 WINDOWS = 40  # of 10 ms: the whole tone

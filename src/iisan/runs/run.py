@@ -11,15 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iisan.config import Config, parse, read_yaml
+from iisan.config import Config, parse
 from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import read_manifest
 from iisan.legacy import upgraded_config, upgraded_keys
-from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
+from iisan.model import SequentialRecommender, encode_queries, load_trainable, sequence_encoder
 from iisan.names import ITEM_ID
-from iisan.train.checkpoint import load_trainable
+from iisan.nested import read_yaml
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -40,7 +40,7 @@ def network_scorer(network: SequentialRecommender) -> EmbeddingScorer:
     return _scorer(network.sequence, network.item_embeddings(), network.length)
 
 
-def restore(run: "TrainedRun", network: SequentialRecommender) -> SequentialRecommender:
+def restore(run: "Run", network: SequentialRecommender) -> SequentialRecommender:
     """Put a run's best weights into a network that was built from the run's configuration.
 
     Raises:
@@ -53,7 +53,7 @@ def restore(run: "TrainedRun", network: SequentialRecommender) -> SequentialReco
 
 
 @dataclass(frozen=True)
-class TrainedRun:
+class Run:
     """What ``iisan train`` left in a run folder.
 
     Attributes:
@@ -87,7 +87,7 @@ class TrainedRun:
             )
 
     @classmethod
-    def load(cls, folder: str | Path) -> "TrainedRun":
+    def load(cls, folder: str | Path) -> "Run":
         """Open a run folder.
 
         Raises:

@@ -4,13 +4,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from iisan.demo.train_encoders import FOLDER, train_image, train_text, training_titles, vocabulary
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from iisan.demo import clips, pictures, tones
 from iisan.demo.catalogue import generate
-from iisan.demo.pretraining import MEDIA_SIZE, SIZES, noisy_labels
 from iisan.demo.products import (
     ATTRIBUTES,
     AUDIO_ATTRIBUTES,
@@ -22,9 +20,11 @@ from iisan.demo.products import (
     columns,
 )
 from iisan.demo.run import CAPTIONER
-from iisan.demo.train_media import train_audio, train_captioner, train_video
 from iisan.encoders.captions import Captioner
 from iisan.encoders.load import load_encoder
+from pretraining import MEDIA_SIZE, SIZES, noisy_labels
+from train_encoders import FOLDER, train_image, train_text, training_titles, vocabulary
+from train_media import train_audio, train_captioner, train_video
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,21 @@ _LIMITS = ("max_tokens", "max_seconds", "frames", "jpeg_draft")
 STATES_CURE = "pass --states or set the key 'states'"
 
 
+def open_dataset(config: Config) -> Dataset:
+    """Load the dataset that the configuration names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if config.dataset is None:
+        raise ConfigError(
+            "no dataset is given",
+            "the folder that `iisan prepare` wrote",
+            "pass --dataset or set the key 'dataset'",
+        )
+    return Dataset.load(config.dataset)
+
+
 def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:
     """The levels that the model reads: those that a name stands for, or those listed.
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iisan.efficiency.tpme import PRESETS, Measurement, Weights, read_csv, shares, tpme, winners
 from iisan.errors import ConfigError
+from iisan.evaluate.tpme import PRESETS, Measurement, Weights, read_csv, shares, tpme, winners
 
 # The published measurements on Scientific: seconds an epoch, trainable parameters, GB.
 PUBLISHED = [

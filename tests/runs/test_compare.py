@@ -6,11 +6,11 @@ import shutil
 import polars as pl
 import pytest
 
-from iisan.efficiency.tpme import PRESETS
 from iisan.errors import ConfigError
 from iisan.evaluate.significance import holm
-from iisan.experiments.compare import compare_runs
+from iisan.evaluate.tpme import PRESETS
 from iisan.recipes import recipe
+from iisan.runs.compare import compare_runs
 from iisan.train.run import train
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from iisan.experiments.naming import short_names
+from iisan.runs.naming import short_names
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular,
 from iisan.evaluate.evaluation import Evaluation, evaluate
 from iisan.evaluate.scorer import Scorer
 from iisan.names import ITEM_ID, LAST
+from iisan.runs.run import Run
+from iisan.states.configured import open_dataset, open_stores
 from iisan.states.store import StateStore
-from iisan.train.setup import open_dataset
-from iisan.train.sources import open_stores
-from iisan.train.trained import TrainedRun
 
 
 def _frozen_similarity(stores: Mapping[str, StateStore], dataset: Dataset) -> Scorer:
@@ -44,9 +43,7 @@ def baselines(config: Config, dataset: Dataset, parts: Split) -> dict[str, Score
     return scorers
 
 
-def assess(
-    run: TrainedRun, config: Config, part: Part = "test", with_baselines: bool = True
-) -> dict[str, Evaluation]:
+def assess(run: Run, config: Config, part: Part = "test", with_baselines: bool = True) -> dict[str, Evaluation]:
     """Evaluate a run, and the baselines before it, under the protocol of ``config``.
 
     Under another split than the run's own all are trained on what the run was trained on, and only other targets

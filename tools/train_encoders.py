@@ -1,4 +1,4 @@
-"""Train the demo's small encoders: ``python -m iisan.demo.train_encoders``.
+"""Train the demo's small encoders: ``python tools/train_encoders.py``.
 
 They stand in for BERT, ViT, AST, VideoMAE and a model that writes captions as downloaded: pretrained on products
 of the same kind as the catalogue's but on none of the catalogue's, for objectives that are not recommendation.
@@ -41,7 +41,17 @@ from transformers import (
 )
 
 from iisan.demo.catalogue import generate
-from iisan.demo.pretraining import (
+from iisan.demo.products import (
+    IMAGE_ATTRIBUTES,
+    NUM_VALUES,
+    TEXT_ATTRIBUTES,
+    Attributes,
+    draw_attributes,
+    write_titles,
+)
+from iisan.demo.run import CAPTIONER, ENCODERS
+from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
+from pretraining import (
     HEADS,
     IGNORED,
     IMAGE_STREAM,
@@ -59,19 +69,9 @@ from iisan.demo.pretraining import (
     render_pictures,
     train_steps,
 )
-from iisan.demo.products import (
-    IMAGE_ATTRIBUTES,
-    NUM_VALUES,
-    TEXT_ATTRIBUTES,
-    Attributes,
-    draw_attributes,
-    write_titles,
-)
-from iisan.demo.run import CAPTIONER
-from iisan.demo.train_media import train_audio, train_captioner, train_video
-from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
+from train_media import train_audio, train_captioner, train_video
 
-FOLDER = Path(__file__).parent / "encoders"
+FOLDER = ENCODERS
 COMMON = 1000  # a word that stands in one title of so many is a token; others are spelt
 MASKED_WORDS = 0.25
 

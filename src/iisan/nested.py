@@ -1,0 +1,75 @@
+"""Nested mappings of settings: YAML files, dotted keys, assignments."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iisan.errors import ConfigError
+
+
+def parse_assignment(assignment: str) -> tuple[str, Any]:
+    """Key and value of a ``key.key=value`` override, whose value is YAML.
+
+    Raises:
+        ConfigError: no assignment, or a value that is not YAML.
+    """
+    key, separator, value = assignment.partition("=")
+    if not separator or not key:
+        raise ConfigError(
+            f"the override '{assignment}' is no assignment", "key.key=value", "write e.g. training.batch_size=128"
+        )
+    try:
+        return key.strip(), _load_yaml(value)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"the value in '{assignment}' is not YAML", "a YAML value", "quote it") from None
+
+
+def merge(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Set dotted keys in a nested dictionary, in place; returns it."""
+    for key, value in assignments:
+        *parents, name = key.split(".")
+        section = base
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(
+                    f"the key '{key}' looks inside '{parent}', which is a value", "a section", "check the key"
+                )
+        section[name] = value
+    return base
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """List a nested mapping as dotted keys and values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _load_yaml(text: str) -> Any:
+    value = yaml.safe_load(text)
+    # An alias may stand inside what it stands for.
+    json.dumps(value, default=str)
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: absent, unreadable, or something else than a mapping.
+    """
+    try:
+        values = _load_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no file '{path}'", "a YAML file", "check the path") from None
+    except (yaml.YAMLError, ValueError, IsADirectoryError) as error:
+        raise ConfigError(f"'{path}' cannot be read as YAML ({error})", "a YAML file", "mend it") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"'{path}' holds {type(values).__name__}", "a mapping of settings", "mend it")
+    return values
