@@ -54,7 +54,7 @@ def test_a_resolved_file_reproduces_itself(name, tmp_path):
 
 def test_a_file_states_only_what_differs_from_its_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("recipe: reference\ntraining: {batch: 7}\n")
+    path.write_text("recipe: reference\ntraining: {batch_size: 7}\n")
     config = load_config(path, ["training.seed=3"])
     assert (config.training.batch_size, config.training.seed) == (7, 3)
     assert config.items == reference().items

@@ -11,8 +11,6 @@ OLD_KEYS: Mapping[str, str | None] = {
     "tuning.rate": "tuning.learning_rate",
     "tuning.checkpointing": "tuning.gradient_checkpointing",
     "items.width": "items.embedding_dim",
-    "items.head": "items.projection",
-    "items.fusion": None,
     "sequence.length": "sequence.max_length",
     "sequence.blocks": "sequence.num_layers",
     "sequence.heads": "sequence.num_heads",
@@ -29,11 +27,7 @@ OLD_KEYS: Mapping[str, str | None] = {
 #: Keys of a section ``columns.NAME``.
 OLD_COLUMN_KEYS: Mapping[str, str | None] = {"backbone": "encoder", "jpeg_draft": None}
 #: Values by their key's new name.
-OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {
-    "evaluation.policy": {"none": "all", "keep-target": "unseen"},
-    "items.block": {"adapter": "dense"},
-    "items.projection": {"one": "single", "two": "double"},
-}
+OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {}
 
 
 def new_name(key: str) -> str | None:

@@ -529,7 +529,7 @@ def test_what_feature_maps_cannot_do_is_one_sentence(name: str, folder_of: Calla
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_the_last_stage_can_be_trained(name: str, folder_of: Callable[[str], Path]) -> None:
     encoder = load_image(str(folder_of(name)))
-    tune(encoder, "full", top=1)
+    tune(encoder, "full", last_n_layers=1)
     trained = {parameter for parameter, weight in encoder.named_parameters() if weight.requires_grad}
     assert trained
     assert all(f"{encoder.block_path}.3." in parameter for parameter in trained)

@@ -130,7 +130,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_folders: dict[str, Pat
     gradients = []
     for checkpointing in (False, True):
         encoder = load(model_folders, "bert")
-        tune(encoder, "full", checkpointing=checkpointing)
+        tune(encoder, "full", gradient_checkpointing=checkpointing)
         for module in encoder.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

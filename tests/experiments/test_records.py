@@ -167,6 +167,6 @@ def test_damage_is_an_error_of_one_sentence(tmp_path):
     path.write_text(path.read_text()[:20])
     with pytest.raises(RunError, match=r"a.json' is not readable JSON"):
         read_records([path])
-    write(path, schema=2)
-    with pytest.raises(RunError, match="has schema 2; expected schema 1 or older"):
+    write(path, schema=3)
+    with pytest.raises(RunError, match="has schema 3; expected schema 2 or older"):
         read_records([path])

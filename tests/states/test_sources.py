@@ -164,7 +164,7 @@ def test_frozen_encoders_stay_as_they_are(live: LiveStates) -> None:
 @pytest.fixture
 def tuned(catalogue: Any, model_folders: dict[str, Path]) -> LiveStates:
     encoder = load_text(str(model_folders["bert"]))
-    tune(encoder, "full", top=2)
+    tune(encoder, "full", last_n_layers=2)
     return LiveStates({"text": (encoder, Contents.of(catalogue, "text"), ("last",))}, batch_size=8)
 
 

@@ -117,7 +117,7 @@ def test_a_damaged_file_of_the_right_size_is_one_sentence(
     ("change", "message"),
     [
         (lambda m: m.update(kind="iisan-dataset"), "was not written as an iisan-states"),
-        (lambda m: m.update(schema=2), "has schema 2.*upgrade iisan"),
+        (lambda m: m.update(schema=3), "has schema 3.*upgrade iisan"),
         (lambda m: m.pop("levels"), "damaged at 'levels'"),
         (lambda m: m.update(extra=1), "damaged at 'extra'"),
         (lambda m: m["settings"].update(pooling="cls"), "was changed after it was written"),
