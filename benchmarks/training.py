@@ -108,7 +108,7 @@ def naive_items(items: SideNetwork, image: Tensor, text: Tensor) -> Tensor:
                 mixed = gate * levels[name][level] + (1 - gate) * state
             down, up = ((maps.weight[level], maps.bias[level]) for maps in (tower.blocks.down, tower.blocks.up))
             state = mixed + linear(torch.relu(linear(mixed, *down)), *up)
-        parts.append(items.heads[name](items.dense[name](state)))
+        parts.append(items.projections[name](items.dense[name](state)))
     return items.fusion.linear(torch.cat(parts, dim=1))
 
 

@@ -71,7 +71,6 @@ TEXTS = {
     "default": "MiniLM",
     "ngrams": "n-grams",
     "both": "MiniLM and n-grams",
-    "experts": "MiniLM and n-grams, `items.fusion=experts`",
     "nonorm": "MiniLM, `items.level_norm=none`",
 }
 

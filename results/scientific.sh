@@ -36,7 +36,6 @@ texts() { # NAME SEED SETTING…: train on the titles and their n-grams
 }
 for seed in 0 1 2; do texts both $seed --set "modalities=[text, ngrams]"; done
 texts ngrams 0 --set "modalities=[ngrams]"
-texts experts 0 --set "modalities=[text, ngrams]" --set items.fusion=experts
 texts nonorm 0 --set "modalities=[text]" --set items.level_norm=none
 iisan evaluate "$work/default-seed0" --json >"$here/scientific/baselines.json"
 python "$here/make.py"

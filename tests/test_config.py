@@ -84,7 +84,7 @@ def test_paper_and_reference_follow_the_table_of_switches():
     one, two = paper(), reference()
     assert (one.items.gate_on, two.items.gate_on) == ("previous", "hidden")
     assert (one.items.first_block, two.items.first_block) == ("alone", "gated")
-    assert (one.items.head, two.items.head) == ("one", "two")
+    assert (one.items.projection, two.items.projection) == ("single", "double")
     assert (one.items.concatenation, two.items.concatenation) == ("inter-between", "inter-last")
     assert (one.loss.reduction, two.loss.reduction) == ("sum", "mean")
     assert (one.loss.exclude, two.loss.exclude) == ("training", "window")

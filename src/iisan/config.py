@@ -120,8 +120,8 @@ class ItemEncoderConfig(Section):
         embedding_dim: E.
         intra: one tower per modality.
         inter: one tower across modalities; exists where there are at least two.
-        block: of the towers: ``adapter`` (the SAN block), ``phm`` (parameterised hypercomplex weights) or
-            ``low-rank`` weights (P1 table 6).
+        block: weights of the SAN blocks: ``dense``, ``phm`` (parameterised hypercomplex) or ``low-rank``
+            (P1 table 6).
         bottleneck: H.
         bottlenecks: H of single towers, by modality or ``inter``.
         transform: what brings wider states to the inter tower's width: a trained ``linear`` map per level (P2), or
@@ -130,14 +130,12 @@ class ItemEncoderConfig(Section):
         rank: of a low-rank weight.
         activation: inside a SAN block.
         gated: learn the scalar gates; otherwise states are added.
-        gate_on: what the gate of eq. 1 multiplies: the ``previous`` state (P1) or the ``hidden`` state
-            (published code).
+        gate_on: what the sigmoid of a gate's parameter multiplies in eq. 1: the ``previous`` state (P1) or the
+            ``hidden`` state (published code).
         first_block: the first intra block sees the embedding state ``alone`` (P1), or ``gated`` with
             zeros (published code).
-        head: ``one`` linear D→E per tower, ``two`` (D→D, D→E; published code), or ``narrow`` (D→E, E→E within
-            modalities, ``two`` across them; published code of Versa).
-        fusion: of the towers' answers: one ``linear`` map of all side by side (P1 eq. 3), or ``experts``, a linear
-            map of each, weighted by what the answers themselves say.
+        projection: linear maps from a tower to the fusion: ``single`` (D→E), ``double`` (D→D, D→E; published
+            code), or ``narrow`` (D→E, E→E within modalities, ``double`` across them; published code of Versa).
         concatenation: where the inter tower stands in the fusion's input.
         fusion_scale: factor on the fusion's initial weights. At 1 (Xavier) normalised states give first scores far
             larger than the loss needs, which costs epochs to unlearn.
@@ -148,7 +146,7 @@ class ItemEncoderConfig(Section):
     embedding_dim: PositiveInt = 64
     intra: bool = True
     inter: bool = True
-    block: Literal["adapter", "phm", "low-rank"] = "adapter"
+    block: Literal["dense", "phm", "low-rank"] = "dense"
     bottleneck: PositiveInt = 64
     bottlenecks: dict[Modality, PositiveInt] = {}
     transform: Literal["linear", "pool"] = "linear"
@@ -158,8 +156,7 @@ class ItemEncoderConfig(Section):
     gated: bool = True
     gate_on: Literal["previous", "hidden"] = "previous"
     first_block: Literal["alone", "gated"] = "alone"
-    head: Literal["one", "two", "narrow"] = "one"
-    fusion: Literal["linear", "experts"] = "linear"
+    projection: Literal["single", "double", "narrow"] = "single"
     concatenation: Literal["inter-between", "inter-last"] = "inter-between"
     fusion_scale: PositiveFloat = 1.0
     level_norm: Literal["none", "layer"] = "none"
@@ -218,7 +215,7 @@ class OptimizerConfig(Section):
         learning_rate: learning rate of all that has none of its own.
         san_learning_rate: rate of the SAN blocks.
         gate_learning_rates: rate of a tower's gates, by tower.
-        projection_learning_rates: rate of a tower's D→D head, by tower.
+        projection_learning_rates: rate of the D→D map of a tower's projection, by tower.
     """
 
     learning_rate: PositiveFloat = 2e-4

@@ -11,6 +11,8 @@ OLD_KEYS: Mapping[str, str | None] = {
     "tuning.rate": "tuning.learning_rate",
     "tuning.checkpointing": "tuning.gradient_checkpointing",
     "items.width": "items.embedding_dim",
+    "items.head": "items.projection",
+    "items.fusion": None,
     "sequence.length": "sequence.max_length",
     "sequence.blocks": "sequence.num_layers",
     "sequence.heads": "sequence.num_heads",
@@ -27,7 +29,10 @@ OLD_KEYS: Mapping[str, str | None] = {
 #: Keys of a section ``columns.NAME``.
 OLD_COLUMN_KEYS: Mapping[str, str | None] = {"backbone": "encoder", "jpeg_draft": None}
 #: Values by their key's new name.
-OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {}
+OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {
+    "items.block": {"adapter": "dense"},
+    "items.projection": {"one": "single", "two": "double"},
+}
 
 
 def new_name(key: str) -> str | None:

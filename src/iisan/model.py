@@ -56,7 +56,7 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
         case "table":
             return ItemTable(num_items, items.embedding_dim)
         case "projection":
-            return Projection(source.widths, items.embedding_dim, missing, items.fusion_scale, items.fusion)
+            return Projection(source.widths, items.embedding_dim, missing, items.fusion_scale)
         case "side":
             levels = {name: len(kept) for name, kept in source.levels.items()}
             settings = items.model_dump(exclude={"kind", "embedding_dim"})

@@ -54,7 +54,9 @@ def reference() -> Config:
         recipe="reference",
         text=StatesConfig(pooling="cls", max_tokens=30),
         image=StatesConfig(pooling="cls"),
-        items=ItemEncoderConfig(gate_on="hidden", first_block="gated", head="two", concatenation="inter-last"),
+        items=ItemEncoderConfig(
+            gate_on="hidden", first_block="gated", projection="double", concatenation="inter-last"
+        ),
         optimizer=OptimizerConfig(
             learning_rate=2e-4,
             san_learning_rate=1e-4,
@@ -77,7 +79,7 @@ def versa() -> Config:
             "items": ItemEncoderConfig(
                 gate_on="hidden",
                 first_block="gated",
-                head="narrow",
+                projection="narrow",
                 concatenation="inter-last",
                 bottlenecks={"image": 512},
             ),

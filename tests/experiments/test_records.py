@@ -25,7 +25,7 @@ def failed(row, seed=0, error="out of memory"):
 
 def write(path, **fields):
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"kind": "iisan-record", "schema": 1, "experiment": "table-3", "row": "LoRA", "status": "finished"}
+    whole = {"kind": "iisan-record", "schema": 2, "experiment": "table-3", "row": "LoRA", "status": "finished"}
     path.write_text(json.dumps(whole | fields))
     return path
 
@@ -170,3 +170,15 @@ def test_damage_is_an_error_of_one_sentence(tmp_path):
     write(path, schema=3)
     with pytest.raises(RunError, match="has schema 3; expected schema 2 or older"):
         read_records([path])
+
+
+def test_gates_of_the_hidden_state_in_old_records_become_those_of_the_previous_one(tmp_path):
+    gates = {"text": [0.25, 1.0], "inter": [0.3]}
+    converted = {"text": (0.75, 0.0), "inter": (0.3,)}
+    for schema, gate_on, expected in (
+        (1, "hidden", converted),
+        (1, "previous", {"text": (0.25, 1.0), "inter": (0.3,)}),
+        (2, "hidden", {"text": (0.25, 1.0), "inter": (0.3,)}),
+    ):
+        path = write(tmp_path / "a.json", schema=schema, gates=gates, config={"items": {"gate_on": gate_on}})
+        assert read_records([path])[0].gates == expected

@@ -43,7 +43,7 @@ class Page(HTMLParser):
 def write(folder, name, **fields):
     whole = {
         "kind": "iisan-record",
-        "schema": 1,
+        "schema": 2,
         "experiment": "table-3",
         "scale": "demo",
         "row": "LoRA",

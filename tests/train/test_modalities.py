@@ -196,7 +196,7 @@ def test_vectors_alone_are_enough_to_start(many, tmp_path, capsys, monkeypatch):
     setup = build(resolve(config))
     assert setup.network.source.widths == {"text": 16, "v": 3}
     # The inter tower has the one level that both have; the vector is mapped to the width of the hidden states.
-    assert (setup.network.items.towers["inter"].steps, setup.network.items.towers["inter"].width) == (1, 16)
+    assert (setup.network.items.towers["inter"].levels, setup.network.items.towers["inter"].width) == (1, 16)
 
 
 def test_the_last_of_imported_states_is_the_last_that_came(many, tmp_path):

@@ -99,8 +99,7 @@ CHANGES = {
     "items.gated": "false",
     "items.gate_on": None,  # the mirrored gate, hence the same training up to rounding; see test_side_network.py
     "items.first_block": "gated",
-    "items.head": "two",
-    "items.fusion": "experts",
+    "items.projection": "double",
     "items.concatenation": "inter-last",
     "items.fusion_scale": "1.0",
     "items.level_norm": "none",
@@ -198,7 +197,7 @@ def test_rates_reach_their_parameters(quick):
     assert by_name["items.dense.inter.weight"] == 0.5
     assert by_name["items.dense.text.weight"] == 5e-5
     assert by_name["items.dense.image.bias"] == 1e-4
-    assert by_name["items.heads.image.weight"] == 2e-4
+    assert by_name["items.projections.image.weight"] == 2e-4
     assert by_name["sequence.blocks.0.query.weight"] == 2e-4
 
 

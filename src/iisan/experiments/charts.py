@@ -240,10 +240,10 @@ def learning_curves(records: Sequence[Record]) -> "Figure":
 
 
 def gate_values(records: Sequence[Record]) -> "Figure":
-    """Learnt gates as numbers in cells: one panel a tower, one line a row, one column a level.
+    """Learned gates as numbers in cells: one panel a tower, one line a row, one column a level.
 
-    For a modality the weight of the previous state (P1 eq. 1), for ``inter`` that of the first modality
-    (P1 eq. 2); the mean over the seeds.
+    Within a modality the weight of the previous state ("IISAN", eq. 1), for ``inter`` that of the first modality
+    (eq. 2); the mean over the seeds.
 
     Args:
         records: of one experiment at one scale; failed runs are left out.

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from iisan.errors import ConfigError, RunError
 from iisan.evaluate.significance import Spread, spread
 from iisan.legacy import upgraded_config, upgraded_keys
+from iisan.names import INTER
 
 KIND = "iisan-record"
 SCHEMA = 2
@@ -58,8 +59,8 @@ class Record(BaseModel):
         validation: metrics of the best epoch on the validation targets.
         test: metrics of the best epoch on the test targets.
         history: ``epoch``, ``loss``, validation metrics and seconds of every epoch.
-        gates: learnt weights by tower, one a gated level: for a modality that of the previous state
-            (P1 eq. 1), for ``inter`` that of the first modality (P1 eq. 2).
+        gates: learned weights by tower, one per gated level: within a modality that of the previous state
+            ("IISAN", eq. 1), for ``inter`` that of the first modality (eq. 2).
         efficiency: ``seconds_per_epoch``, ``trainable_parameters``, ``total_parameters`` and
             ``peak_memory_bytes``, where they were measured.
         source: the file it was read from.
@@ -172,11 +173,23 @@ def _read(path: Path) -> Record | None:
         raise RunError(f"'{path}' has schema {schema!r}", f"schema {SCHEMA} or older", "upgrade iisan")
     try:
         config = upgraded_config(value.get("config", {}))
-        return Record.model_validate(upgraded_keys(value) | {"config": config, "source": str(path)})
+        record = Record.model_validate(upgraded_keys(value) | {"config": config, "source": str(path)})
+        match value:
+            case {"schema": 1, "config": {"items": {"gate_on": "hidden"}}}:
+                record = record.model_copy(update={"gates": _complements(record.gates)})
+        return record
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise RunError(f"'{path}' has a damaged field '{field}' ({first['msg']})", "a record", cure) from None
+
+
+def _complements(gates: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """Gate values from a record that holds the weights of the hidden states instead of the previous ones."""
+    return {
+        tower: values if tower == INTER else tuple(1 - value for value in values)
+        for tower, values in gates.items()
+    }
 
 
 def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]:

@@ -1,47 +1,28 @@
-"""The trainable block of all side networks."""
+"""SAN blocks, the trainable part of every side network ("IISAN", sec. 2.1)."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from iisan.errors import ConfigError
 
-
-class Activation(NamedTuple):
-    """A function of single numbers.
-
-    Attributes:
-        forward: ``x`` -> its values.
-        backward: the gradient of these, and ``x`` -> the gradient of ``x``.
-    """
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-
-
-ACTIVATIONS = {
-    "relu": Activation(torch.relu, lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0)),
-    "gelu": Activation(nn.functional.gelu, torch.ops.aten.gelu_backward),
-}
-
-#: A gate's parameter is divided by this before the sigmoid (published code).
-GATE_TEMPERATURE = 0.1
-
+#: Activation functions inside a SAN block.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
 
 #: Standard deviation of the initial weights of a SAN block (published code).
 INITIAL_STD = 0.01
 
 
 class DenseMaps(nn.Module):
-    """K affine maps, each with a weight of its own.
+    """K affine maps with unconstrained weights.
 
     Args:
-        count: K.
-        width_in: D_in.
-        width_out: D_out.
+        count: Number of maps, K.
+        width_in: Input width, D_in.
+        width_out: Output width, D_out.
     """
 
     def __init__(self, count: int, width_in: int, width_out: int) -> None:
@@ -54,13 +35,13 @@ class PHMMaps(nn.Module):
     """K affine maps whose weights are sums of n Kronecker products, ``Σ A_i ⊗ B_i`` (parameterised hypercomplex).
 
     Args:
-        count: K.
-        width_in: D_in, a multiple of n.
-        width_out: D_out, a multiple of n.
-        n: products; A is ``[n, n, n]``, B is ``[n, D_out / n, D_in / n]``.
+        count: Number of maps, K.
+        width_in: Input width, D_in, a multiple of n.
+        width_out: Output width, D_out, a multiple of n.
+        n: Number of products; A is ``[n, n, n]``, B is ``[n, D_out / n, D_in / n]``.
 
     Raises:
-        ConfigError: a width that n does not divide.
+        ConfigError: If n does not divide a width.
     """
 
     def __init__(self, count: int, width_in: int, width_out: int, n: int) -> None:
@@ -71,14 +52,14 @@ class PHMMaps(nn.Module):
                 "a number that divides both",
                 "choose items.phm and items.bottleneck so that it does",
             )
-        # Each entry of a weight is a sum of n products, so it starts with the deviation INITIAL_STD.
+        # Each element of a weight is a sum of n products, so its initial standard deviation is INITIAL_STD.
         self.rules = nn.Parameter(torch.randn(count, n, n, n) / n**0.5)
         self.factors = nn.Parameter(torch.randn(count, n, width_out // n, width_in // n) * INITIAL_STD)
         self.bias = nn.Parameter(torch.zeros(count, width_out))
 
     @property
     def weight(self) -> Tensor:
-        """``[K, D_out, D_in]``."""
+        """Weights of all maps, ``[K, D_out, D_in]``."""
         count, n, rows, columns = self.factors.shape
         return torch.einsum("kiab,kicd->kacbd", self.rules, self.factors).reshape(count, n * rows, n * columns)
 
@@ -87,10 +68,10 @@ class LowRankMaps(nn.Module):
     """K affine maps whose weights are products of two thin matrices.
 
     Args:
-        count: K.
-        width_in: D_in.
-        width_out: D_out.
-        rank: columns of the first, rows of the second.
+        count: Number of maps, K.
+        width_in: Input width, D_in.
+        width_out: Output width, D_out.
+        rank: Inner width of the product.
     """
 
     def __init__(self, count: int, width_in: int, width_out: int, rank: int) -> None:
@@ -101,23 +82,21 @@ class LowRankMaps(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """``[K, D_out, D_in]``."""
+        """Weights of all maps, ``[K, D_out, D_in]``."""
         return self.left @ self.right
 
 
 class SANBlocks(nn.Module):
-    """The SAN blocks of a tower, ``x + W_up · act(W_down · x + b) + b'`` (P1 §2.1): bottlenecks with a residual.
-
-    They are parameters alone: :mod:`iisan.nn.towers` computes with all of a tower's blocks at once.
+    """The K SAN blocks of a tower: bottlenecks with a residual, ``x + W_up · act(W_down · x + b) + b'``.
 
     Args:
-        count: K.
-        width: D.
-        bottleneck: H.
-        activation: ``relu`` or ``gelu``.
-        kind: of the weights: ``adapter`` (dense), ``phm`` or ``low-rank`` (P1 table 6).
-        phm: n of ``phm``.
-        rank: of ``low-rank``.
+        count: Number of blocks, K.
+        width: Tower width, D.
+        bottleneck: Bottleneck width, H.
+        activation: Name of an activation function in ``ACTIVATIONS``.
+        kind: Parameterisation of the weights: ``dense``, ``phm`` or ``low-rank`` ("IISAN", table 6).
+        phm: Number of Kronecker products of a ``phm`` weight.
+        rank: Rank of a ``low-rank`` weight.
     """
 
     def __init__(
@@ -126,13 +105,13 @@ class SANBlocks(nn.Module):
         width: int,
         bottleneck: int,
         activation: str = "relu",
-        kind: Literal["adapter", "phm", "low-rank"] = "adapter",
+        kind: Literal["dense", "phm", "low-rank"] = "dense",
         phm: int = 8,
         rank: int = 1,
     ) -> None:
         super().__init__()
         match kind:
-            case "adapter":
+            case "dense":
                 make: Callable[[int, int, int], nn.Module] = DenseMaps
             case "phm":
                 make = partial(PHMMaps, n=phm)
@@ -142,12 +121,14 @@ class SANBlocks(nn.Module):
         self.bottleneck = bottleneck
         self.down: Any = make(count, width, bottleneck)
         self.up: Any = make(count, bottleneck, width)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
-
-def gate(parameter: Tensor) -> Tensor:
-    """Value of a scalar gate between 0 and 1; 0.5 for the initial parameter 0."""
-    return torch.sigmoid(parameter / GATE_TEMPERATURE)
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """Apply the block of a level, ``[U, D] -> [U, D]``."""
+        inside = nn.functional.linear(x, self.down.weight[level], self.down.bias[level])
+        return x + nn.functional.linear(
+            ACTIVATIONS[self.activation](inside), self.up.weight[level], self.up.bias[level]
+        )
 
 
 def linear(width_in: int, width_out: int) -> nn.Linear:

@@ -1,6 +1,7 @@
-"""Sequence encoders: ``x [B, S, E]``, ``mask [B, S]`` (true = an item stands there) -> ``[B, S, E]``.
+"""Sequence encoders: from the item embeddings of histories to a vector at every position.
 
-Histories are left-padded. What stands at a padded position never reaches a real one.
+All have the same interface, ``forward(x [B, S, E], mask [B, S]) -> [B, S, E]``, where the mask is true at items.
+Histories are left-padded; values at padded positions never reach a real one.
 """
 
 import torch
@@ -24,12 +25,12 @@ class _TransformerBlock(nn.Module):
         """Run P positions of B histories of length S.
 
         Args:
-            x: ``[P, E]``.
-            places: ``[P]``, where they stand in ``[B · S]``.
-            visible: ``[B, 1, S, S]``, which key a query sees.
+            x: Input at these positions, ``[P, E]``.
+            places: Indices of the positions in ``[B · S]``.
+            visible: Whether a query sees a key, ``[B, 1, S, S]``.
 
         Returns:
-            ``[P, E]``.
+            Output at these positions, ``[P, E]``.
         """
         batch, _, length, _ = visible.shape
         projected = nn.functional.linear(x, torch.cat([self.query.weight, self.key.weight, self.value.weight]))
@@ -45,14 +46,14 @@ class _TransformerBlock(nn.Module):
 
 
 class SASRec(nn.Module):
-    """Causal transformer with learned positions (METHOD §3, parameters as in the published code).
+    """Causal transformer with learned positions (parameters as in the published code of IISAN).
 
     Args:
-        width: E.
-        length: S.
-        blocks: number of blocks.
-        heads: attention heads.
-        dropout: probability.
+        width: Embedding width, E.
+        length: History length, S.
+        blocks: Number of transformer layers.
+        heads: Number of attention heads.
+        dropout: Dropout probability.
     """
 
     def __init__(self, width: int, length: int, blocks: int, heads: int, dropout: float) -> None:
@@ -69,13 +70,13 @@ class SASRec(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """See the module's head."""
+        """Return ``[B, S, E]``, see the module."""
         batch, length, width = x.shape
         # Every position sees itself, so that the last one of an empty history stays finite, too.
         itself = torch.eye(length, dtype=torch.bool, device=x.device)
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         visible = (mask[:, None, None, :] & causal) | itself
-        # More than half of all positions may be padding: only what somebody reads is computed.
+        # More than half of all positions may be padding: only those that are read are computed.
         read = mask.clone()
         read[:, -1] = True
         # A GPU would have to be asked where that is, and a tensor without storage, as in estimates, does not know.
@@ -92,9 +93,9 @@ class GRU4Rec(nn.Module):
     """Gated recurrent units, run from a history's first real item on.
 
     Args:
-        width: E.
-        blocks: layers.
-        dropout: on the input and between layers.
+        width: Embedding width, E.
+        blocks: Number of layers.
+        dropout: Dropout probability on the input and between layers.
     """
 
     def __init__(self, width: int, blocks: int, dropout: float) -> None:
@@ -103,9 +104,9 @@ class GRU4Rec(nn.Module):
         self.gru = nn.GRU(width, width, blocks, batch_first=True, dropout=dropout if blocks > 1 else 0.0)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """See the module's head."""
+        """Return ``[B, S, E]``, see the module."""
         length = x.shape[1]
-        # Turn left padding into right padding, which comes after all that counts, and turn it back.
+        # Turn left padding into right padding, which follows every item, and turn it back.
         shift = length - mask.sum(1, keepdim=True)
         steps = torch.arange(length, device=x.device)
         forth = ((steps + shift) % length)[..., None].expand_as(x)
@@ -136,9 +137,9 @@ class NextItNet(nn.Module):
     """Stack of dilated causal convolutions, kernel 3, dilations 1 and 4 in turn.
 
     Args:
-        width: E.
-        blocks: residual blocks.
-        dropout: on the input and on every block's output.
+        width: Embedding width, E.
+        blocks: Number of residual blocks.
+        dropout: Dropout probability on the input and inside every block.
     """
 
     def __init__(self, width: int, blocks: int, dropout: float) -> None:
@@ -147,7 +148,7 @@ class NextItNet(nn.Module):
         self.blocks = nn.ModuleList(_ConvolutionBlock(width, (1, 4)[i % 2], dropout) for i in range(blocks))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """See the module's head."""
+        """Return ``[B, S, E]``, see the module."""
         mask = mask[..., None].to(x.dtype)
         x = self.dropout(x)
         for block in self.blocks:

@@ -1,11 +1,20 @@
-"""The side networks: one tower within each modality, one between them (P1 eqs. 1 and 2).
+"""The side networks: a tower within each modality and one across them ("IISAN", eqs. 1 and 2).
 
-All are SAN blocks in a row, each of which adds to the state that it gets:
-``x_i = k_i · s_{i-1} + Σ_m w_mi · h_mi`` enters block i, which leaves ``s_i = x_i + up_i(act(down_i(x_i)))``.
-Kinds of towers differ in how much they keep of the previous state and in what they weigh the hidden states of the
-modalities with; that is their entry. Towers of one shape are computed together.
+A tower climbs the K levels of its encoders. At level i it mixes the state that it has reached with the encoders'
+hidden states, and a SAN block adapts the mixture::
 
-Legend: U items, M modalities, K levels, D width, H bottleneck, E width of a head's answer, T towers.
+    x_i = carry_i · s_{i-1} + Σ_m weight_{m,i} · h_{m,i}        (s starts at zero)
+    s_i = SANB_i(x_i) = x_i + W_up · act(W_down · x_i + b) + b'
+
+The two equations differ in these factors alone:
+
+- within a modality (eq. 1), ``carry`` is the gate μ and the only ``weight`` is 1 − μ;
+- across modalities (eq. 2), ``carry`` is 1 and the weights are β and 1 − β.
+
+``Tower.forward`` computes this as it stands here. Training calls :mod:`iisan.nn.fused` instead, which computes the
+same faster.
+
+Legend: U items, M modalities, K levels, D tower width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,216 +24,67 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from iisan.nn.blocks import GATE_TEMPERATURE, Activation, SANBlocks, gate
+from iisan.nn.blocks import SANBlocks
 from iisan.nn.hidden import Hidden
+
+#: A gate's parameter is divided by this before the sigmoid (published code).
+GATE_TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What enters the blocks of a tower.
+class TowerInputs:
+    """What a tower mixes at its levels.
 
     Attributes:
-        keeps: ``k [K]``, the first of which is not used; None for ones.
-        shares: ``w`` of each of the M modalities, ``[K]``; or ``[K, U, 1]`` where items differ, and then the
-            hidden states have no means.
-        hidden: of the M modalities, as wide as the tower; their precision is that of all large products.
+        carry: Weight of the previous state, ``[K]``, or None where it is 1; the first level has no previous state.
+        mixing_weights: Weight of each of the M modalities: ``[K]``, or ``[K, U, 1]`` where some items lack a
+            modality, in which case the hidden states have no mean.
+        hidden: Hidden states of each modality at the tower's width, ``[U, K, D]``.
     """
 
-    keeps: Tensor | None
-    shares: Sequence[Tensor]
+    carry: Tensor | None
+    mixing_weights: Sequence[Tensor]
     hidden: Sequence[Hidden]
 
 
 class Tower(nn.Module):
-    """SAN blocks in a row.
+    """A SAN block per level, each applied to a mixture of the previous state and the level's hidden states.
 
     Args:
-        levels: K.
-        width: D.
-        blocks: makes K SAN blocks of a width.
+        levels: Number of levels, K.
+        width: Tower width, D.
+        blocks: Function that makes K SAN blocks of a width.
     """
 
     def __init__(self, levels: int, width: int, blocks: Callable[[int, int], SANBlocks]) -> None:
         super().__init__()
+        self.levels = levels
         self.width = width
         self.blocks = blocks(levels, width)
 
-
-def answers(towers: Sequence[Tower], entries: Sequence[Entry], heads: Sequence[Tensor]) -> list[Tensor]:
-    """What the heads ``[E, D]`` make of the towers' last states, ``[U, E]`` each, without the heads' biases."""
-    groups: dict[Any, list[int]] = {}
-    for number, (tower, entry) in enumerate(zip(towers, entries, strict=True)):
-        values = entry.hidden[0].values
-        shape = values.shape, values.dtype, tower.blocks.bottleneck, tower.blocks.activation
-        groups.setdefault(shape, []).append(number)
-    found: dict[int, Tensor] = {}
-    for group in groups.values():
-        blocks, within = [towers[number].blocks for number in group], [entries[number] for number in group]
-        together = _run(blocks, within, torch.stack([heads[number] for number in group]))
-        found.update(zip(group, together.unbind(), strict=True))
-    return [found[number] for number in range(len(towers))]
-
-
-def _run(blocks: Sequence[SANBlocks], entries: Sequence[Entry], heads: Tensor) -> Tensor:
-    """What heads ``[T, E, D]`` make of the last states of T towers of one shape, ``[T, U, E]``."""
-    gated = [number for number, entry in enumerate(entries) if entry.keeps is not None]
-    ones = heads.new_ones(blocks[0].count)
-    keeps = torch.stack([ones if entry.keeps is None else entry.keeps for entry in entries], dim=1)
-    entered, last = _common(blocks, entries, keeps)
-    biases = [
-        each.down.bias + (each.down.weight @ common[..., None])[..., 0]
-        for each, common in zip(blocks, entered.unbind(1), strict=True)
-    ]
-    sources = [
-        (owner, share, hidden.values)
-        for owner, entry in enumerate(entries)
-        for share, hidden in zip(entry.shares, entry.hidden, strict=True)
-    ]
-    owners, shares, values = zip(*sources, strict=True)
-    weights = [getattr(each, name).weight for name in ("down", "up") for each in blocks]
-    states = _Chain.apply(
-        blocks[0].activation, owners, gated, keeps, torch.stack(biases, dim=1), *weights, *shares, *values
-    )
-    return states @ heads.to(states.dtype).mT + (heads @ last[..., None]).mT
-
-
-def _common(blocks: Sequence[SANBlocks], entries: Sequence[Entry], keeps: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the blocks of T towers whatever the item is, ``[K, T, D]``, and leaves the last, ``[T, D]``.
-
-    These are the means of the hidden states and the biases of ``up``. They run beside the items in fp32: next to
-    them the differences between items are small, and a low precision would lose those.
-    """
-    biases = torch.stack([each.up.bias for each in blocks], dim=1)
-    added = list(biases.unbind(1))
-    for tower, entry in enumerate(entries):
-        for share, hidden in zip(entry.shares, entry.hidden, strict=True):
-            if hidden.mean is not None:
-                added[tower] = torch.addcmul(added[tower], share[:, None], hidden.mean)
-    left: list[Tensor] = []
-    for value, kept in zip(torch.stack(added, dim=1), keeps[..., None], strict=True):
-        left.append(torch.addcmul(value, kept, left[-1]) if left else value)
-    return torch.stack(left) - biases, left[-1]
-
-
-class _Chain(torch.autograd.Function):
-    """The recurrence of the module's head for what differs between items, with a gradient written by hand.
-
-    Its cost is not in the products but in passing over ``[U, D]`` numbers, which autograd would do several times
-    as often. Everything is in the precision of the hidden states, but for what stands around an activation.
-    """
-
-    @staticmethod
-    def forward(
-        context: Any,
-        activation: Activation,
-        owners: Sequence[int],
-        gated: Sequence[int],
-        keeps: Tensor,
-        biases: Tensor,
-        *rest: Tensor,
-    ) -> Tensor:
-        """Run T towers on S hidden states, of which each belongs to the tower that ``owners [S]`` names.
-
-        Args:
-            context: autograd's.
-            activation: of the blocks.
-            owners: ascending.
-            gated: towers whose keeps are not simply ones; those of the others get no whole gradient.
-            keeps: ``[K, T]``.
-            biases: ``[K, T, H]``.
-            rest: weights, T times down ``[K, H, D]`` and T times up ``[K, D, H]``; shares, S times ``[K]`` or
-                ``[K, U, 1]``; hidden states, S times ``[U, K, D]``.
-
-        Returns:
-            ``[T, U, D]``.
-        """
-        count, towers = keeps.shape
-        downs, ups, shares, hidden = _Chain._sorted(rest, towers)
-        items, dtype = len(hidden[0]), hidden[0].dtype
-        down, up = _together(downs, dtype), _together(ups, dtype)
-        kept, weights = keeps.to(dtype)[..., None, None], [share.to(dtype).unbind() for share in shares]
-        firsts = [owner not in owners[:number] for number, owner in enumerate(owners)]
-        entered = down.new_empty(count, towers, items, down.shape[-1])
-        inside = biases.new_empty(count, towers, items, down.shape[-2])
-        after = torch.empty_like(inside, dtype=dtype)
-        for level, x in enumerate(entered):
-            for owner, first, weight, values in zip(owners, firsts, weights, hidden, strict=True):
-                if first:
-                    torch.mul(values[:, level], weight[level], out=x[owner])
-                else:
-                    x[owner].addcmul_(values[:, level], weight[level])
-            if level:
-                x.addcmul_(entered[level - 1], kept[level])
-                x.baddbmm_(after[level - 1] * kept[level], up[level - 1].mT)
-            torch.add(torch.bmm(x, down[level].mT), biases[level][:, None], out=inside[level])
-            after[level] = activation.forward(inside[level])
-        context.activation, context.owners, context.gated = activation, owners, gated
-        context.save_for_backward(keeps, down, up, entered, inside, after, *shares, *hidden)
-        return torch.baddbmm(entered[-1], after[-1], up[-1].mT)
-
-    @staticmethod
-    def _sorted(rest: Sequence[Tensor], towers: int) -> tuple[Sequence[Tensor], ...]:
-        """Down, up, shares, hidden states."""
-        sources = len(rest) // 2 - towers
-        ends = towers, 2 * towers, 2 * towers + sources
-        return rest[: ends[0]], rest[ends[0] : ends[1]], rest[ends[1] : ends[2]], rest[ends[2] :]
-
-    @staticmethod
-    def backward(context: Any, grad: Tensor) -> tuple[Any, ...]:
-        keeps, down, up, entered, inside, after, *saved = context.saved_tensors
-        shares, hidden = saved[: len(context.owners)], saved[len(context.owners) :]
-        kept, weights = keeps.to(down.dtype)[..., None, None], [share.to(down.dtype) for share in shares]
-        of_keeps, of_shares = torch.zeros_like(keeps), [torch.empty_like(share) for share in shares]
-        wanted = context.needs_input_grad[-len(hidden) :]
-        of_hidden = [torch.empty_like(each) if need else None for each, need in zip(hidden, wanted, strict=True)]
-        of_down, of_up, of_inside, of_after = (torch.empty_like(each) for each in (down, up, inside, after))
-        grad, last = grad.contiguous(), len(entered) - 1
-        through = torch.bmm(grad, up[last], out=of_after[last])
-        for level in range(last, -1, -1):
-            torch.bmm(grad.mT, after[level], out=of_up[level])
-            of_inside[level] = context.activation.backward(through.float(), inside[level])
-            low = of_inside[level].to(down.dtype)
-            torch.bmm(low.mT, entered[level], out=of_down[level])
-            # The gradient that came in is not this function's to overwrite.
-            grad = torch.baddbmm(grad, low, down[level]) if level == last else grad.baddbmm_(low, down[level])
-            for owner, weight, values, of_share, of_values in zip(
-                context.owners, weights, hidden, of_shares, of_hidden, strict=True
-            ):
-                of_share[level] = (grad[owner] * values[:, level]).sum_to_size(of_share[level].shape)
-                if of_values is not None:
-                    torch.mul(grad[owner], weight[level], out=of_values[:, level])
-            if level:
-                through = torch.bmm(grad, up[level - 1], out=of_after[level - 1]) * kept[level]
-                for tower in context.gated:
-                    of_keeps[level, tower] = (grad[tower] * entered[level - 1, tower]).sum()
-                    grad[tower].mul_(kept[level, tower])
-        # The state that is kept of is what entered a block, and what the block added to it.
-        of_keeps[1:] += (of_after * after)[:-1].sum((2, 3))
-        of_weights = [each.float() for weight in (of_down, of_up) for each in weight.unbind(1)]
-        return None, None, None, of_keeps, of_inside.sum(2), *of_weights, *of_shares, *of_hidden
-
-
-def _together(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Weights ``[K, …]`` of T towers, ``[K, T, …]``, in a precision."""
-    together = weights[0].new_empty(len(weights[0]), len(weights), *weights[0].shape[1:], dtype=dtype)
-    for number, weight in enumerate(weights):
-        together[:, number] = weight
-    return together
+    def forward(self, inputs: TowerInputs) -> Tensor:
+        """Return the last state, ``[U, D]``."""
+        states = [hidden.whole() for hidden in inputs.hidden]
+        state = torch.zeros_like(states[0][:, 0])
+        for i in range(self.levels):
+            x = state if inputs.carry is None else inputs.carry[i] * state
+            for weight, h in zip(inputs.mixing_weights, states, strict=True):
+                x = x + weight[i] * h[:, i]
+            state = self.blocks(x, i)
+        return state
 
 
 class IntraTower(Tower):
-    """SAN blocks over the kept states of one modality (P1 eq. 1).
-
-    ``b_i = SANB_i(μ_i · b_{i-1} + (1 − μ_i) · h_i)`` with ``gate_on="previous"``;
-    the published code has ``μ_i`` on ``h_i`` (``gate_on="hidden"``).
+    """The tower within one modality, ``b_i = SANB_i(μ_i · b_{i-1} + (1 − μ_i) · h_i)`` ("IISAN", eq. 1).
 
     Args:
-        levels: K.
-        width: D.
-        blocks: makes K SAN blocks of a width.
-        gated: otherwise ``b_{i-1} + h_i`` enters a block.
-        gate_on: the summand that the gate multiplies.
-        first_block: the first block sees ``h_0`` ``alone``, or ``gated`` with a previous state of zeros.
+        levels: Number of levels, K.
+        width: Tower width, D, which is the encoder's.
+        blocks: Function that makes K SAN blocks of a width.
+        gated: Whether μ is learned; without gates a block's input is ``b_{i-1} + h_i``.
+        gate_on: State that the sigmoid of a gate's parameter multiplies: the ``previous`` one (eq. 1) or the
+            ``hidden`` one (published code). The gate μ is the weight of the previous state in both.
+        first_block: Input of the first block: ``h_0`` ``alone``, or ``gated`` with a previous state of zeros.
     """
 
     def __init__(
@@ -237,47 +97,53 @@ class IntraTower(Tower):
         first_block: Literal["alone", "gated"],
     ) -> None:
         super().__init__(levels, width, blocks)
-        self.gate_on = gate_on
-        self.alone = first_block == "alone" or not gated
-        self.gates = nn.Parameter(torch.zeros(levels - self.alone)) if gated else None
+        self.sign = 1 if gate_on == "previous" else -1
+        self.ungated_levels = 1 if first_block == "alone" else 0
+        self.gates = nn.Parameter(torch.zeros(levels - self.ungated_levels)) if gated else None
+
+    def inputs(self, hidden: Hidden) -> TowerInputs:
+        """Combine the modality's states ``[U, K, D]`` with the gates."""
+        if self.gates is None:
+            return TowerInputs(None, [self.blocks.up.bias.new_ones(self.levels)], [hidden])
+        # A first block that sees h_0 alone has μ = sigmoid(−∞) = 0.
+        logits = nn.functional.pad(self._logits(self.gates), (self.ungated_levels, 0), value=-torch.inf)
+        return TowerInputs(torch.sigmoid(logits), [torch.sigmoid(-logits)], [hidden])
 
     def gate_values(self) -> Tensor | None:
-        """Gates of the levels that have one, from the first level on, or None without gates."""
-        return None if self.gates is None else gate(self.gates).detach()
+        """Return μ, the weight of the previous state, at every gated level; None without gates."""
+        return None if self.gates is None else torch.sigmoid(self._logits(self.gates)).detach()
 
-    def forward(self, hidden: Hidden) -> Entry:
-        """What enters the blocks of the states ``[U, K, D]``."""
-        if self.gates is None:
-            return Entry(None, [torch.ones(self.blocks.count, device=hidden.values.device)], [hidden])
-        logits = self.gates / GATE_TEMPERATURE * (1 if self.gate_on == "previous" else -1)
-        # A first block that sees its state alone keeps nothing.
-        logits = nn.functional.pad(logits, (int(self.alone), 0), value=-torch.inf)
-        return Entry(torch.sigmoid(logits), [torch.sigmoid(-logits)], [hidden])
+    def _logits(self, gates: Tensor) -> Tensor:
+        """Logits of μ."""
+        return gates / GATE_TEMPERATURE * self.sign
 
 
 def inter_width(levels: Mapping[str, int], widths: Mapping[str, int]) -> int:
-    """The inter-modal tower's width: the narrowest of the modalities with hidden states.
+    """Return the width of the tower across modalities: that of the narrowest encoder.
 
-    A lone vector (K = 1) does not narrow the others; it is mapped to them.
+    A modality of a single vector (K = 1) does not narrow the others; it is mapped to their width.
     """
     hidden = [widths[name] for name, count in levels.items() if count > 1]
     return min(hidden or widths.values())
 
 
 class InterTower(Tower):
-    """SAN blocks over the states of all modalities, level by level (P1 eq. 2).
+    """The tower across modalities ("IISAN", eq. 2).
 
-    ``c_i = SANB_i(β_i · h_i^image + (1 − β_i) · h_i^text + c_{i-1})``, c starts at zero. For any number of
-    modalities the weights are a softmax over one parameter per modality, the last one's fixed at zero, which for
-    two is the sigmoid gate; they are renormalised over the modalities that an item has. Levels are counted from
-    the last; where widths differ, states are brought to the tower's own width first (P2, dimension transform).
+    ``c_i = SANB_i(β_i · h_i^image + (1 − β_i) · h_i^text + c_{i-1})``
+
+    For any number of modalities the weights are a softmax over one parameter per modality, the last of which is
+    fixed at zero, so that two modalities have the sigmoid gate of eq. 2. They are renormalised over the modalities
+    that an item has. Levels are counted from the last. Hidden states of another width are brought to the tower's
+    first ("IISAN-Versa", dimension transform layer).
 
     Args:
-        levels: K of each modality, in order; β multiplies the first.
-        widths: D of each modality.
-        blocks: makes K SAN blocks of a width.
-        gated: otherwise the states are added.
-        transform: of wider states: a ``linear`` map per level, or ``pool``, the means of neighbouring channels.
+        levels: Number of levels of each modality, in order; β multiplies the first modality.
+        widths: Width of each modality's encoder.
+        blocks: Function that makes K SAN blocks of a width.
+        gated: Whether the weights are learned; without gates the states are added.
+        transform: How another width is brought to the tower's: a ``linear`` map per level, or ``pool``, the means
+            of neighbouring channels.
     """
 
     def __init__(
@@ -289,11 +155,9 @@ class InterTower(Tower):
         transform: Literal["linear", "pool"] = "linear",
     ) -> None:
         # A level exists where at least two modalities have one.
-        steps = sorted(levels.values())[-2]
-        super().__init__(steps, inter_width(levels, widths), blocks)
-        self.steps = steps
-        self.kept = {name: min(count, steps) for name, count in levels.items()}
-        self.gates = nn.Parameter(torch.zeros(steps, len(levels) - 1)) if gated else None
+        super().__init__(sorted(levels.values())[-2], inter_width(levels, widths), blocks)
+        self.kept = {name: min(count, self.levels) for name, count in levels.items()}
+        self.gates = nn.Parameter(torch.zeros(self.levels, len(levels) - 1)) if gated else None
         narrow = nn.Linear if transform == "linear" else lambda _, width: nn.AdaptiveAvgPool1d(width)
         self.transforms = nn.ModuleDict(
             {
@@ -303,35 +167,45 @@ class InterTower(Tower):
             }
         )
 
-    def _weights(self) -> Tensor | None:
-        if self.gates is None:
-            return None
-        logits = nn.functional.pad(self.gates / GATE_TEMPERATURE, (0, 1))
-        return logits.softmax(-1)
-
-    def gate_values(self) -> Tensor | None:
-        """Weight of every modality at every level, ``[K, M]``, or None without gates."""
-        weights = self._weights()
-        return None if weights is None else weights.detach()
-
-    def forward(self, states: Mapping[str, tuple[Hidden, Tensor | None]]) -> Entry:
-        """What enters the blocks: all modalities at the tower's width.
+    def inputs(self, states: Mapping[str, tuple[Hidden, Tensor | None]]) -> TowerInputs:
+        """Bring all modalities to the tower's width and weigh them.
 
         Args:
-            states: modality -> ``[U, K, D]`` states and ``present [U, 1]`` of 0 and 1, or None where every item
-                has it; rows of absent items may hold anything finite, and what comes of an item without any
-                modality is meaningless.
+            states: States ``[U, K, D]`` of each modality and which items have it, ``[U, 1]`` of 0 and 1, or None
+                where all do. Rows of items without it may hold any finite values. The output of an item without
+                any modality is meaningless.
         """
-        shares = self._shares([present for _, present in states.values()]).permute(2, 1, 0)
-        hidden = [self._fitted(name, states[name][0]) for name in self.kept]
-        if shares.shape[-1] == 1:
-            return Entry(None, shares[..., 0].unbind(), hidden)
-        # Then no mean is common to all items.
+        weights = self._mixing_weights([present for _, present in states.values()]).permute(2, 1, 0)
+        hidden = [self._transformed(name, states[name][0]) for name in self.kept]
+        if weights.shape[-1] == 1:
+            return TowerInputs(None, weights[..., 0].unbind(), hidden)
+        # Where the weights differ between items, so does what becomes of the mean.
         whole = [each._replace(values=each.whole(), mean=None) for each in hidden]
-        return Entry(None, shares[..., None].unbind(), whole)
+        return TowerInputs(None, weights[..., None].unbind(), whole)
 
-    def _fitted(self, name: str, hidden: Hidden) -> Hidden:
-        """The last states of a modality at the tower's width, one for each of its levels, or zeros."""
+    def gate_values(self) -> Tensor | None:
+        """Return the weight of every modality, ``[K, M]``, the first of which is β; None without gates."""
+        return None if self.gates is None else self._softmax(self.gates).detach()
+
+    def _softmax(self, gates: Tensor) -> Tensor:
+        return nn.functional.pad(gates / GATE_TEMPERATURE, (0, 1)).softmax(-1)
+
+    def _mixing_weights(self, present: Sequence[Tensor | None]) -> Tensor:
+        """Weight of every modality at every level, ``[U, K, M]``; ``[1, K, M]`` where all items have the same."""
+        bias = self.blocks.up.bias
+        has_level = bias.new_zeros(self.levels, len(self.kept))
+        for column, kept in enumerate(self.kept.values()):
+            has_level[-kept:, column] = 1
+        masks = [bias.new_ones(1, 1) if mask is None else mask for mask in present]
+        available = torch.cat(torch.broadcast_tensors(*masks), dim=1)[:, None] * has_level
+        if self.gates is None:
+            return available
+        weights = self._softmax(self.gates) * available
+        # An item without any modality has no weight at all; it is replaced later, not divided by zero.
+        return weights / weights.sum(-1, keepdim=True).clamp_min(1e-12)
+
+    def _transformed(self, name: str, hidden: Hidden) -> Hidden:
+        """Last K states of a modality at the tower's width; where it has fewer, zeros stand before them."""
         values, mean = hidden.values[:, -self.kept[name] :], hidden.mean
         mean = None if mean is None else mean[-self.kept[name] :]
         if name in self.transforms:
@@ -341,29 +215,15 @@ class InterTower(Tower):
             if isinstance(transforms[0], nn.Linear):
                 biases = torch.stack([transform.bias for transform in transforms])
                 mean = biases if mean is None else mean + biases
-        beyond = self.steps - self.kept[name]
+        beyond = self.levels - self.kept[name]
         if beyond:
             values = nn.functional.pad(values, (0, 0, beyond, 0))
             mean = None if mean is None else nn.functional.pad(mean, (0, 0, beyond, 0))
         return hidden._replace(values=values, mean=mean)
 
-    def _shares(self, present: Sequence[Tensor | None]) -> Tensor:
-        """Weight of every modality at every level, ``[U, K, M]``; ``[1, K, M]`` where items are alike."""
-        weights, like = self._weights(), self.blocks.up.bias
-        there = like.new_zeros(self.steps, len(self.kept))
-        for column, kept in enumerate(self.kept.values()):
-            there[-kept:, column] = 1
-        having = [like.new_ones(1, 1) if mask is None else mask for mask in present]
-        available = torch.cat(torch.broadcast_tensors(*having), dim=1)[:, None] * there
-        if weights is None:
-            return available
-        shares = weights * available
-        # An item without any modality has no weight at all; it is replaced later, not divided by zero.
-        return shares / shares.sum(-1, keepdim=True).clamp_min(1e-12)
-
 
 def _each_level(transforms: Sequence[nn.Module], states: Tensor) -> Tensor:
-    """Every level's own transform without its bias, ``[K, …, D_in] -> [K, …, D_out]``."""
+    """Apply every level's own transform without its bias, ``[K, …, D_in] -> [K, …, D]``."""
     return torch.stack(
         [
             nn.functional.linear(level, transform.weight.to(level.dtype))

@@ -1,0 +1,197 @@
+"""The recurrence of :mod:`iisan.nn.towers` as training computes it: fused, with a hand-written gradient.
+
+:func:`tower_outputs` returns what ``Tower.forward`` and a projection return, but computes it otherwise:
+
+- Towers of one shape run together.
+- What all items share, the means of the hidden states and the biases, runs through the levels once, in the
+  parameters' precision, and enters each activation as a bias. Only differences between items have a low precision.
+- The gradient is written by hand. The cost is not in the matrix products but in passing over ``[U, D]`` numbers,
+  which autograd would do several times as often.
+
+Legend: U items, K levels, D tower width, H bottleneck, E embedding width, T towers, N pairs of tower and modality.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iisan.nn.blocks import ACTIVATIONS, SANBlocks
+from iisan.nn.towers import Tower, TowerInputs
+
+#: Gradient of an activation's input from that of its output and the input.
+ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "gelu": torch.ops.aten.gelu_backward,
+}
+
+
+def tower_outputs(
+    towers: Sequence[Tower], inputs: Sequence[TowerInputs], projections: Sequence[Tensor]
+) -> list[Tensor]:
+    """Run towers and project their last states: ``tower(inputs) @ projection.mT``.
+
+    Args:
+        towers: Towers of any shapes.
+        inputs: Input of each tower.
+        projections: Weight of each tower's projection, ``[E, D]``.
+
+    Returns:
+        Output of each tower, ``[U, E]``.
+    """
+    groups: dict[Any, list[int]] = {}
+    for number, (tower, each) in enumerate(zip(towers, inputs, strict=True)):
+        values = each.hidden[0].values
+        shape = values.shape, values.dtype, tower.blocks.bottleneck, tower.blocks.activation
+        groups.setdefault(shape, []).append(number)
+    outputs: dict[int, Tensor] = {}
+    for group in groups.values():
+        blocks, within = [towers[number].blocks for number in group], [inputs[number] for number in group]
+        found = _outputs_of_one_shape(blocks, within, torch.stack([projections[number] for number in group]))
+        outputs.update(zip(group, found.unbind(), strict=True))
+    return [outputs[number] for number in range(len(towers))]
+
+
+def _outputs_of_one_shape(
+    blocks: Sequence[SANBlocks], inputs: Sequence[TowerInputs], projections: Tensor
+) -> Tensor:
+    """Project the last states of T towers of one shape with ``projections [T, E, D]``, ``[T, U, E]``."""
+    gated = [number for number, each in enumerate(inputs) if each.carry is not None]
+    ones = projections.new_ones(blocks[0].count)
+    carry = torch.stack([ones if each.carry is None else each.carry for each in inputs], dim=1)
+    shared_inputs, shared_state = _item_independent(blocks, inputs, carry)
+    biases = [
+        each.down.bias + (each.down.weight @ shared[..., None])[..., 0]
+        for each, shared in zip(blocks, shared_inputs.unbind(1), strict=True)
+    ]
+    sources = [
+        (owner, weight, hidden.values)
+        for owner, each in enumerate(inputs)
+        for weight, hidden in zip(each.mixing_weights, each.hidden, strict=True)
+    ]
+    owners, mixing_weights, values = zip(*sources, strict=True)
+    weights = [getattr(each, name).weight for name in ("down", "up") for each in blocks]
+    states = _Recurrence.apply(
+        blocks[0].activation, owners, gated, carry, torch.stack(biases, dim=1), *weights, *mixing_weights, *values
+    )
+    return states @ projections.to(states.dtype).mT + (projections @ shared_state[..., None]).mT
+
+
+def _item_independent(
+    blocks: Sequence[SANBlocks], inputs: Sequence[TowerInputs], carry: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The item-independent part of the recurrence: its inputs per level ``[K, T, D]`` and last state ``[T, D]``.
+
+    It comes from the means of the hidden states and the biases of ``up``. Differences between items are small next
+    to it, and a low precision would lose them in the sum.
+    """
+    biases = torch.stack([each.up.bias for each in blocks], dim=1)
+    added = list(biases.unbind(1))
+    for tower, each in enumerate(inputs):
+        for weight, hidden in zip(each.mixing_weights, each.hidden, strict=True):
+            if hidden.mean is not None:
+                added[tower] = torch.addcmul(added[tower], weight[:, None], hidden.mean)
+    states: list[Tensor] = []
+    for value, factor in zip(torch.stack(added, dim=1), carry[..., None], strict=True):
+        states.append(torch.addcmul(value, factor, states[-1]) if states else value)
+    return torch.stack(states) - biases, states[-1]
+
+
+class _Recurrence(torch.autograd.Function):
+    """The item-dependent part of the recurrence; its precision is that of the hidden states.
+
+    Only what stands around an activation is in the parameters' precision.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        activation: str,
+        owners: Sequence[int],
+        gated: Sequence[int],
+        carry: Tensor,
+        biases: Tensor,
+        *rest: Tensor,
+    ) -> Tensor:
+        """Run T towers on the hidden states of N pairs of tower and modality.
+
+        Args:
+            context: Context of autograd.
+            activation: Name of the activation function.
+            owners: Tower of each pair, ascending.
+            gated: Towers whose carry is not simply 1; the gradient of the others' is left incomplete.
+            carry: Weight of the previous state, ``[K, T]``.
+            biases: Biases of ``down``, ``[K, T, H]``.
+            rest: Weights of ``down``, T times ``[K, H, D]``, and of ``up``, T times ``[K, D, H]``; mixing weights,
+                N times ``[K]`` or ``[K, U, 1]``; hidden states, N times ``[U, K, D]``.
+
+        Returns:
+            Last states, ``[T, U, D]``.
+        """
+        count, towers = carry.shape
+        downs, ups, mixing_weights, hidden = _Recurrence._split(rest, towers)
+        items, dtype = len(hidden[0]), hidden[0].dtype
+        down, up = (torch.stack([each.to(dtype) for each in maps], dim=1) for maps in (downs, ups))
+        factors, weights = carry.to(dtype)[..., None, None], [each.to(dtype).unbind() for each in mixing_weights]
+        firsts = [owner not in owners[:number] for number, owner in enumerate(owners)]
+        mixed = down.new_empty(count, towers, items, down.shape[-1])
+        inside = biases.new_empty(count, towers, items, down.shape[-2])
+        activated = torch.empty_like(inside, dtype=dtype)
+        for level, x in enumerate(mixed):
+            for owner, first, weight, values in zip(owners, firsts, weights, hidden, strict=True):
+                if first:
+                    torch.mul(values[:, level], weight[level], out=x[owner])
+                else:
+                    x[owner].addcmul_(values[:, level], weight[level])
+            if level:
+                x.addcmul_(mixed[level - 1], factors[level])
+                x.baddbmm_(activated[level - 1] * factors[level], up[level - 1].mT)
+            torch.add(torch.bmm(x, down[level].mT), biases[level][:, None], out=inside[level])
+            activated[level] = ACTIVATIONS[activation](inside[level])
+        context.activation, context.owners, context.gated = activation, owners, gated
+        context.save_for_backward(carry, down, up, mixed, inside, activated, *mixing_weights, *hidden)
+        return torch.baddbmm(mixed[-1], activated[-1], up[-1].mT)
+
+    @staticmethod
+    def _split(rest: Sequence[Tensor], towers: int) -> tuple[Sequence[Tensor], ...]:
+        """Weights of down, weights of up, mixing weights, hidden states."""
+        pairs = len(rest) // 2 - towers
+        ends = towers, 2 * towers, 2 * towers + pairs
+        return rest[: ends[0]], rest[ends[0] : ends[1]], rest[ends[1] : ends[2]], rest[ends[2] :]
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Any, ...]:
+        carry, down, up, mixed, inside, activated, *saved = context.saved_tensors
+        mixing_weights, hidden = saved[: len(context.owners)], saved[len(context.owners) :]
+        factors, weights = carry.to(down.dtype)[..., None, None], [each.to(down.dtype) for each in mixing_weights]
+        grad_carry, grad_weights = torch.zeros_like(carry), [torch.empty_like(each) for each in mixing_weights]
+        wanted = context.needs_input_grad[-len(hidden) :]
+        grad_hidden = [torch.empty_like(each) if need else None for each, need in zip(hidden, wanted, strict=True)]
+        grad_down, grad_up, grad_inside, grad_activated = (
+            torch.empty_like(each) for each in (down, up, inside, activated)
+        )
+        grad, last = grad.contiguous(), len(mixed) - 1
+        through = torch.bmm(grad, up[last], out=grad_activated[last])
+        for level in range(last, -1, -1):
+            torch.bmm(grad.mT, activated[level], out=grad_up[level])
+            grad_inside[level] = ACTIVATION_GRADIENTS[context.activation](through.to(inside.dtype), inside[level])
+            low = grad_inside[level].to(down.dtype)
+            torch.bmm(low.mT, mixed[level], out=grad_down[level])
+            # The gradient that came in is not this function's to overwrite.
+            grad = torch.baddbmm(grad, low, down[level]) if level == last else grad.baddbmm_(low, down[level])
+            for owner, weight, values, grad_weight, grad_values in zip(
+                context.owners, weights, hidden, grad_weights, grad_hidden, strict=True
+            ):
+                grad_weight[level] = (grad[owner] * values[:, level]).sum_to_size(grad_weight[level].shape)
+                if grad_values is not None:
+                    torch.mul(grad[owner], weight[level], out=grad_values[:, level])
+            if level:
+                through = torch.bmm(grad, up[level - 1], out=grad_activated[level - 1]) * factors[level]
+                for tower in context.gated:
+                    grad_carry[level, tower] = (grad[tower] * mixed[level - 1, tower]).sum()
+                    grad[tower].mul_(factors[level, tower])
+        # A previous state is what entered its block and what the block added to it.
+        grad_carry[1:] += (grad_activated * activated)[:-1].sum((2, 3))
+        grad_maps = [each.to(inside.dtype) for weight in (grad_down, grad_up) for each in weight.unbind(1)]
+        return None, None, None, grad_carry, grad_inside.sum(2), *grad_maps, *grad_weights, *grad_hidden
