@@ -1,17 +1,24 @@
 # Two commands do everything on a machine with Python 3.11 and nothing else:
 #   make demo   create .venv, install, run the built-in demo
 #   make test   create .venv, install, lint, type-check, run all tests
+# and:
+#   make docs   build the documentation into site/
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test docs lint format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/iisan demo
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2
+
+# The variable silences what Material says about a future mkdocs.
+docs: $(VENV)/.installed
+	$(BIN)/python docs/make.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -38,4 +45,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/preparation.py --out $(OUT)/preparation.json
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,21 +1,26 @@
-"""Write ``configuration.md`` from the docstrings of the configuration: ``python docs/make.py``."""
+"""Write the generated pages, ``configuration.md`` and ``command-line.md``: ``python docs/make.py``."""
 
 import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import typer
+from typer.cli import get_docs_for_click
+
+from iisan.cli import app
 from iisan.config import ColumnConfig, Config, Section
 from iisan.recipes import default
 
-PAGE = Path(__file__).with_name("configuration.md")
-HEAD = """\
+HERE = Path(__file__).parent
+CONFIGURATION = """\
 # Configuration
 
-A run is described by one configuration. It starts from a recipe (the [README](../README.md) lists them); a YAML
-file states only what differs, and `--set key.key=value` has the last word. An unknown key is an error. The
-complete, resolved configuration of every run is kept as `config.yaml` in its folder; given back to `iisan train`,
-it repeats the run.
+A run is described by one configuration. It starts from a [recipe](experiments.md#methods); a YAML file states only
+what differs from it, and `--set key.key=value` takes precedence over both. An unknown key is an error. The
+complete configuration of a run is `config.yaml` in its folder; passed to `iisan train`, it repeats the run.
 
 ```yaml
 recipe: default
@@ -24,11 +29,24 @@ states: my-states
 modalities: [image, text, description]
 columns: {description: {kind: text, levels: group-6}}
 items: {bottleneck: 128}
-training: {batch: 256, seed: 3}
+training: {epochs: 30, seed: 3}
 ```
 
-Defaults are those of the recipe `default`. This page is written by `python docs/make.py`.
+Defaults below are those of the recipe `default`. The equations that settings refer to are in
+[The method](method.md). This page is written by `python docs/make.py`.
 """
+COMMAND_LINE = """\
+# Command line
+
+Every command prints one sentence and exits with code 2 if its input is wrong; finished work is kept, and repeating
+an interrupted command resumes it. `--json` prints the result for machines; everything else then goes to standard
+error. This page is written by `python docs/make.py`.
+
+"""
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def section(title: str, config: Section, prefix: str = "") -> str:
@@ -38,7 +56,7 @@ def section(title: str, config: Section, prefix: str = "") -> str:
     texts = {name: " ".join(text.replace("``", "`").split()) for name, text in found}
     values = config.model_dump(mode="json")
     rows = [
-        f"| `{prefix}{name}` | `{json.dumps(values[name])}` | {text} |"
+        f"| `{prefix}{name}` | `{_yaml(values[name])}` | {text} |"
         for name, text in texts.items()
         if not isinstance(getattr(config, name), Section)
     ]
@@ -56,10 +74,10 @@ def section(title: str, config: Section, prefix: str = "") -> str:
     )
 
 
-def page() -> str:
-    """The page's text."""
+def configuration() -> str:
+    """The settings of the recipe ``default``, section by section."""
     config = default()
-    parts = [HEAD, section("Top level", config), section("`text` and `image`", config.text)]
+    parts = [CONFIGURATION, section("Top level", config), section("`text` and `image`", config.text)]
     parts.append(section("`columns.NAME`", ColumnConfig(), "columns.NAME."))
     for name in Config.model_fields:
         value = getattr(config, name)
@@ -68,5 +86,21 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def command_line() -> str:
+    """The help of all commands."""
+    group = typer.main.get_command(app)
+    context = group.make_context("iisan", [], resilient_parsing=True)
+    text = get_docs_for_click(obj=group, ctx=context, name="iisan")
+    # From the first command on; Markdown would take <item_id> for a tag where it is not code.
+    commands = text[text.index("\n## ") + 1 :]
+    escaped = "`".join(
+        part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(commands.split("`"))
+    )
+    return COMMAND_LINE + escaped.strip() + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {"configuration.md": configuration, "command-line.md": command_line}
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for page, text in PAGES.items():
+        (HERE / page).write_text(text(), encoding="utf-8")

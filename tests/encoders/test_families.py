@@ -563,7 +563,7 @@ def test_training_leaves_the_statistics_of_batch_normalisation(folder_of: Callab
 
 def table(folder_of: Callable[[str], Path], media_folders: dict[str, Path]) -> str:
     lines = [
-        "| kind | family | for example | tower | pooling | default |",
+        "| kind | family | for example | class | pooling | default |",
         "|---|---|---|---|---|---|",
     ]
     rows: list[tuple[Any, str, str, Path]] = [
