@@ -71,7 +71,6 @@ class ColumnConfig(Section):
         max_tokens: as in the kind's section.
         max_seconds: longest part of a sound that is heard, from its middle.
         frames: of a video that are looked at.
-        jpeg_draft: decode JPEG images at a fraction of their size where that is enough.
         levels: as in the kind's section.
     """
 
@@ -81,7 +80,6 @@ class ColumnConfig(Section):
     max_tokens: PositiveInt | None = None
     max_seconds: PositiveFloat | None = None
     frames: PositiveInt | None = None
-    jpeg_draft: bool | None = None
     levels: Levels | None = None
 
 

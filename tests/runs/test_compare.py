@@ -8,7 +8,7 @@ import pytest
 
 from iisan.errors import ConfigError
 from iisan.evaluate.significance import holm
-from iisan.evaluate.tpme import PRESETS
+from iisan.evaluate.tpme import PAPER
 from iisan.recipes import recipe
 from iisan.runs.compare import compare_runs
 from iisan.train.run import train
@@ -28,7 +28,7 @@ def runs(prepared, tmp_path):
 
 def test_runs_of_one_method_are_seeds_of_one_group(runs):
     folders = [runs("default", 0), runs("ids"), runs("default", 1)]
-    report = compare_runs(folders, PRESETS["paper"])
+    report = compare_runs(folders, PAPER)
     assert [(group.name, len(group.runs)) for group in report.groups] == [("default", 2), ("ids", 1)]
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
     found = report.groups[0].metric("hr@10")
@@ -47,13 +47,13 @@ def test_runs_of_one_method_are_seeds_of_one_group(runs):
 
 
 def test_groups_of_one_recipe_bear_their_folders_names(runs):
-    report = compare_runs([runs("ids"), runs("ids", 0, "items.embedding_dim=32")], PRESETS["paper"])
+    report = compare_runs([runs("ids"), runs("ids", 0, "items.embedding_dim=32")], PAPER)
     assert [group.name for group in report.groups] == ["ids-0-0", "ids-0-1"]
     assert report.tests[0][1].p_mcnemar is not None
 
 
 def test_one_method_has_nothing_to_be_tested_against(runs):
-    report = compare_runs([runs("ids")], PRESETS["paper"])
+    report = compare_runs([runs("ids")], PAPER)
     assert (report.tpme, report.tests) == ({}, [])
 
 
@@ -61,10 +61,10 @@ def test_a_run_counts_once(runs, tmp_path):
     first = runs("ids")
     copy = shutil.copytree(first, tmp_path / "copy")
     with pytest.raises(ConfigError, match="have the same settings and the same seed"):
-        compare_runs([first, copy], PRESETS["paper"])
+        compare_runs([first, copy], PAPER)
 
 
 def test_runs_under_different_protocols_are_refused(runs):
     folders = [runs("ids"), runs("default", 0, "evaluation.policy=none")]
     with pytest.raises(ConfigError, match="different protocol"):
-        compare_runs(folders, PRESETS["paper"])
+        compare_runs(folders, PAPER)

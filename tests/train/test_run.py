@@ -438,7 +438,6 @@ def test_scores_do_not_depend_on_the_batch(quick):
         ("text.max_tokens=7", "max_tokens .*; expected max_tokens 7"),
         ("text.encoder=other/model", "expected encoder 'other/model'"),
         ("image.pooling=mean", "pooling 'cls'; expected pooling 'mean'"),
-        ("columns.image.jpeg_draft=true", "jpeg_draft None; expected jpeg_draft True"),
         ("text.levels=[0, 3]", "level 3 is not in the store"),
     ],
 )

@@ -43,10 +43,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train, and evaluate the best epoch; an interrupted run goes on."""
-    from iisan.machine import first_process
+    from iisan.machine import first_process, keep_freed_memory
     from iisan.recipes import load_config
     from iisan.train.run import train as train_run
 
+    keep_freed_memory()
     folders = [f"{name}={_quoted(path)}" for name, path in (("dataset", dataset), ("states", states)) if path]
     result = train_run(load_config(config, [*folders, *(settings or [])]), out, say=say_to(as_json))
     if not first_process():

@@ -91,19 +91,32 @@ def tune(
             "load it without device_map and quantise, or use its cached states",
         )
     encoder.weight_digest  # noqa: B018  (remembered as loaded)
-    first = first_trained_layer(encoder, last_n_layers)
-    blocks = range(first, encoder.depth)
+    add_modules(encoder, method, last_n_layers, rank, alpha, bottleneck)
+    choose_trained(encoder, method, last_n_layers, gradient_checkpointing)
+
+
+def add_modules(
+    encoder: Encoder, method: str, last_n_layers: int | None, rank: int, alpha: int, bottleneck: int
+) -> None:
+    """The first half of ``tune``: the modules that a method adds."""
     if method not in METHODS:
         raise ConfigError(f"tuning method '{method}'", ", ".join(METHODS), "choose one of these")
+    blocks = range(first_trained_layer(encoder, last_n_layers), encoder.depth)
     if method == "lora":
         _add_lora(encoder, blocks, rank, alpha)
     elif method == "adapter":
         _add_adapters(encoder, blocks, bottleneck)
+
+
+def choose_trained(encoder: Encoder, method: str, last_n_layers: int | None, gradient_checkpointing: bool) -> None:
+    """The second half of ``tune``: which weights are trained, and how."""
+    first = first_trained_layer(encoder, last_n_layers)
+    blocks = [encoder.blocks[index] for index in range(first, encoder.depth)]
     reached = _reached(encoder, [LAST], first)
     if last_n_layers is not None:
         # What the frozen part depends on as well (shared position embeddings, say) stays frozen.
         reached -= _reached(encoder, [first], 0)
-    encoder.active = [encoder.tower] if last_n_layers is None else [encoder.blocks[index] for index in blocks]
+    encoder.active = [encoder.tower] if last_n_layers is None else [*blocks]
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name in reached and _belongs(name, method))
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
@@ -112,7 +125,7 @@ def tune(
             "a model that calls its layers as modules",
             "use another tuning method, or another model",
         )
-    for block in (encoder.blocks[index] for index in blocks) if gradient_checkpointing else ():
+    for block in blocks if gradient_checkpointing else ():
         # The non-reentrant kind, because the first block's input need not require a gradient.
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
