@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -11,7 +12,10 @@ from iisan.evaluate.significance import holm
 from iisan.evaluate.tpme import PAPER
 from iisan.recipes import recipe
 from iisan.runs.compare import compare_runs
+from iisan.runs.run import Run
 from iisan.train.run import train
+
+OLD_RUN = Path(__file__).parents[1] / "fixtures" / "schema-1" / "run"
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def test_runs_of_one_method_are_seeds_of_one_group(runs):
     for _, test, _ in report.tests:
         assert test.mean_a == pytest.approx(report.groups[0].metric(test.metric).mean)
         assert test.mean_b == pytest.approx(results[1]["test"][test.metric])
-        assert test.users == pl.read_parquet(folders[0] / "per_user.parquet").height
+        assert test.users == pl.read_parquet(folders[0] / "per_user.parquet")["ties"].count()
         assert test.p_mcnemar is None
     assert [p for _, _, p in report.tests] == holm([test.p_t for _, test, _ in report.tests])
     assert set(report.tpme) == {"default", "ids"}
@@ -64,7 +68,21 @@ def test_a_run_counts_once(runs, tmp_path):
         compare_runs([first, copy], PAPER)
 
 
+def test_runs_of_version_0_1_are_compared_under_their_recorded_protocol(tmp_path):
+    first, second = (shutil.copytree(OLD_RUN, tmp_path / name) for name in ("first", "second"))
+    config = (second / "config.yaml").read_text()
+    (second / "config.yaml").write_text(config.replace("policy: keep-target", "policy: none"))
+    assert [Run.load(folder).config.evaluation.policy for folder in (first, second)] == ["unseen", "all"]
+    report = compare_runs([first, second], PAPER)
+    assert report.protocol.endswith("history excluded, the target kept (keep-target), 30 users")
+    assert [(test.users, test.difference) for _, test, _ in report.tests] == [(30, 0), (30, 0)]
+    result = (first / "result.json").read_text()
+    kept = "history excluded, the target kept (keep-target)"
+    (first / "result.json").write_text(result.replace(kept, "nothing excluded (none)"))
+    assert "nothing excluded (all), 30 users" in Run.load(first).result["protocol"]
+
+
 def test_runs_under_different_protocols_are_refused(runs):
-    folders = [runs("ids"), runs("default", 0, "evaluation.policy=none")]
+    folders = [runs("ids"), runs("default", 0, "evaluation.policy=all")]
     with pytest.raises(ConfigError, match="different protocol"):
         compare_runs(folders, PAPER)
