@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from iisan.data.sequences import Index, Sequences, padded, ragged
+from iisan.data.sequences import Index, Sequences, item_counts, padded, ragged
 from iisan.errors import DataError
 
 SplitName = Literal["leave-one-out", "temporal"]
@@ -74,8 +74,7 @@ class Split:
 
     def train_counts(self) -> Index:
         """Training interactions of every item, ``[N]``."""
-        _, items = ragged(self.sequences.items, self.train_starts, self.train_ends)
-        return np.bincount(items, minlength=self.num_items)
+        return item_counts(self.sequences.items, self.train_starts, self.train_ends, self.num_items)
 
     def part(self, name: Part) -> Queries:
         """The queries of that name."""
