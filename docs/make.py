@@ -24,7 +24,7 @@ states: my-states
 modalities: [image, text, description]
 columns: {description: {kind: text, levels: group-6}}
 items: {bottleneck: 128}
-training: {batch: 256, seed: 3}
+training: {batch_size: 256, seed: 3}
 ```
 
 Defaults are those of the recipe `default`. This page is written by `python docs/make.py`.

@@ -269,12 +269,17 @@ class EvaluationConfig(Section):
         policy: what happens to items that the user has already seen.
         cutoffs: the k of HR@k, NDCG@k and MRR@k.
         select: validation metric that chooses the best epoch.
+        every: epochs from one validation to the next; the last epoch is validated, too.
+        validation_users: number of users that validation samples; always the same ones of a dataset, whatever the
+            seed. None validates on all. The test is always on all users.
     """
 
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
     policy: Policy = "keep-target"
     cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
     select: Annotated[str, Field(pattern=r"^(hr|ndcg|mrr)@[1-9][0-9]*$")] = "hr@10"
+    every: PositiveInt = 1
+    validation_users: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _select_is_measured(self) -> "EvaluationConfig":

@@ -132,6 +132,8 @@ CHANGES = {
     "evaluation.split": "temporal",
     "evaluation.policy": "none",
     "evaluation.cutoffs": "[1, 10]",
+    "evaluation.every": "2",
+    "evaluation.validation_users": "20",
     "evaluation.select": None,  # see test_training_stops_and_returns_the_best_epoch
 }
 
@@ -228,6 +230,38 @@ def test_training_stops_and_returns_the_best_epoch(quick, tmp_path):
         script, quick, tmp_path / "b", "training.early_stopping_patience=3", "evaluation.select=ndcg@10"
     )
     assert (progress.best_epoch, progress.epoch) == (3, 6)
+
+
+def test_validation_every_few_epochs(quick, tmp_path):
+    """Epochs 2, 4, 6, 8 are validated, and early stopping counts these; the last epoch is, too."""
+    patience = "training.early_stopping_patience=2"
+    script = [{"hr@10": value} for value in (2, 3, 1, 3)]
+    trainer, progress, seen = fit_with(script, quick, tmp_path / "a", "evaluation.every=2", patience)
+    assert (progress.best_epoch, progress.epoch, len(seen)) == (4, 8, 4)
+    assert [record["epoch"] for record in progress.history if "hr@10" in record] == [2, 4, 6, 8]
+    for name, value in trainer.network.trainable():
+        assert torch.equal(value, seen[1][name])
+    script = [{"hr@10": value} for value in (2, 1, 3)]
+    _, progress, _ = fit_with(script, quick, tmp_path / "b", "evaluation.every=4", patience)
+    assert (progress.best_epoch, progress.epoch) == (9, 9)
+
+
+def test_validation_on_a_sample_of_users(quick, tmp_path):
+    said = []
+    result = train(quick("default", "evaluation.validation_users=20"), tmp_path / "run", say=said.append)
+    assert (result["validation"]["users"], result["test"]["users"]) == (20, 50)
+    selection = "hr@10 of the leave-one-out validation, 20 users, a fixed sample of 50"
+    assert result["selection"] == selection
+    assert f"the best epoch is selected by {selection}" in said
+    assert train(quick("default", "evaluation.validation_users=99"), tmp_path / "all")["validation"]["users"] == 50
+
+
+def test_an_epoch_without_validation_is_logged_without_it(quick, tmp_path):
+    said = []
+    train(quick("default", "evaluation.every=2"), tmp_path / "run", say=said.append)
+    one, two = (line for line in said if line.startswith("epoch"))
+    assert "validation" not in one
+    assert "validation HR@10" in two
 
 
 class Killed(BaseException):

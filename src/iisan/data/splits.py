@@ -37,6 +37,12 @@ class Queries:
     def __getitem__(self, rows: slice | Index) -> "Queries":
         return Queries(self.sequences, self.users[rows], self.starts[rows], self.ends[rows], self.targets[rows])
 
+    def sample(self, count: int | None) -> "Queries":
+        """At most ``count`` of the queries, drawn with a fixed seed: every run on the same data gets the same."""
+        if count is None or count >= len(self):
+            return self
+        return self[np.sort(np.random.default_rng(0).choice(len(self), count, replace=False))]
+
     def histories(self, length: int) -> Index:
         """Last ``length`` items of each history, ``[Q, length]``, left-padded with ``PAD``."""
         return padded(self.sequences.items, self.starts, self.ends, length)

@@ -164,10 +164,11 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         split, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
     )
 
-    asked = torch.arange(len(split.validation))
+    queries = split.validation.sample(evaluation.validation_users)
+    asked = torch.arange(len(queries))
 
     def validate(network: SequentialRecommender) -> dict[str, float]:
-        share = split.validation[processes.share(asked).numpy()]
+        share = queries[processes.share(asked).numpy()]
         ranks = rank_targets(network_scorer(network), share, evaluation.policy)
         found = torch.from_numpy(np.stack([ranks.above, ranks.ties], axis=1)).to(setup.device)
         above, ties = processes.gather(found, len(asked)).cpu().numpy().T
@@ -180,10 +181,8 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
             events(key, record[key], record["epoch"])
         seconds = record["train_seconds"] + record["validation_seconds"]
         select = evaluation.select
-        say(
-            f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  validation {select.upper()} "
-            f"{100 * record[select]:.2f}%  {seconds:.1f} s"
-        )
+        validated = f"validation {select.upper()} {100 * record[select]:.2f}%  " if select in record else ""
+        say(f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  {validated}{seconds:.1f} s")
 
     empty = len(setup.network.source.empty)
     if empty:
@@ -206,6 +205,10 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         "items_without_content": empty,
         "encoder_parameters": network.source.encoder_parameters,
         "store_bytes": {modality: store.size for modality, store in setup.stores.items()},
+    selection = f"{evaluation.select} of the {split.name} validation, {len(queries):,} users"
+    if len(queries) < len(split.validation):
+        selection += f", a fixed sample of {len(split.validation):,}"
+        say(f"the best epoch is selected by {selection}")
         "protocol": test.protocol,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
@@ -236,6 +239,7 @@ def _event_writer(out: Path) -> Callable[[str, float, int], object]:
     return writer.add_scalar
 
 
+        "selection": selection,
 def _silent(line: str) -> None:
     pass
 
