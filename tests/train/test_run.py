@@ -301,6 +301,21 @@ def test_a_finished_run_is_left_alone(quick, tmp_path):
     assert "finished already" in lines[0]
 
 
+def test_one_process_writes_a_run_folder(quick, tmp_path, monkeypatch):
+    config, out = quick("default", "training.epochs=1"), tmp_path / "run"
+    write, refused = loop.Trainer._write_metrics, []
+
+    def meanwhile(trainer):
+        with pytest.raises(RunError) as error:
+            train(config, out)
+        refused.append(str(error.value))
+        write(trainer)
+
+    monkeypatch.setattr(loop.Trainer, "_write_metrics", meanwhile)
+    assert train(config, out)["status"] == "finished"
+    assert refused == [f"'{out}' is being written by another process; expected one writer: wait for it to end"]
+
+
 def test_another_configuration_is_refused(quick, tmp_path):
     train(quick("default", "training.epochs=1"), tmp_path / "run")
     with pytest.raises(RunError, match=r"training\.seed = 0, not 4"):

@@ -4,7 +4,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from iisan.errors import IisanError, RunError
 from iisan.evaluate.metrics import summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
-from iisan.files import aside, write_json
+from iisan.files import LOCK, aside, locked, write_json
 from iisan.machine import forget_peak, peak_resident_bytes, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
@@ -67,10 +68,8 @@ def train(
     """
     config = resolve(config)
     device = choose_device(config.training.device)
-    with joined(device) as processes:
-        if processes.first:
-            _claim(out, config)
-        else:
+    with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
+        if not processes.first:
             say = _silent
         processes.wait()
         finished = _finished_result(out)
@@ -95,15 +94,31 @@ def train(
         return finished
 
 
-def _claim(out: Path, config: Config) -> None:
-    """Take a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
+@contextmanager
+def _claimed(out: Path, config: Config) -> Iterator[None]:
+    """Hold a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
 
     Raises:
-        RunError: anything else; nothing in it is touched.
+        RunError: anything else, of which nothing is touched; or another process holds the folder.
+    """
+    _leftovers(out, config)  # not even a lock is put into a folder that holds something else
+    with locked(out, RunError):
+        for leftover in _leftovers(out, config):
+            leftover.unlink()
+        with aside(out / CONFIG) as temporary:
+            temporary.write_text(config.to_yaml(), encoding="utf-8")
+        yield
+
+
+def _leftovers(out: Path, config: Config) -> list[Path]:
+    """What a kill left of files being written in a folder that a run may be trained into.
+
+    Raises:
+        RunError: it may not.
     """
     entries = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
-    names = {entry.name for entry in entries} - {entry.name for entry in unfinished}
+    names = {entry.name for entry in entries} - {entry.name for entry in unfinished} - {LOCK}
     path = out / CONFIG
     theirs = read_yaml(path) if path.exists() else {}
     whole = theirs.keys() >= Config.model_fields.keys()
@@ -112,10 +127,7 @@ def _claim(out: Path, config: Config) -> None:
         _check_same(out, theirs, config)
     elif names and not whole:
         raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
-    for entry in unfinished:
-        entry.unlink()
-    with aside(path) as temporary:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
+    return unfinished
 
 
 def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
