@@ -343,10 +343,10 @@ def test_a_run_does_not_go_on_with_other_data(quick, tmp_path, moved):
     train(config, out)
     (out / "result.json").rename(tmp_path / "result.json")
     change(reorder=False)
-    with pytest.raises(RunError, match=r"checkpoint.*was trained on other data than are there now"):
+    with pytest.raises(RunError, match=r"checkpoint.*was trained with other data than are given now"):
         train(config, out)
     (tmp_path / "result.json").rename(out / "result.json")
-    with pytest.raises(RunError, match="was trained on other data"):
+    with pytest.raises(RunError, match="was trained with other data"):
         train(config, out)
 
 

@@ -24,13 +24,14 @@ from iisan.files import LOCK, aside, locked, write_json
 from iisan.machine import forget_peak, peak_resident_bytes, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
-from iisan.nested import flatten, read_yaml
+from iisan.nested import difference, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
-from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
+from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
 from iisan.states.configured import open_dataset
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
+from iisan.train.continuing import K, check_same_model, list_overlap, start_from
 from iisan.train.loop import CHECKPOINT, METRICS, Trainer
 from iisan.train.processes import Processes, joined
 from iisan.train.setup import Setup, build, choose_device, fingerprints, resolve
@@ -48,7 +49,11 @@ _UNFINISHED = re.compile(
 
 
 def train(
-    config: Config, out: Path, dataset: Dataset | None = None, say: Say = lambda line: None
+    config: Config,
+    out: Path,
+    dataset: Dataset | None = None,
+    say: Say = lambda line: None,
+    start: Run | None = None,
 ) -> dict[str, Any]:
     """Train what the configuration says into the folder ``out``, or finish what an earlier call began there.
 
@@ -59,14 +64,17 @@ def train(
         out: the run folder.
         dataset: in the place of the one that the configuration names.
         say: called with lines for a person.
+        start: a finished run of the same model, whose weights the training starts from; its items may be others.
 
     Returns:
         The content of ``result.json``.
 
     Raises:
-        RunError: ``out`` holds something else, or the training diverged.
+        RunError: ``out`` holds something else, ``start`` is another model, or the training diverged.
     """
     config = resolve(config)
+    if start is not None:
+        check_same_model(start, config)
     device = choose_device(config.training.device)
     with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
         if not processes.first:
@@ -74,15 +82,17 @@ def train(
         processes.wait()
         finished = _finished_result(out)
         if finished is not None:
+            inputs: dict[str, Any] = {"continued_from": start and start.fingerprint}
             if dataset is not None or (config.dataset and config.dataset.exists()):
-                check_inputs(out, finished, {"data": (dataset or open_dataset(config)).content_hash})
+                inputs["data"] = (dataset or open_dataset(config)).content_hash
+            check_inputs(out, finished, inputs)
             say(f"{out} is finished already; nothing to do")
             return finished
         forget_peak()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         try:
-            _train(build(config, dataset), out, say, processes)
+            _train(build(config, dataset), out, say, processes, start)
         except Exception as error:
             if processes.first:
                 message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
@@ -131,14 +141,13 @@ def _leftovers(out: Path, config: Config) -> list[Path]:
 
 
 def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
-    ours, before = dict(flatten(config.model_dump(mode="json"))), dict(flatten(theirs))
-    for key in sorted(before.keys() | ours.keys()):
-        if before.get(key) != ours.get(key):
-            raise RunError(
-                f"'{out}' holds a run with {key} = {before.get(key)!r}, not {ours.get(key)!r}",
-                "a new folder, or one of a run with the same settings",
-                "choose another --out",
-            )
+    if found := difference(theirs, config.model_dump(mode="json")):
+        key, before, ours = found
+        raise RunError(
+            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
+            "a new folder, or one of a run with the same settings",
+            "choose another --out",
+        )
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -169,7 +178,7 @@ def _header(config: Config) -> dict[str, Any]:
     }
 
 
-def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
+def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run | None) -> None:
     config, split = setup.config, setup.split
     evaluation, training = config.evaluation, config.training
     batches = Batches(
@@ -196,11 +205,22 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         validated = f"validation {select.upper()} {100 * record[select]:.2f}%  " if select in record else ""
         say(f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  {validated}{seconds:.1f} s")
 
+    selection = f"{evaluation.select} of the {split.name} validation, {len(queries):,} users"
+    if len(queries) < len(split.validation):
+        selection += f", a fixed sample of {len(split.validation):,}"
+        say(f"the best epoch is selected by {selection}")
     empty = len(setup.network.source.empty)
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
     network = setup.network
-    inputs = {**fingerprints(setup.dataset, setup.stores), "encoders": network.source.digests}
+    if start is not None:
+        known = start_from(start, setup)
+        say(f"starting from '{start.folder}', which knows {known:,} of {setup.dataset.num_items:,} items")
+    inputs = {
+        **fingerprints(setup.dataset, setup.stores),
+        "encoders": network.source.digests,
+        "continued_from": start and start.fingerprint,
+    }
     trainer = Trainer(network, batches, config, validate, out, log, processes=processes, inputs=inputs)
     progress = trainer.fit()
     if not processes.first:
@@ -214,14 +234,12 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         **_header(config),
         "status": "finished",
         **inputs,
+        "state_origins": network.source.origins,
         "items_without_content": empty,
         "encoder_parameters": network.source.encoder_parameters,
         "store_bytes": {modality: store.size for modality, store in setup.stores.items()},
-    selection = f"{evaluation.select} of the {split.name} validation, {len(queries):,} users"
-    if len(queries) < len(split.validation):
-        selection += f", a fixed sample of {len(split.validation):,}"
-        say(f"the best epoch is selected by {selection}")
         "protocol": test.protocol,
+        "selection": selection,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "validation": progress.history[progress.best_epoch - 1],
@@ -238,6 +256,11 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         "threads": torch.get_num_threads(),
         "processes": processes.size,
     }
+    if start is not None:
+        overlap, users = list_overlap(start, scorer, setup.dataset, split.test)
+        result["lists"] = {f"overlap@{K}": overlap, "users": users}
+        if overlap is not None:
+            say(f"of the {K} items recommended before {K * overlap:.1f} still are, the mean over {users:,} users")
     write_json(out / RESULT, result)
 
 
@@ -251,7 +274,6 @@ def _event_writer(out: Path) -> Callable[[str, float, int], object]:
     return writer.add_scalar
 
 
-        "selection": selection,
 def _silent(line: str) -> None:
     pass
 
