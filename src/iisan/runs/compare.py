@@ -162,6 +162,7 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         settings = dict(flatten(run.config.model_dump(mode="json")))
         settings.pop("training.seed")
+        settings["continued"] = run.result.get("continued_from") is not None
         members.setdefault(str(sorted(settings.items(), key=lambda pair: pair[0])), []).append(run)
     for same in members.values():
         first: dict[int, Run] = {}
