@@ -22,7 +22,7 @@ from iisan.evaluate.metrics import ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import aside, write_json
-from iisan.machine import forget_peak, peak_resident_bytes, processor_name
+from iisan.machine import choose_device, device_name, forget_peak, peak_memory, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
 from iisan.nested import flatten, read_yaml
@@ -34,7 +34,7 @@ from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
 from iisan.train.loop import CHECKPOINT, METRICS, Trainer
 from iisan.train.processes import Processes, joined
-from iisan.train.setup import Setup, build, choose_device, fingerprints, resolve
+from iisan.train.setup import Setup, build, fingerprints, resolve
 
 Say = Callable[[str], None]
 
@@ -71,7 +71,7 @@ def train(
     device = choose_device(config.training.device)
     with joined(device) as processes:
         if processes.first:
-            _claim(out, config)
+            config = _claim(out, config)
         else:
             say = _silent
         processes.wait()
@@ -81,11 +81,12 @@ def train(
                 check_inputs(out, finished, {"data": (dataset or open_dataset(config)).content_hash})
             say(f"{out} is finished already; nothing to do")
             return finished
-        forget_peak()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        forget_peak(device)
         try:
-            _train(build(config, dataset), out, say, processes)
+            setup = build(config, dataset, processes)
+            if processes.first:
+                _write_config(out, setup.config)
+            _train(setup, out, say, processes)
         except Exception as error:
             if processes.first:
                 message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
@@ -97,8 +98,11 @@ def train(
         return finished
 
 
-def _claim(out: Path, config: Config) -> None:
+def _claim(out: Path, config: Config) -> Config:
     """Take a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
+
+    Returns:
+        The configuration; with precision ``auto``, one that goes on with a run has the precision it began in.
 
     Raises:
         RunError: anything else; nothing in it is touched.
@@ -110,25 +114,42 @@ def _claim(out: Path, config: Config) -> None:
     theirs = read_yaml(path) if path.exists() else {}
     whole = theirs.keys() >= Config.model_fields.keys()
     begun = CHECKPOINT in names or _finished_result(out) is not None
-    if begun or (whole and not names <= _BEFORE_AN_EPOCH):
-        _check_same(out, theirs, config)
-    elif names and not whole:
+    same = _in_precision_of(theirs, config)
+    differing = _differing(theirs, same)
+    if differing and (begun or (whole and not names <= _BEFORE_AN_EPOCH)):
+        key, before, ours = differing[0]
+        raise RunError(
+            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
+            "a new folder, or one of a run with the same settings",
+            "choose another --out",
+        )
+    if names and not whole:
         raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
     for entry in unfinished:
         entry.unlink()
-    with aside(path) as temporary:
+    config = config if differing else same
+    _write_config(out, config)
+    return config
+
+
+def _write_config(out: Path, config: Config) -> None:
+    with aside(out / CONFIG) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
 
 
-def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
+def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
+    """A configuration whose precision ``auto`` is the one that an earlier call chose and wrote down."""
+    chosen = dict(flatten(theirs)).get("training.precision")
+    if config.training.precision != "auto" or chosen not in ("fp32", "bf16"):
+        return config
+    return config.override([f"training.precision={chosen}"])
+
+
+def _differing(theirs: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
+    """``(key, their value, our value)`` of every setting that differs."""
     ours, before = dict(flatten(config.model_dump(mode="json"))), dict(flatten(theirs))
-    for key in sorted(before.keys() | ours.keys()):
-        if before.get(key) != ours.get(key):
-            raise RunError(
-                f"'{out}' holds a run with {key} = {before.get(key)!r}, not {ours.get(key)!r}",
-                "a new folder, or one of a run with the same settings",
-                "choose another --out",
-            )
+    keys = sorted(before.keys() | ours.keys())
+    return [(key, before.get(key), ours.get(key)) for key in keys if before.get(key) != ours.get(key)]
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -227,10 +248,9 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         "total_parameters": sum(value.numel() for value in network.parameters()),
         "train_seconds": sum(record["train_seconds"] for record in progress.history),
         "validation_seconds": sum(record["validation_seconds"] for record in progress.history),
-        "peak_memory_bytes": (
-            torch.cuda.max_memory_allocated() if setup.device.type == "cuda" else peak_resident_bytes()
-        ),
-        "device": str(setup.device),
+        **peak_memory(setup.device),
+        "precision": config.training.precision,
+        "device": device_name(setup.device),
         "threads": torch.get_num_threads(),
         "processes": processes.size,
     }
