@@ -153,24 +153,21 @@ def print_declines(found: Sequence["Decline"], title: str) -> None:
 def print_comparison(report: "Comparisons") -> None:
     """Print runs side by side, and whether the first method differs from the others by more than chance."""
     from iisan.experiments.records import percent
+    from iisan.runs.conditions import listed, why_not_compared
 
-    costs = {group.name: group.measurement() for group in report.groups}
-    print_table(
-        f"{report.protocol}; in %, mean ± deviation (seeds)",
-        ["", "HR@10#", "NDCG@10#", "s / epoch#", "parameters#", "memory MB#", "TPME %#"],
-        [
-            [
-                group.name,
-                percent(group.metric("hr@10")),
-                percent(group.metric("ndcg@10")),
-                f"{costs[group.name].seconds:.2f}",
-                f"{costs[group.name].parameters:,}",
-                f"{costs[group.name].memory / 1e6:,.0f}",
-                f"{100 * report.tpme[group.name]:.1f}" if report.tpme else "–",
-            ]
-            for group in report.groups
-        ],
-    )
+    heads = ["", "HR@10#", "NDCG@10#", "parameters#"]
+    rows = [
+        [group.name, percent(group.metric("hr@10")), percent(group.metric("ndcg@10")), f"{group.parameters:,}"]
+        for group in report.groups
+    ]
+    if report.costs:
+        heads += ["s / epoch#", "memory MB#", "TPME %#"]
+        for row in rows:
+            cost = report.costs[row[0]]
+            score = f"{100 * report.tpme[row[0]]:.1f}" if report.tpme else "–"
+            row += [f"{cost.seconds:.2f}", f"{cost.memory / 1e6:,.0f}", score]
+    print_table(f"{report.protocol}; in %, mean ± deviation (seeds)", heads, rows)
+    print(why_not_compared(report.conditions) or f"trained on {listed(report.conditions)}")
     if not report.tests:
         print("one method: nothing to test it against")
         return
