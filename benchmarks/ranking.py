@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import faster, take_turns, told, write_record
+from timing import PeakMemory, faster, take_turns, told, write_record
 from torch import Tensor
 
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries
-from iisan.efficiency.measure import PeakMemory
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
 

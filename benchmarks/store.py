@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from synthetic import write_store
-from timing import write_record
+from timing import PeakMemory, write_record
 
 from iisan.config import Config
 from iisan.data.sequences import Sequences
 from iisan.data.splits import leave_one_out
-from iisan.efficiency.measure import STAGES, PeakMemory, StageClock
+from iisan.efficiency.measure import STAGES, StageClock
 from iisan.files import write_json
 from iisan.model import SequentialRecommender
 from iisan.recipes import recipe

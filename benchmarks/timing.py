@@ -3,6 +3,7 @@
 import datetime
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ Side = Callable[[], object]
 #: Rows and columns of large matrices, and the operations of their product.
 SIZE = 2048
 PRODUCT = 2 * SIZE**3
+#: Between two looks at the memory.
+SAMPLING_SECONDS = 0.005
 
 
 def take_turns(sides: Mapping[str, Side], turns: int) -> dict[str, dict[str, Any]]:
@@ -110,3 +113,35 @@ def _spread(values: list[tuple[float, float]]) -> dict[str, dict[str, Any]]:
         low, middle, high = statistics.quantiles(column, n=4) if len(column) > 1 else 3 * [column[0]]
         found[kind] = {"median": middle, "quartiles": [low, high]}
     return found
+
+
+class PeakMemory:
+    """Watches the memory of this process from a thread while it is entered.
+
+    Attributes:
+        peak: largest memory seen so far, in bytes, without pages of mapped files, which the system may take back.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peak = 0
+
+    def now(self) -> int:
+        """The memory at this moment."""
+        info = self._process.memory_info()
+        return info.rss - getattr(info, "shared", 0)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLING_SECONDS):
+            self.peak = max(self.peak, self.now())
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.peak = max(self.peak, self.now())

@@ -21,6 +21,14 @@ torch.set_num_threads(1)
 SCIENTIFIC = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "scientific"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unmeasured_precision() -> Iterator[None]:
+    """Precision ``auto`` is fp32 in this process, whatever its products take; a test may set another timer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("iisan.encoders.precision.time_products", lambda *_: {"fp32": [1.0], "bf16": [1.0]})
+        yield
+
+
 @dataclass(frozen=True)
 class Scientific:
     item_ids: pl.Series

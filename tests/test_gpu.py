@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from iisan.data.dataset import Dataset
+from iisan.encoders.precision import choose_precision, feed_forward, time_products
 from iisan.recipes import recipe
+from iisan.runs.run import Run
 from iisan.states.caching import cache
 from iisan.train.run import train
 
@@ -27,7 +29,9 @@ def test_training_gives_the_same_losses(prepared, tmp_path, method, resident):
     losses = []
     for device in DEVICES:
         config = recipe(method).model_copy(update=folders).override([*steady, f"training.device={device}"])
-        assert train(config, tmp_path / device)["device"].startswith(device)
+        result = train(config, tmp_path / device)
+        assert result["memory"] == {"cpu": "process", "cuda": "gpu"}[device]
+        assert (result["device"] == torch.cuda.get_device_name()) == (device == "cuda")
         lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
@@ -46,10 +50,23 @@ def test_caching_gives_the_same_states(prepared, tmp_path):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4 * float(ours.abs().max()))
 
 
-def test_training_computes_in_bf16_where_the_gpu_multiplies_it(prepared, tmp_path):
+def test_training_computes_in_bf16(prepared, tmp_path):
     folders = {"dataset": prepared.dataset, "states": prepared.states}
-    config = recipe("default").model_copy(update=folders).override(["training.epochs=1", "training.batch_size=16"])
-    result = train(config, tmp_path / "run")
-    assert result["device"].startswith("cuda")
+    quick = ["training.epochs=1", "training.batch_size=16", "training.precision=bf16"]
+    result = train(recipe("default").model_copy(update=folders).override(quick), tmp_path / "run")
+    assert (result["memory"], result["precision"]) == ("gpu", "bf16")
     assert np.isfinite(result["test"]["hr@10"])
     assert result["peak_memory_bytes"] > 0
+
+
+def test_precision_is_measured():
+    wide = time_products(torch.device("cuda"), [feed_forward(4096, 1024)], False)
+    assert min(map(min, wide.values())) > 0
+    assert choose_precision("cuda", "auto", [feed_forward(4096, 1024)]) in ("fp32", "bf16")
+
+
+def test_a_run_of_a_numbered_gpu_is_loaded_onto_it(prepared, tmp_path):
+    folders = {"dataset": prepared.dataset, "states": prepared.states}
+    quick = ["training.epochs=1", "training.batch_size=16", "training.device=cuda:0"]
+    train(recipe("default").model_copy(update=folders).override(quick), tmp_path / "run")
+    assert Run.load(tmp_path / "run").scorer.items.device == torch.device("cuda", 0)

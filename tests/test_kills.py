@@ -31,7 +31,7 @@ def make_dataset(folder):
 
 def cache_command(dataset, out):
     models = ["--text", str(ENCODERS / "text"), "--image", str(ENCODERS / "image")]
-    return [*IISAN, "cache", str(dataset), *models, "--out", str(out), "--shard-rows", "32"]
+    return [*IISAN, "cache", str(dataset), *models, "--out", str(out), "--shard-rows", "32", "--precision", "fp32"]
 
 
 def train_command(dataset, states, out):
@@ -39,6 +39,8 @@ def train_command(dataset, states, out):
     settings = [
         "--set",
         "training.epochs=8",
+        "--set",
+        "training.precision=fp32",
         "--set",
         "loss.negatives=50",
         "--set",

@@ -234,8 +234,8 @@ class TrainingConfig(Section):
         windows: ``all`` cuts each user's training items into windows of S + 1, in which every item but the user's
             first is a target once; ``last`` keeps the last window alone. Popularity and ``loss.pool`` follow.
         seed: of initial weights, order, dropout and negatives.
-        precision: of encoders and item encoders in training. ``auto`` is bf16 where the device multiplies it, but
-            fp32 on processors where no states are as wide as 256.
+        precision: number format of encoders and item encoders in training. ``auto`` is bf16 where the run's matrix
+            products are measured to be at least 20% faster in it, else fp32; ``config.yaml`` keeps the choice.
         device: ``auto`` is CUDA where it is there, else the CPU.
         resident_gb: largest size in GB of stored states that a GPU keeps; larger ones are read batch by batch.
         max_grad_norm: upper limit of the gradient's norm; 0 is none.

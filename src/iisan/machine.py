@@ -7,6 +7,12 @@ import platform
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iisan.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def processor_name() -> str:
@@ -17,22 +23,76 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def choose_device(name: str) -> "torch.device":
+    """``auto`` is CUDA where it is there, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        # Tensors that have no numbers, as those of `meta`, can't be read back.
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError):
+        raise ConfigError(
+            f"training.device '{name}' cannot be used here",
+            "a device that torch finds",
+            "use 'auto' or 'cpu'",
+        ) from None
+    return device
+
+
+def usable_device(name: str) -> str:
+    """A device's name if that device can be used here, else ``auto``: a run may come from another machine."""
+    try:
+        choose_device(name)
+    except ConfigError:
+        return "auto"
+    return name
+
+
+def device_name(device: "torch.device") -> str:
+    """The name of a GPU, or of the processor."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
 def first_process() -> bool:
     """Whether this process speaks for those that ``torchrun`` started together, or is alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident memory of this process so far, and of its largest finished child."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + children) * unit
+    """Largest resident memory of this process, without its children, since :func:`forget_peak`."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def forget_peak() -> None:
-    """Have ``peak_resident_bytes`` count from now on, where the system can do that for this process (Linux)."""
+def forget_peak(device: "torch.device") -> None:
+    """Have ``peak_memory`` count from now on; outside Linux, that of a process counts from its start."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: "torch.device") -> dict[str, Any]:
+    """Peak memory of this process, and which: allocated on the ``gpu``, or resident memory of the ``process``."""
+    if device.type == "cuda":
+        import torch
+
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(device), "memory": "gpu"}
+    return {"peak_memory_bytes": peak_resident_bytes(), "memory": "process"}
 
 
 def wait_briefly() -> None:

@@ -153,24 +153,21 @@ def print_declines(found: Sequence["Decline"], title: str) -> None:
 def print_comparison(report: "Comparisons") -> None:
     """Print runs side by side, and whether the first method differs from the others by more than chance."""
     from iisan.experiments.records import percent
+    from iisan.runs.conditions import listed, why_not_compared
 
-    costs = {group.name: group.measurement() for group in report.groups}
-    print_table(
-        f"{report.protocol}; in %, mean ± deviation (seeds)",
-        ["", "HR@10#", "NDCG@10#", "s / epoch#", "parameters#", "memory MB#", "TPME %#"],
-        [
-            [
-                group.name,
-                percent(group.metric("hr@10")),
-                percent(group.metric("ndcg@10")),
-                f"{costs[group.name].seconds:.2f}",
-                f"{costs[group.name].parameters:,}",
-                f"{costs[group.name].memory / 1e6:,.0f}",
-                f"{100 * report.tpme[group.name]:.1f}" if report.tpme else "–",
-            ]
-            for group in report.groups
-        ],
-    )
+    heads = ["", "HR@10#", "NDCG@10#", "parameters#"]
+    rows = [
+        [group.name, percent(group.metric("hr@10")), percent(group.metric("ndcg@10")), f"{group.parameters:,}"]
+        for group in report.groups
+    ]
+    if report.costs:
+        heads += ["s / epoch#", "memory MB#", "TPME %#"]
+        for row in rows:
+            cost = report.costs[row[0]]
+            score = f"{100 * report.tpme[row[0]]:.1f}" if report.tpme else "–"
+            row += [f"{cost.seconds:.2f}", f"{cost.memory / 1e6:,.0f}", score]
+    print_table(f"{report.protocol}; in %, mean ± deviation (seeds)", heads, rows)
+    print(why_not_compared(report.conditions) or f"trained on {listed(report.conditions)}")
     if not report.tests:
         print("one method: nothing to test it against")
         return
@@ -190,3 +187,45 @@ def print_comparison(report: "Comparisons") -> None:
         ],
     )
     print("intervals and p-values are about other users, given these trainings; what a seed changes shows in ±")
+
+
+def print_diagnosis(found: Mapping[str, Any]) -> None:
+    """Print what this machine can do, and what is missing on it with the lines that install it."""
+    memory, free, disk = (found[f"{name}_bytes"] / 1e9 for name in ("memory", "free_memory", "free_disk"))
+    gpus = [f"{gpu['name']} ({gpu['bytes'] / 1e9:.0f} GB)" for gpu in found["gpus"]]
+    facts = {
+        "versions": f"iisan {found['iisan']}, Python {found['python']}",
+        "system": f"{found['system']}, {found['cores']} cores, {found['threads']} threads",
+        "device": ", ".join(gpus) or found["device"],
+        "memory": f"{free:.1f} of {memory:.1f} GB free",
+        "disk": f"{disk:,.0f} GB free in the working folder",
+        "models": found["model_cache"]
+        + (" only, as HF_HUB_OFFLINE is set" if found["offline"] else ", or the hub"),
+    }
+    for name, fact in facts.items():
+        print(f"{name:10}{fact}")
+    print()
+    print_table(
+        "Matrix products of width 768",
+        ["", "fp32 GFLOP/s#", "bf16 GFLOP/s#", "precision 'auto'"],
+        [
+            [name, f"{each['fp32'] / 1e9:,.0f}", f"{each['bf16'] / 1e9:,.0f}", each["auto"]]
+            for name, each in found["speed"].items()
+        ],
+    )
+    print_table(
+        "Extras",
+        ["", "", "install"],
+        [
+            [name, f"{', '.join(missing)} missing", f'pip install "iisan[{name}]"']
+            if missing
+            else [name, "installed", ""]
+            for name, missing in found["extras"].items()
+        ],
+    )
+    unusable = [each for each in found["libraries"] if not each["usable"]]
+    for each in unusable:
+        got = f"{each['installed']} is too old" if each["installed"] else "is not installed"
+        print(f'{each["name"]} {got}: pip install "{each["name"]}{each["required"]}"')
+    if not unusable:
+        print("every library that iisan needs is installed in a version that it can use")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from iisan.config import Config
-from iisan.efficiency.measure import STAGES, PeakMemory, StageClock, measure, measure_here
+from iisan.efficiency.measure import STAGES, StageClock, measure, measure_here
 from iisan.errors import RunError
-from iisan.machine import peak_resident_bytes
+from iisan.machine import processor_name
 from iisan.recipes import recipe
 from iisan.train.setup import build, resolve
 
@@ -41,6 +41,7 @@ def test_measured_costs_of_a_training(config):
     assert 0 < found.seconds_per_step < 60
     assert set(found.stages) == set(STAGES)
     assert found.peak_memory_bytes > found.baseline_memory_bytes > 1e7
+    assert (found.memory, found.device, found.precision in ("fp32", "bf16")) == ("process", processor_name(), True)
 
 
 def test_accumulation_makes_fewer_and_longer_steps(config):
@@ -63,25 +64,11 @@ def test_a_training_that_cannot_start(config, tmp_path):
         measure(config.override((f"dataset={tmp_path / 'absent'}",)), steps=1)
 
 
-def test_a_peak_is_seen_though_it_has_passed():
-    memory = PeakMemory()
-    before = memory.now()
-    with memory:
-        block = np.ones(25_000_000)
-        time.sleep(0.1)
-        del block
-    assert 190_000_000 < memory.peak - before < 400_000_000
-    assert memory.now() - before < 150_000_000
-    assert peak_resident_bytes() >= memory.peak * 0.9
-
-
 def test_a_peak_while_loading_counts(config, monkeypatch):
     from iisan.train import setup
 
     def build(config):
-        block = np.ones(50_000_000)
-        time.sleep(0.1)
-        del block
+        np.ones(50_000_000)
         return setup_build(config)
 
     setup_build = setup.build

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from iisan.errors import ConfigError, RunError
-from iisan.experiments.records import Record, grid, markdown, read_records, spread, table
+from iisan.experiments.records import Record, grid, markdown, read_records, remark, spread, table
 
 
 def record(row, seed=0, hr=None, ndcg=None, **fields):
@@ -55,6 +55,37 @@ def test_costs_are_means_over_the_runs_that_measured_them():
     ]
     (row,) = table(runs)
     assert (row.seconds_per_epoch, row.trainable_parameters, row.peak_memory_bytes) == (3.0, 4000, 5e8)
+
+
+MACHINE = {"machine": {"processor": "Abacus", "cores": 2}, "threads": 2, "precision": "fp32"}
+
+
+def test_costs_of_several_machines_are_left_out_with_one_line_and_quality_is_averaged():
+    cost = {"seconds_per_epoch": 2.0, "trainable_parameters": 4000, "peak_memory_bytes": 5e8}
+    runs = [record("A", seed, hr, 0.1, efficiency=cost, **MACHINE) for seed, hr in ((0, 0.1), (1, 0.2))]
+    assert (remark(runs), table(runs)[0].seconds_per_epoch) == ("", 2.0)
+    runs[1] = runs[1].model_copy(update={"precision": "bf16"})
+    (row,) = table(runs)
+    assert (row.seconds_per_epoch, row.peak_memory_bytes, row.trainable_parameters) == (None, None, 4000)
+    assert (row.hr.mean, row.hr.count) == (pytest.approx(0.15), 2)
+    assert markdown(runs, "table-3") == (
+        "|  | HR@10 (%) | NDCG@10 (%) | trained parameters |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| A | 15.00 ± 7.07 (2) | 10.00 ± 0.00 (2) | 4,000 |\n"
+        "\n"
+        "Costs and TPME are left out, as they need one machine, device, precision and number of threads, not "
+        "Abacus, 2 cores, 2 threads, fp32 (A); Abacus, 2 cores, 2 threads, bf16 (A): "
+        "train all alike, such as with --set training.precision=fp32.\n"
+    )
+
+
+def test_where_costs_were_not_measured_the_machines_are_named():
+    cost = {"seconds_per_epoch": 2.0, "peak_memory_bytes": 5e8}
+    runs = [record("A", 0, 0.1, efficiency=cost, **MACHINE), record("A", 1, 0.1), failed("A", 2)]
+    assert table(runs)[0].seconds_per_epoch == 2.0
+    said = "run on: Abacus, 2 cores, 2 threads, fp32 (A); unknown processor, unknown precision (A)"
+    assert remark(runs) == said
+    assert markdown(runs, "table-3").splitlines()[4] == f"{said.capitalize()[:1]}{said[1:]}."
 
 
 def test_rows_stand_by_their_positions_and_else_as_first_seen():

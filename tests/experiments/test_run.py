@@ -15,6 +15,7 @@ from iisan.experiments import run as run_module
 from iisan.experiments.records import read_records, table
 from iisan.experiments.run import _typical, run_experiment
 from iisan.experiments.tables import EXPERIMENTS, Scale, even_levels, experiment, full_settings, kept_levels
+from iisan.machine import processor_name
 from iisan.nested import flatten
 from iisan.recipes import paper, recipe
 from iisan.states.caching import cache
@@ -133,11 +134,27 @@ def test_records_that_name_no_data_count_as_before(again, tmp_path):
     assert again() == (record, True)
 
 
+def test_rows_of_a_table_are_computed_in_one_precision(scale, tmp_path, monkeypatch):
+    """Unless a row names another; what is measured may differ from row to row."""
+    rows = {name: scale.row("default", f"training.precision={name}") for name in ("auto", "fp32", "bf16")}
+
+    def failing(config, *_):
+        return {"status": "failed", "error": "not run", "config": config.model_dump(mode="json")}
+
+    monkeypatch.setitem(EXPERIMENTS, "table-6", lambda s: rows)
+    monkeypatch.setattr(run_module, "_run", failing)
+    records = read_records([run_experiment("table-6", scale, tmp_path)])
+    found = {record.row: record.config["training"]["precision"] for record in records}
+    assert found == {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
+
+
 def test_costs_are_measured_for_the_methods(scale, tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "table-3", lambda s: {"IISAN (cached)": s.row("default")})
     folder = run_experiment("table-3", scale, tmp_path, seeds=(0, 1))
     first, second = (record.efficiency for record in read_records([folder]))
     assert first["peak_memory_bytes"] > first["baseline_memory_bytes"] > 1e7
+    records = read_records([folder])
+    assert {(each.precision, each.device, each.processes) for each in records} == {("fp32", processor_name(), 1)}
     # Medians need not add up on a busy machine.
     seconds = [f"{stage}_seconds" for stage in ("data", "forward", "backward", "update")]
     assert all(first[name] > 0 for name in ("seconds_per_step", *seconds))

@@ -10,8 +10,10 @@ import pytest
 from iisan.errors import ConfigError
 from iisan.evaluate.significance import holm
 from iisan.evaluate.tpme import PAPER
+from iisan.printing import print_comparison
 from iisan.recipes import recipe
 from iisan.runs.compare import compare_runs
+from iisan.runs.conditions import conditions, why_not_compared
 from iisan.runs.run import Run
 from iisan.train.run import train
 
@@ -86,3 +88,83 @@ def test_runs_under_different_protocols_are_refused(runs):
     folders = [runs("ids"), runs("default", 0, "evaluation.policy=all")]
     with pytest.raises(ConfigError, match="different protocol"):
         compare_runs(folders, PAPER)
+
+
+def elsewhere(folder, **facts):
+    """Let a run's result say that it was trained under other conditions."""
+    path = folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    return folder
+
+
+OTHER = {"machine": {"processor": "Abacus", "cores": 8}, "device": "Abacus"}
+
+
+def test_costs_are_compared_under_one_condition(runs, capsys):
+    report = compare_runs([runs("default"), runs("ids")], PAPER)
+    result = report.groups[0].runs[0].result
+    same = f"{result['device']}, {result['machine']['cores']} cores, 1 thread, fp32"
+    assert report.conditions == {"default": [same], "ids": [same]}
+    assert list(report.costs) == ["default", "ids"]
+    assert report.as_json()["costs_left_out"] is None
+    print_comparison(report)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "TPME" in said
+    assert f"trained on {same}" in said
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        (OTHER, "Abacus, 8 cores, "),
+        ({"precision": "bf16"}, "bf16"),
+        ({"threads": 77}, "77 threads"),
+        ({"processes": 2}, "2 processes"),
+        ({"device": "GPU 9000"}, "GPU 9000, "),
+        ({"precision": None}, "unknown precision"),
+    ],
+)
+def test_costs_of_unlike_conditions_are_left_out_with_one_line(runs, capsys, facts, named):
+    folders = [runs("default"), elsewhere(runs("ids"), **facts)]
+    report = compare_runs(folders, PAPER)
+    assert (report.costs, report.tpme) == ({}, {})
+    assert len(report.tests) == 2
+    print_comparison(report)
+    out = capsys.readouterr().out
+    assert "s / epoch" not in out
+    (line,) = [line for line in out.splitlines() if line.startswith("costs and TPME are left out")]
+    assert named in line
+    assert "(default); " in line
+    assert line.endswith("(ids): train all alike, such as with --set training.precision=fp32")
+    found = report.as_json()
+    assert named in found["costs_left_out"]
+    assert [named in found["methods"][name]["conditions"][0] for name in ("default", "ids")] == [False, True]
+    assert found["methods"]["ids"].keys() == {"runs", "conditions", "test", "parameters", "tpme"}
+
+
+def test_quality_is_averaged_over_machines_and_moved_folders(runs, prepared, tmp_path):
+    """One configuration, whose second seed was trained on another machine with the folders elsewhere."""
+    first, second = runs("ids"), elsewhere(runs("ids", 1), **OTHER)
+    config = second / "config.yaml"
+    text = config.read_text().replace(str(prepared.dataset), "/data/dataset")
+    config.write_text(text.replace("device: auto", "device: cpu"))
+    report = compare_runs([first, second], PAPER)
+    (group,) = report.groups
+    assert group.metric("hr@10").count == 2
+    assert report.costs == {}
+    assert [condition.startswith("Abacus, 8 cores") for condition in report.conditions["ids"]] == [False, True]
+
+
+def test_runs_on_other_states_are_other_methods(runs):
+    """Though nothing in their settings tells: the folders of states may have any name."""
+    first, second = runs("default"), elsewhere(runs("default", 1), states={"text": "another fingerprint"})
+    assert len(compare_runs([first, second], PAPER).groups) == 2
+
+
+def test_runs_of_version_0_1_are_compared_with_each_other():
+    old = {"machine": {"processor": "AMD EPYC", "cores": 2}, "device": "cpu", "threads": 1, "processes": 1}
+    assert conditions(old) == "AMD EPYC, 2 cores, 1 thread, unknown precision"
+    assert why_not_compared({"A": [conditions(old)], "B": [conditions(old)] * 2}) == ""
+    gpu = {**old, "device": "GPU 9000", "precision": "bf16", "processes": 2}
+    assert conditions(gpu) == "GPU 9000, AMD EPYC, 2 cores, 1 thread, 2 processes, bf16"
+    assert conditions({}) == "unknown processor, unknown precision"

@@ -48,7 +48,9 @@ class Words:
     stop_after: int | None = None
 
     def __init__(self, name, **options):
-        self.settings = {"model": name, "max_tokens": options["max_tokens"]}
+        # "auto" is what a new folder is measured to be.
+        precision = "bf16" if options["precision"] == "auto" else options["precision"]
+        self.settings = {"model": name, "max_tokens": options["max_tokens"], "precision": precision}
 
     def __call__(self, pictures):
         if self.stop_after is not None and sum(self.seen) >= self.stop_after:
@@ -124,6 +126,22 @@ def test_only_new_contents_are_described_and_other_settings_start_afresh(dataset
     head, *rest = (out / JOURNAL).read_text().splitlines()
     assert json.loads(head)["model"] == "other"
     assert len(rest) == 4
+
+
+@pytest.mark.parametrize("begun", ["fp32", "auto"])
+def test_auto_continues_captions_in_their_precision(dataset, tmp_path, words, begun):
+    out = tmp_path / "out"
+    first = caption(dataset, out, "m", column="cover", precision=begun)
+    words.seen.clear()
+    assert caption(dataset, out, "m", column="cover").items.equals(first.items)
+    assert words.seen == []
+    used = json.loads((out / JOURNAL).read_text().splitlines()[0])["precision"]
+    assert used == {"fp32": "fp32", "auto": "bf16"}[begun]
+    for damaged in ("", "[1]\n", "{", "\udcff"):
+        (out / JOURNAL).write_bytes(damaged.encode("utf-8", "surrogateescape"))
+        caption(dataset, out, "m", column="cover")
+        assert words.seen == [3]
+        words.seen.clear()
 
 
 def test_the_middle_frame_of_a_video(tmp_path, words):

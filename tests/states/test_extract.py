@@ -28,6 +28,10 @@ from iisan.states.writer import StateWriter
 DTYPES = ["fp32", "bf16", "fp16", "int8"]
 
 
+def bf16_wins(*_: object) -> dict[str, list[float]]:
+    return {"fp32": [2.0], "bf16": [1.0]}
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
 
@@ -224,7 +228,7 @@ def test_bf16_computation_that_is_too_coarse_falls_back(
     catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents, said = Contents.of(catalogue, "text"), []
-    monkeypatch.setattr(precision_module, "_multiplies_bf16", lambda _device: True)
+    monkeypatch.setattr(precision_module, "time_products", bf16_wins)
     monkeypatch.setattr(extract_module, "MAX_ERROR", 100)
     fast = extract(bert, contents, tmp_path / "fine", dtype="fp32", say=said.append)
     assert fast.manifest.precision == "bf16"
@@ -240,6 +244,26 @@ def test_bf16_computation_that_is_too_coarse_falls_back(
         extract(bert, contents, tmp_path / "asked", dtype="fp32", precision="bf16")
     with pytest.raises(StoreError, match="int8 storage with fp32 computation changes level"):
         extract(bert, contents, tmp_path / "int8", dtype="int8", precision="fp32")
+
+
+@pytest.mark.parametrize("existing", ["fp32", "bf16"])
+def test_auto_continues_a_store_of_either_precision_and_measures_nothing(
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: str
+) -> None:
+    monkeypatch.setattr(extract_module, "MAX_ERROR", 100)
+    store = extract(bert, Contents.of_texts(catalogue.texts[:5]), tmp_path, precision=existing)
+    monkeypatch.delattr(precision_module, "time_products")
+    again = extract(bert, Contents.of(catalogue, "text"), tmp_path)
+    assert (again.folder, again.manifest.precision, len(again)) == (store.folder, existing, 36)
+
+
+def test_a_batch_of_the_encoders_width_is_what_is_timed(
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(precision_module, "time_products", lambda *given: asked.append(given) or bf16_wins())
+    extract(bert, Contents.of(catalogue, "text"), tmp_path, batch_size=5)
+    assert asked == [(torch.device("cpu"), [(5 * (bert.max_tokens or 0), 16, 64)], False)]
 
 
 def test_overflow_is_found_before_anything_is_written(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from iisan.config import Config
+from iisan.encoders import precision
 from iisan.errors import ConfigError
 from iisan.recipes import recipe
 from iisan.train.batches import Batches
@@ -105,6 +106,33 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="process 3 on a machine with 2 GPUs"), joined(torch.device("cuda")):
         pass
+
+
+def test_one_gpu_is_not_for_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(ConfigError, match=r"training\.device 'cuda:1' for 2 processes"),
+        joined(torch.device("cuda:1")),
+    ):
+        pass
+
+
+def test_all_processes_compute_in_the_precision_of_the_first(prepared, monkeypatch):
+    """The sum of what each adds is taken here from the others' choices, as all_reduce would."""
+    timed = []
+    monkeypatch.setattr(precision, "time_products", lambda *_: timed.append(1) or {"fp32": [2.0], "bf16": [1.0]})
+    config = resolve(configured(prepared, "training.precision=auto"))
+
+    class Told(Processes):
+        def add(self, values):
+            assert float(values) == float(self.first)
+            return values + (not self.first)
+
+    found = [build(config, processes=Told(rank, 2)) for rank in (0, 1)]
+    assert [each.config.training.precision for each in found] == ["bf16", "bf16"]
+    assert [each.network.autocast for each in found] == [True, True]
+    assert timed == [1]
 
 
 if __name__ == "__main__":

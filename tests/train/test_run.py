@@ -14,12 +14,16 @@ from iisan.api import Recommender
 from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Split, leave_one_out
+from iisan.encoders import precision
 from iisan.errors import ConfigError, DataError, IisanError, RunError, StoreError
 from iisan.evaluate.baselines import most_popular
 from iisan.evaluate.metrics import metrics_from_frame, summarise
 from iisan.evaluate.ranks import rank_targets
-from iisan.nested import flatten
+from iisan.experiments.robustness import decline
+from iisan.machine import choose_device, processor_name
+from iisan.nested import flatten, read_yaml
 from iisan.recipes import RECIPES, recipe
+from iisan.runs import run as run_module
 from iisan.runs.assess import assess
 from iisan.runs.run import Run
 from iisan.train import loop
@@ -251,12 +255,13 @@ def test_validation_every_few_epochs(quick, tmp_path):
 
 def test_validation_on_a_sample_of_users(quick, tmp_path):
     said = []
-    result = train(quick("default", "evaluation.validation_users=20", "evaluation.policy=all"), tmp_path / "run", say=said.append)
+    few, more = (quick("default", f"evaluation.validation_users={n}", "evaluation.policy=all") for n in (20, 99))
+    result = train(few, tmp_path / "run", say=said.append)
     assert (result["validation"]["users"], result["test"]["users"]) == (20, 50)
     selection = "hr@10 of the leave-one-out validation, 20 users, a fixed sample of 50"
     assert result["selection"] == selection
     assert f"the best epoch is selected by {selection}" in said
-    assert train(quick("default", "evaluation.validation_users=99"), tmp_path / "all")["validation"]["users"] == 50
+    assert train(more, tmp_path / "all")["validation"]["users"] == 50
 
 
 def test_an_epoch_without_validation_is_logged_without_it(quick, tmp_path):
@@ -323,6 +328,102 @@ def test_another_configuration_is_refused(quick, tmp_path):
     train(quick("default", "training.epochs=1"), tmp_path / "run")
     with pytest.raises(RunError, match=r"training\.seed = 0, not 4"):
         train(quick("default", "training.epochs=1", "training.seed=4"), tmp_path / "run")
+
+
+@pytest.fixture
+def timings(monkeypatch):
+    """Seconds in either precision, which a test may change, and the products that were timed."""
+    seconds = {"fp32": [2.0], "bf16": [1.0], "products": []}
+    timer = lambda _, products, training: seconds["products"].append((products, training)) or seconds  # noqa: E731
+    monkeypatch.setattr(precision, "time_products", timer)
+    return seconds
+
+
+def test_precision_is_measured_once_and_kept(quick, tmp_path, timings, monkeypatch):
+    """Before the first step, and for whoever goes on: after a kill in the first or second epoch, or at the end."""
+    out, config = tmp_path / "run", quick("default", "training.precision=auto", "training.epochs=2")
+    step, steps = loop.Trainer._step, []
+
+    def dying_step(self, batch):
+        steps.append(self.network.autocast)
+        chosen = read_yaml(out / "config.yaml")["training"]["precision"]
+        assert chosen == "bf16"
+        if len(steps) in (2, 2 + len(self.batches) + 2):
+            raise Killed
+        return step(self, batch)
+
+    monkeypatch.setattr(loop.Trainer, "_step", dying_step)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            train(config, out)
+        timings["bf16"] = [9.0]
+    result = train(config, out)
+    assert all(steps)
+    assert (result["precision"], result["status"]) == ("bf16", "finished")
+    assert train(config, out) == result
+    assert len(timings["products"]) == 1
+    with pytest.raises(RunError, match=r"training\.precision = 'bf16', not 'fp32'"):
+        train(quick("default", "training.precision=fp32", "training.epochs=2"), out)
+    # Another run in a folder that was left before its first epoch measures again.
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    for path in set(out.iterdir()) - {out / "config.yaml"}:
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    assert train(quick("default", "training.precision=auto", "training.epochs=1"), out)["precision"] == "fp32"
+
+
+def test_the_products_of_a_method_are_timed(quick, prepared, tmp_path, timings):
+    live = ("source=live", "modalities=[text]", f"text.encoder={prepared.text}")
+    side, projection, fed = [(30, 16, 8), (30, 8, 16)], (30, 16, 64), (30, 16, 64)
+    for name, *changes, expected in (
+        ("default", "items.bottleneck=8", [*side, *side]),
+        ("default", "items.bottleneck=8", "training.batch_size=1", "modalities=[text]", "loss.negatives=3",
+         "sequence.max_length=4", [(8, 16, 8), (8, 8, 16)]),
+        ("frozen", "items.embedding_dim=64", [projection, projection]),
+        ("default", *live, "items.bottleneck=8", [fed, *side]),
+    ):  # fmt: skip
+        timings["products"].clear()
+        config = quick(name, "training.precision=auto", *changes)
+        assert build(resolve(config)).config.training.precision == "bf16"
+        assert timings["products"] == [(expected, True)]
+    timings["products"].clear()
+    assert build(resolve(quick("ids", "training.precision=auto"))).config.training.precision == "fp32"
+    assert timings["products"] == []
+
+
+def test_a_result_says_what_was_computed_with(quick, tmp_path):
+    result = train(quick("default", "training.precision=bf16", "training.device=cpu"), tmp_path / "run")
+    assert result["device"] == processor_name()
+    assert (result["precision"], result["memory"], result["threads"]) == (
+        "bf16",
+        "process",
+        torch.get_num_threads(),
+    )
+    assert 1e8 < result["peak_memory_bytes"] < 1e11
+
+
+def test_a_run_of_another_gpu_is_loaded_onto_the_default_device(quick, tmp_path):
+    """And computed with there by whatever builds its network again."""
+    train(quick(), tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("device: auto", "device: cuda:1"))
+    run = Run.load(tmp_path / "run")
+    assert run.scorer.items.device == choose_device("auto")
+    assert run.config.training.device == "auto"
+    assert len(Recommender(run).recommend(history=["i3"], k=4)) == 4
+    assert decline(tmp_path / "run", "text", [0.0], "remove").values("hr@10") == [run.result["test"]["hr@10"]]
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+def test_a_run_is_loaded_onto_its_own_device_where_that_is(device, quick, tmp_path, monkeypatch):
+    train(quick(), tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("device: auto", f"device: {device}"))
+    moved = []
+    monkeypatch.setattr(run_module, "choose_device", lambda name: moved.append(name) or torch.device("cpu"))
+    monkeypatch.setattr(run_module, "usable_device", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Run.load(tmp_path / "run").config.training.device == device
+    assert moved == [device]
 
 
 @pytest.fixture

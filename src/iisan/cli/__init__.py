@@ -2,12 +2,12 @@
 
 import sys
 
-from iisan.cli import data, runs, studies
+from iisan.cli import data, doctor, runs, studies
 from iisan.cli.common import app
 from iisan.errors import IisanError
 from iisan.machine import wait_briefly
 
-__all__ = ["app", "data", "main", "runs", "studies"]
+__all__ = ["app", "data", "doctor", "main", "runs", "studies"]
 
 
 def main() -> None:

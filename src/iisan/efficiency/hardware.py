@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iisan.efficiency.counting import Meter, Work
-from iisan.encoders.precision import choose_training_precision
-from iisan.machine import processor_name
-from iisan.train.setup import choose_device
+from iisan.encoders.precision import choose_precision, feed_forward
+from iisan.machine import choose_device, device_name
 
 #: Width of the blocks that are imitated, and tokens at once: so many that their tensors, like those of training,
 #: are fresh pages of memory each time (CPU), or fill the device (GPU).
@@ -60,9 +59,9 @@ class Hardware:
             ConfigError: a device or precision that cannot be used here.
         """
         where = choose_device(device)
-        kind = choose_training_precision(where, precision, _WIDTH)
-        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
         tokens, wide = _TOKENS.get(where.type, _MANY_TOKENS), 4 * _WIDTH
+        kind = choose_precision(where, precision, [feed_forward(tokens, _WIDTH)], training=True)
+        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
         # The residual stream and the norms stay fp32 in every precision.
         stream = torch.ones(tokens, _WIDTH, device=where)
         hidden = torch.ones(tokens, wide, dtype=dtype, device=where)
@@ -91,7 +90,6 @@ class Hardware:
             attended = _typical(attention, where, 0.1 * seconds)
             element = _typical(passes, where, 0.2 * seconds)
         contents, heads, length, width = _ATTENTION
-        name = torch.cuda.get_device_name(where) if where.type == "cuda" else processor_name()
         threads = "" if where.type == "cuda" else f", {torch.get_num_threads()} threads"
         return cls(
             flops=2 * 2 * tokens * _WIDTH * wide / product,
@@ -99,7 +97,7 @@ class Hardware:
             elements=tokens * (2 * _WIDTH + wide) / element,
             attention=4 * contents * heads * length**2 * width / attended,
             overhead=_overhead(where, 0.1 * seconds),
-            name=name + threads,
+            name=device_name(where) + threads,
             precision=kind,
             device=where.type,
         )

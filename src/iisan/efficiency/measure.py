@@ -10,22 +10,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
 from iisan.config import Config
 from iisan.errors import RunError
-from iisan.machine import keep_freed_memory, peak_resident_bytes
+from iisan.machine import choose_device, device_name, forget_peak, keep_freed_memory, peak_memory
 from iisan.recipes import load_config
 from iisan.train.loop import Clock
 
 STAGES = ("data", "forward", "backward", "update")
-_SAMPLING_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -40,13 +36,11 @@ class Efficiency:
         seconds_per_epoch: of training, without validation: ``seconds_per_step × steps_per_epoch``.
         trainable_parameters: weights that are trained.
         total_parameters: weights in memory.
-        peak_memory_bytes: the largest while loading and training; on a GPU the allocator's peak, on a CPU that of
-            the process's own memory, seen every few milliseconds. Pages of mapped files do not count where the
-            system tells them apart: they belong to its cache, are given back when something else needs room, and
-            some kernels map two megabytes for one row that is read.
+        peak_memory_bytes: the largest while loading and training, as a run's ``result.json`` has it.
+        memory: which: that allocated on the ``gpu``, or the resident memory of the ``process``.
         baseline_memory_bytes: the same with all imports and nothing loaded; 0 on a GPU.
-        peak_resident_bytes: on a CPU the peak resident memory of the process and its children, with mapped files.
-        device: where it was measured.
+        precision: of encoders and item encoders.
+        device: name of the GPU, or of the processor.
         threads: of computation on a CPU.
     """
 
@@ -58,8 +52,9 @@ class Efficiency:
     trainable_parameters: int
     total_parameters: int
     peak_memory_bytes: int
+    memory: str
     baseline_memory_bytes: int
-    peak_resident_bytes: int
+    precision: str
     device: str
     threads: int
 
@@ -119,18 +114,18 @@ def measure(config: Config, steps: int = 20, warm_up: int = 3, threads: int | No
 
 
 def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
-    """The same in this process, whose earlier peak then counts as well."""
+    """The same in this process; outside Linux its earlier peak of memory then counts as well."""
     import torch
 
     from iisan.train.batches import Batches
     from iisan.train.loop import Trainer
     from iisan.train.setup import build, resolve
 
-    memory = PeakMemory()
-    baseline = memory.now()
-    with tempfile.TemporaryDirectory() as folder, memory:
+    device = choose_device(config.training.device)
+    forget_peak(device)
+    baseline = peak_memory(device)["peak_memory_bytes"]
+    with tempfile.TemporaryDirectory() as folder:
         setup = build(resolve(config))
-        cuda = setup.device.type == "cuda"
         training = setup.config.training
         batches = Batches(
             setup.split,
@@ -140,7 +135,7 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
             training.windows,
             training.seed,
         )
-        clock = StageClock(torch.cuda.synchronize if cuda else lambda: None)
+        clock = StageClock((lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None)
         trainer = Trainer(setup.network, batches, setup.config, lambda _: {}, Path(folder), clock=clock)
         setup.network.train()
         epochs = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count(1))
@@ -157,44 +152,12 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
         seconds_per_epoch=seconds * per_epoch,
         trainable_parameters=sum(value.numel() for _, value in setup.network.trainable()),
         total_parameters=sum(value.numel() for value in setup.network.parameters()),
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if cuda else memory.peak,
-        baseline_memory_bytes=0 if cuda else baseline,
-        peak_resident_bytes=peak_resident_bytes(),
-        device=torch.cuda.get_device_name() if cuda else "cpu",
+        **peak_memory(device),
+        baseline_memory_bytes=baseline,
+        precision=training.precision,
+        device=device_name(device),
         threads=torch.get_num_threads(),
     )
-
-
-class PeakMemory:
-    """Watches the memory of this process from a thread while it is entered.
-
-    Attributes:
-        peak: largest memory seen so far, in bytes, without pages of mapped files where they can be told apart.
-    """
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.peak = 0
-
-    def now(self) -> int:
-        """The memory at this moment."""
-        info = self._process.memory_info()
-        return info.rss - getattr(info, "shared", 0)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(_SAMPLING_SECONDS):
-            self.peak = max(self.peak, self.now())
-
-    def __enter__(self) -> "PeakMemory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.peak = max(self.peak, self.now())
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ from iisan.efficiency.estimate import Estimate, estimate
 from iisan.efficiency.hardware import Hardware
 from iisan.efficiency.models import Blueprint
 from iisan.efficiency.workload import DataShape
-from iisan.encoders.precision import choose_training_precision
+from iisan.encoders.precision import choose_precision
+from iisan.machine import choose_device
 from iisan.recipes import recipe
-from iisan.train.setup import choose_device
+from iisan.train.setup import main_products
 
 
 def plan(
@@ -40,9 +41,9 @@ def plan(
             modality: Blueprint.of_folder(model, modality, tokens or config.text.max_tokens)
             for modality, model in models.items()
         }
-        widths = [] if config.items.kind == "table" else [each.width for each in blueprints.values()]
-        device = choose_device(config.training.device)
-        precision = choose_training_precision(device, config.training.precision, max(widths, default=0))
+        widths = {} if config.items.kind == "table" else {name: each.width for name, each in blueprints.items()}
+        device, products = choose_device(config.training.device), main_products(config, widths, dataset.num_items)
+        precision = choose_precision(device, config.training.precision, products, training=True)
         if precision not in measured:
             measured[precision] = Hardware.measure(config.training.device, precision)
         found[name] = estimate(config, blueprints, DataShape.of_dataset(dataset, config), measured[precision])

@@ -18,7 +18,7 @@ from iisan.encoders.loading import (
     locate,
     quiet,
 )
-from iisan.encoders.precision import autocast, choose_precision
+from iisan.encoders.precision import autocast, choose_precision, feed_forward
 from iisan.encoders.text import tokenizer_rules
 from iisan.errors import ConfigError, EncoderError
 from iisan.files import sha256_json
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Longest caption, in tokens.
 MAX_TOKENS = 30
+#: Tokens of a batch of pictures, for measuring; more compare alike.
+_TOKENS = 4096
 #: What models are asked that answer questions; those that only write captions are asked nothing.
 PROMPT = "Describe this picture in one sentence."
 
@@ -74,7 +76,8 @@ class Captioner:
                 "an image-to-text model such as BLIP, GIT or ViT-GPT2",
                 "choose another model",
             )
-        positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        decoder = config.get_text_config(decoder=True)
+        positions = getattr(decoder, "max_position_embeddings", None)
         if positions is not None and max_tokens >= positions:
             raise ConfigError(
                 f"captions of at most {max_tokens} tokens",
@@ -95,7 +98,8 @@ class Captioner:
         model, missing = load_model(hf.AutoModelForImageTextToText, source, trust_remote_code)
         check_weights(source, "the model", missing)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._precision = choose_precision(self._device, precision)
+        products = [feed_forward(_TOKENS, getattr(decoder, "hidden_size", 768))]
+        self._precision = choose_precision(self._device, precision, products)
         self._model = model.eval().to(self._device)
         self._prompt, self._max_tokens = prompt, max_tokens
         try:

@@ -18,10 +18,13 @@ from iisan.errors import ConfigError, RunError
 from iisan.evaluate.significance import Spread, spread
 from iisan.legacy import upgraded_config, upgraded_keys
 from iisan.names import INTER
+from iisan.runs.conditions import conditions, listed, why_not_compared
 
 KIND = "iisan-record"
 SCHEMA = 2
 MISSING = "–"
+#: What a run costs on its machine.
+_COSTS = {"seconds_per_epoch", "peak_memory_bytes"}
 CURE = "name the record files, or the folders that 'iisan experiment' wrote"
 
 
@@ -49,6 +52,10 @@ class Record(BaseModel):
         config: the resolved configuration.
         versions: versions of the libraries.
         machine: ``processor``, ``cores`` and what else is known.
+        device: name of the GPU or processor that computed.
+        threads: of computation on a processor.
+        processes: that trained together.
+        precision: of encoders and item encoders; None in records of version 0.1.
         data: fingerprint of the dataset.
         states: fingerprints of the state stores by modality.
         encoder_parameters: of the encoders that the states come from, by modality, where that is known.
@@ -78,6 +85,10 @@ class Record(BaseModel):
     config: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     machine: dict[str, Any] = Field(default_factory=dict)
+    device: str | None = None
+    threads: int | None = None
+    processes: int | None = None
+    precision: str | None = None
     data: str | None = None
     states: dict[str, Any] = Field(default_factory=dict)
     encoder_parameters: Numbers = Field(default_factory=dict)
@@ -112,9 +123,9 @@ class Row:
         runs: its finished runs.
         failures: its failed runs.
         hr, ndcg, cold_hr: test HR@10, NDCG@10 and HR@10 over cold targets, shares of 1.
-        seconds_per_epoch: mean seconds of training an epoch.
+        seconds_per_epoch: mean seconds of training an epoch; None where the table's conditions differ.
         trainable_parameters: mean number of trained weights.
-        peak_memory_bytes: mean peak memory.
+        peak_memory_bytes: mean peak memory; None where the table's conditions differ.
         encoder_parameters: of the encoders, by modality; empty where it is not known.
         store_bytes: of all state stores together.
     """
@@ -195,6 +206,8 @@ def _complements(gates: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[floa
 def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]:
     """Group the records of an experiment by row.
 
+    Quality is averaged over machines, costs are not: see :func:`remark`.
+
     Args:
         records: of any experiments.
         experiment: the one wanted; None if all records are of one.
@@ -216,7 +229,28 @@ def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]
     _require_one("data", {record.data for record in chosen if record.data})
     _require_one("protocols", {record.protocol for record in chosen if record.protocol})
     names = list(dict.fromkeys(record.row for record in sorted(chosen, key=lambda record: record.position)))
-    return [_row(name, [record for record in chosen if record.row == name]) for name in names]
+    comparable = not why_not_compared(_conditions(chosen, costly=True))
+    return [_row(name, [record for record in chosen if record.row == name], comparable) for name in names]
+
+
+def remark(records: Sequence[Record]) -> str:
+    """Why the costs of a table's records are left out, or else on which machines they ran, if on several.
+
+    Args:
+        records: of one experiment.
+    """
+    ran = _conditions(records, costly=False)
+    several = len({condition for each in ran.values() for condition in each}) > 1
+    return why_not_compared(_conditions(records, costly=True)) or (f"run on: {listed(ran)}" if several else "")
+
+
+def _conditions(records: Sequence[Record], costly: bool) -> dict[str, list[str]]:
+    """Row -> conditions of its finished runs, of those alone that measured costs if ``costly``."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.finished and not (costly and _COSTS.isdisjoint(record.efficiency)):
+            found.setdefault(record.row, []).append(conditions(record.model_dump()))
+    return found
 
 
 def _require_one(what: str, names: set[str]) -> None:
@@ -229,7 +263,7 @@ def _require_one(what: str, names: set[str]) -> None:
         )
 
 
-def _row(name: str, records: Sequence[Record]) -> Row:
+def _row(name: str, records: Sequence[Record], comparable: bool) -> Row:
     runs = tuple(record for record in records if record.finished)
     by_seed: dict[int | None, Record] = {}
     for run in runs:
@@ -243,7 +277,8 @@ def _row(name: str, records: Sequence[Record]) -> Row:
         by_seed[run.seed] = run
 
     def cost(key: str) -> float | None:
-        values = [run.efficiency[key] for run in runs if key in run.efficiency]
+        wanted = comparable or key not in _COSTS
+        values = [run.efficiency[key] for run in runs if wanted and key in run.efficiency]
         return statistics.fmean(values) if values else None
 
     return Row(
@@ -317,7 +352,7 @@ def failures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
 
 
 def markdown(records: Sequence[Record], experiment: str) -> str:
-    """The table of an experiment in Markdown, followed by its failed runs and their errors.
+    """The table of an experiment in Markdown, followed by its remark, and its failed runs and their errors.
 
     Args:
         records: of any experiments.
@@ -331,6 +366,8 @@ def markdown(records: Sequence[Record], experiment: str) -> str:
     rule = ["---"] + ["---:"] * (len(heads) - 1)
     lines = [f"| {' | '.join(map(_cell, cells))} |" for cells in [heads, rule, *body]]
     lost = [f"- {_cell(name)}, seed {seed}: {_cell(error)}" for name, seed, error in failures(rows)]
+    said = remark([run for row in rows for run in row.runs])
+    lines += ["", f"{said[0].upper()}{said[1:]}."] if said else []
     return "\n".join([*lines, *(["", "Failed runs:", "", *lost] if lost else [])]) + "\n"
 
 

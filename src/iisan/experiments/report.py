@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iisan.errors import MissingExtraError
 from iisan.evaluate.tpme import PAPER, Measurement, tpme, winners
 from iisan.experiments import charts
-from iisan.experiments.records import Record, Row, failures, grid, read_records, table
+from iisan.experiments.records import Record, Row, failures, grid, read_records, remark, table
 from iisan.files import aside
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def section(records: Sequence[Record]) -> Section:
         ("States", _distinct(_pairs({m: f[:_DIGITS] for m, f in record.states.items()}) for record in records)),
         ("Machine", _distinct(_pairs(record.machine) for record in records)),
         ("Versions", _distinct(_pairs(record.versions) for record in records)),
+        ("Remark", _distinct([remark(records)])),
     ]
     return Section(
         title=f"{experiment} ({scale})" if scale else experiment,

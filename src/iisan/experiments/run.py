@@ -23,6 +23,7 @@ from iisan.train.setup import fingerprints, resolve
 _COPIED = (
     *("versions", "machine", "data", "states", "encoders", "encoder_parameters", "store_bytes", "protocol"),
     *("best_epoch", "epochs", "validation", "test"),
+    *("precision", "device", "memory", "threads", "processes"),
 )
 
 #: Of a run: what its training noted, what a process of its own measured (with the first seed), or none.
@@ -60,7 +61,9 @@ def run_experiment(
     for seed in seeds:
         for position, (row, config) in enumerate(rows.items()):
             path = records / f"{_slug(row)}-seed{seed}.json"
-            seeded = config.override((f"training.seed={seed}",))
+            # What ``auto`` measures may differ from row to row, and costs need one precision for all of them.
+            precision = "fp32" if config.training.precision == "auto" else config.training.precision
+            seeded = config.override((f"training.seed={seed}", f"training.precision={precision}"))
             if _finished(path, seeded):
                 say(f"{row}, seed {seed}: finished already")
                 continue
@@ -91,7 +94,6 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
                 "seconds_per_step": found.seconds_per_step,
                 "peak_memory_bytes": found.peak_memory_bytes,
                 "baseline_memory_bytes": found.baseline_memory_bytes,
-                "peak_resident_bytes": found.peak_resident_bytes,
                 **{f"{stage}_seconds": seconds for stage, seconds in found.stages.items()},
             }
     # Whatever stops one row must not stop the others, and must not be lost.

@@ -12,15 +12,18 @@ from iisan.errors import ConfigError
 from iisan.evaluate.significance import Comparison, Spread, compare, holm, spread
 from iisan.evaluate.tpme import Measurement, Weights, shares, tpme
 from iisan.nested import flatten
+from iisan.runs.conditions import conditions, why_not_compared
 from iisan.runs.naming import short_names
 from iisan.runs.run import PER_USER, Run
 
 METRICS = ("hr@10", "ndcg@10")
+#: Settings that do not make another method: the draw, and where things are.
+_NOT_COMPARED = ("training.seed", "training.device", "dataset", "states")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ in their seed alone, and perhaps in their machine.
 
     Attributes:
         name: of the recipe, or of the first run's folder where several groups share a recipe.
@@ -38,13 +41,22 @@ class Group:
         """The rank of every user's target, run by run."""
         return [pl.read_parquet(run.folder / PER_USER) for run in self.runs]
 
+    @property
+    def parameters(self) -> int:
+        """Trained parameters."""
+        return int(self.runs[0].result["trainable_parameters"])
+
+    def conditions(self) -> list[str]:
+        """Under which conditions the runs were trained, run by run."""
+        return [conditions(run.result) for run in self.runs]
+
     def measurement(self) -> Measurement:
         """Seconds an epoch, trained parameters and peak memory, as the runs noted them."""
         results = [run.result for run in self.runs]
         return Measurement(
             self.name,
             statistics.fmean(result["train_seconds"] / result["epochs"] for result in results),
-            results[0]["trainable_parameters"],
+            self.parameters,
             statistics.fmean(result["peak_memory_bytes"] for result in results),
         )
 
@@ -56,25 +68,35 @@ class Comparisons:
     Attributes:
         protocol: that all runs share.
         groups: in the order given.
-        tpme: group -> TPME over these groups; empty for a single one.
+        costs: group -> what it cost; empty where the runs' conditions differ.
+        tpme: group -> TPME over these groups; empty for a single one, and without costs.
         tests: of the first group against each other one on each metric: ``(other, comparison, p of the t-test,
             adjusted by Holm's method over all of them)``.
     """
 
     protocol: str
     groups: list[Group]
+    costs: dict[str, Measurement]
     tpme: dict[str, float]
     tests: list[tuple[str, Comparison, float]]
+
+    @property
+    def conditions(self) -> dict[str, list[str]]:
+        """Group -> conditions of its runs."""
+        return {group.name: group.conditions() for group in self.groups}
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
         return {
             "protocol": self.protocol,
+            "costs_left_out": why_not_compared(self.conditions) or None,
             "methods": {
                 group.name: {
                     "runs": [str(run.folder) for run in group.runs],
+                    "conditions": group.conditions(),
                     "test": [run.result["test"] for run in group.runs],
-                    **asdict(group.measurement()),
+                    "parameters": group.parameters,
+                    **(asdict(self.costs[group.name]) if self.costs else {}),
                     "tpme": self.tpme.get(group.name),
                 }
                 for group in self.groups
@@ -124,7 +146,10 @@ def compare_measurements(
 
 
 def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
-    """Compare run folders; those that differ in their seed alone are one method.
+    """Compare run folders; those that differ in their seed alone are one method, on whatever machines they ran.
+
+    Costs are compared only where all runs were trained on one machine and device, in one precision and with one
+    number of threads.
 
     Raises:
         ConfigError: runs of different data or protocols, or a run twice.
@@ -141,7 +166,8 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
                 "evaluate both on the same data with the same protocol",
             )
     groups = _groups(runs)
-    costs = [group.measurement() for group in groups]
+    mixed = why_not_compared({group.name: group.conditions() for group in groups})
+    costs = {} if mixed else {group.name: group.measurement() for group in groups}
     frames, *others = [group.frames() for group in groups]
     found = [
         (other, compare(frames, theirs, metric))
@@ -152,7 +178,8 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
     return Comparisons(
         runs[0].result["protocol"],
         groups,
-        tpme(costs, weights) if len(costs) > 1 else {},
+        costs,
+        tpme(list(costs.values()), weights) if len(costs) > 1 else {},
         [(other.name, comparison, p) for (other, comparison), p in zip(found, adjusted, strict=True)],
     )
 
@@ -161,7 +188,8 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
     members: dict[str, list[Run]] = {}
     for run in runs:
         settings = dict(flatten(run.config.model_dump(mode="json")))
-        settings.pop("training.seed")
+        settings = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
+        settings["states"] = sorted(run.result["states"].items())
         settings["continued"] = run.result.get("continued_from") is not None
         members.setdefault(str(sorted(settings.items(), key=lambda pair: pair[0])), []).append(run)
     for same in members.values():

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from iisan.errors import DataError, RunError
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import read_manifest, sha256_file
 from iisan.legacy import upgraded_config, upgraded_keys
+from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, load_trainable, sequence_encoder
 from iisan.names import ITEM_ID
 from iisan.nested import read_yaml
@@ -56,7 +56,7 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        config: complete.
+        config: complete; of a run from another machine, ``training.device`` may be ``auto`` instead.
         result: content of ``result.json``.
         items: ``item_id`` and ``text`` of the catalogue, in row order.
         scorer: item embeddings and sequence encoder of the best epoch.
@@ -108,6 +108,7 @@ class Run:
         if result.get("status") != "finished":
             raise RunError(f"the run in '{folder}' failed ({result.get('error')})", "a finished run", cure)
         config = parse(upgraded_config(read_yaml(folder / CONFIG)))
+        config = config.override([f"training.device={usable_device(config.training.device)}"])
         result = upgraded_keys(result)
         try:
             weights = load_file(folder / MODEL)
@@ -120,6 +121,6 @@ class Run:
             )
         except (OSError, SafetensorError, KeyError, RuntimeError, pl.exceptions.PolarsError) as error:
             raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
-        if torch.cuda.is_available() and config.training.device != "cpu":
-            embeddings, sequence = embeddings.cuda(), sequence.cuda()
-        return cls(folder, config, result, items, _scorer(sequence, embeddings, config.sequence.max_length))
+        device = choose_device(config.training.device)
+        scorer = _scorer(sequence.to(device), embeddings.to(device), config.sequence.max_length)
+        return cls(folder, config, result, items, scorer)

@@ -55,7 +55,8 @@ def cache(
         max_seconds: longest part of a sound that is heard.
         frames: of a video that are looked at.
         dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
-        precision: number format of the computation; ``"auto"`` takes bf16 where it is fast and fine enough.
+        precision: number format of the computation; ``"auto"`` takes bf16 where it is measured to be faster and is
+            fine enough. A store that exists is continued in its own.
         shard_rows: contents per shard, the most that a kill can lose.
         last_n_layers: also store every token's state below the last ``last_n_layers`` blocks, for partial training
             (source ``partial``); that many tokens take far more room than the pooled states.

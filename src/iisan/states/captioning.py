@@ -50,7 +50,8 @@ def caption(
         prompt: what a model with a chat template is asked.
         max_tokens: longest caption.
         batch_size: pictures per forward pass, the most that a kill can lose.
-        precision: see :func:`iisan.encoders.precision.choose_precision`.
+        precision: see :func:`iisan.encoders.precision.choose_precision`; ``"auto"`` takes that of the captions in
+            ``out``, where there are some.
         device: where the model runs; a GPU if there is one.
         trust_remote_code: run program code that comes with the model.
         say: told how much there is to do.
@@ -82,7 +83,7 @@ def caption(
         model,
         prompt=prompt,
         max_tokens=max_tokens,
-        precision=precision,
+        precision=_precision_of(out / JOURNAL) if precision == "auto" else precision,
         device=device,
         trust_remote_code=trust_remote_code,
     )
@@ -125,6 +126,16 @@ def _picture(contents: Contents, row: int) -> Any:
         raise DataError(
             f"the {contents.modality} of {contents.label(row)}: {error.got}", error.expected, error.cure
         ) from None
+
+
+def _precision_of(journal: Path) -> str:
+    """What the captions in a journal were computed in; ``auto`` where there are none."""
+    try:
+        with journal.open(encoding="utf-8") as file:
+            origin = json.loads(file.readline())
+    except (OSError, ValueError):
+        return "auto"
+    return origin.get("precision", "auto") if isinstance(origin, dict) else "auto"
 
 
 def _resume(journal: Path, origin: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from iisan.ahead import ahead
 from iisan.encoders.encoder import Encoder
 from iisan.encoders.levels import Level, parse_levels
-from iisan.encoders.precision import Precision, autocast, choose_precision
+from iisan.encoders.precision import Precision, autocast, choose_precision, feed_forward
 from iisan.errors import ConfigError, StoreError
 from iisan.names import TEXT
 from iisan.progress import track
@@ -29,6 +29,9 @@ from iisan.states.writer import StateWriter, library_versions
 
 #: Contents from which the means are taken and on which the storage error is measured.
 SAMPLE = 512
+
+#: Tokens of an image, a sound or a video, for measuring; those of a ViT.
+_TOKENS = 197
 
 #: Largest storage error next to the spread between items that is accepted.
 MAX_ERROR = 0.02
@@ -99,8 +102,8 @@ def extract(
             (``<out>/tokens-<modality>-<fingerprint>`` with pooling ``tokens``).
         levels: see :func:`iisan.encoders.levels.parse_levels`.
         dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
-        precision: see :func:`iisan.encoders.precision.choose_precision`; under ``"auto"`` fp32 is used where
-            bf16 proves too coarse.
+        precision: see :func:`iisan.encoders.precision.choose_precision`; ``"auto"`` continues a store of either
+            precision, and a new one is bf16 only where that is fine enough, too.
         batch_size: contents per forward pass.
         shard_rows: contents per shard, the most that a kill can lose. The manifest lists all shards and is
             replaced after each, so raise this for millions of items.
@@ -185,12 +188,15 @@ def _place(
     job: _Job, order: list[int], out: Path, requested: str, say: Say
 ) -> tuple[Path, tuple[Manifest, Tensor] | None]:
     """Find the store's folder and, where it does not exist yet, what it starts with."""
-    chosen = choose_precision(job.device, requested)
-    candidates: list[Precision] = [chosen, "fp32"] if requested == "auto" and chosen != "fp32" else [chosen]
+    auto = requested == "auto"
+    candidates: list[Precision] = ["bf16", "fp32"] if auto else [choose_precision(job.device, requested, [])]
     for precision in candidates:
         folder = _folder(job, out, precision)
         if (folder / MANIFEST).is_file():
             return folder, None
+    tokens = job.batch_size * (job.encoder.max_tokens or _TOKENS)
+    if auto and choose_precision(job.device, requested, [feed_forward(tokens, job.encoder.width)]) == "fp32":
+        candidates = ["fp32"]
     sample = sampled(order)
     reference, owners = job.states(sample, "fp32")
     check_finite(reference, job.levels, functools.partial(_label, job.contents, owners), "fp32")

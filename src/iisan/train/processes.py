@@ -79,7 +79,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
         device: what the configuration computes on.
 
     Raises:
-        ConfigError: more processes than GPUs.
+        ConfigError: more processes than GPUs, or one GPU for all of them.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or distributed.is_initialized():
@@ -91,6 +91,12 @@ def joined(device: torch.device) -> Iterator[Processes]:
             f"process {place + 1} on a machine with {torch.cuda.device_count()} GPUs",
             "a GPU for each process",
             "start fewer, or set training.device to cpu",
+        )
+    if on_gpu and device.index is not None:
+        raise ConfigError(
+            f"training.device '{device}' for {size} processes",
+            "a GPU for each process",
+            "set training.device to cuda",
         )
     if on_gpu:
         torch.cuda.set_device(place)

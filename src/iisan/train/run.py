@@ -23,10 +23,10 @@ from iisan.evaluate.metrics import ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import LOCK, aside, locked, write_json
-from iisan.machine import forget_peak, peak_resident_bytes, processor_name
+from iisan.machine import choose_device, device_name, forget_peak, peak_memory, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
-from iisan.nested import difference, read_yaml
+from iisan.nested import difference, flatten, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
 from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
@@ -36,7 +36,7 @@ from iisan.train.checkpoint import check_inputs
 from iisan.train.continuing import K, check_same_model, list_overlap, start_from
 from iisan.train.loop import CHECKPOINT, METRICS, Trainer
 from iisan.train.processes import Processes, joined
-from iisan.train.setup import Setup, build, choose_device, fingerprints, resolve
+from iisan.train.setup import Setup, build, fingerprints, resolve
 
 Say = Callable[[str], None]
 
@@ -78,7 +78,10 @@ def train(
     if start is not None:
         check_same_model(start, config)
     device = choose_device(config.training.device)
-    with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
+    with (
+        joined(device) as processes,
+        _claimed(out, config) if processes.first else nullcontext(config) as config,
+    ):
         if not processes.first:
             say = _silent
         processes.wait()
@@ -90,11 +93,12 @@ def train(
             check_inputs(out, finished, inputs)
             say(f"{out} is finished already; nothing to do")
             return finished
-        forget_peak()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        forget_peak(device)
         try:
-            _train(build(config, dataset), out, say, processes, start)
+            setup = build(config, dataset, processes)
+            if processes.first:
+                _write_config(out, setup.config)
+            _train(setup, out, say, processes, start)
         except Exception as error:
             if processes.first:
                 message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
@@ -107,26 +111,29 @@ def train(
 
 
 @contextmanager
-def _claimed(out: Path, config: Config) -> Iterator[None]:
+def _claimed(out: Path, config: Config) -> Iterator[Config]:
     """Hold a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
+
+    Yields:
+        The configuration; with precision ``auto``, a run that is resumed keeps the precision it began in.
 
     Raises:
         RunError: anything else, of which nothing is touched; or another process holds the folder.
     """
-    _leftovers(out, config)  # not even a lock is put into a folder that holds something else
+    _checked(out, config)  # not even a lock is put into a folder that holds something else
     with locked(out, RunError):
-        for leftover in _leftovers(out, config):
+        leftovers, config = _checked(out, config)
+        for leftover in leftovers:
             leftover.unlink()
-        with aside(out / CONFIG) as temporary:
-            temporary.write_text(config.to_yaml(), encoding="utf-8")
-        yield
+        _write_config(out, config)
+        yield config
 
 
-def _leftovers(out: Path, config: Config) -> list[Path]:
-    """What a kill left of files being written in a folder that a run may be trained into.
+def _checked(out: Path, config: Config) -> tuple[list[Path], Config]:
+    """Partly written files that a kill left in a folder, and the configuration to train into it.
 
     Raises:
-        RunError: it may not.
+        RunError: the folder holds something else.
     """
     entries = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
@@ -135,21 +142,31 @@ def _leftovers(out: Path, config: Config) -> list[Path]:
     theirs = read_yaml(path) if path.exists() else {}
     whole = theirs.keys() >= Config.model_fields.keys()
     begun = CHECKPOINT in names or _finished_result(out) is not None
-    if begun or (whole and not names <= _BEFORE_AN_EPOCH):
-        _check_same(out, theirs, config)
-    elif names and not whole:
-        raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
-    return unfinished
-
-
-def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
-    if found := difference(theirs, config.model_dump(mode="json")):
+    same = _in_precision_of(theirs, config)
+    found = difference(theirs, same.model_dump(mode="json"))
+    if found and (begun or (whole and not names <= _BEFORE_AN_EPOCH)):
         key, before, ours = found
         raise RunError(
             f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
             "a new folder, or one of a run with the same settings",
             "choose another --out",
         )
+    if names and not whole:
+        raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
+    return unfinished, config if found else same
+
+
+def _write_config(out: Path, config: Config) -> None:
+    with aside(out / CONFIG) as temporary:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
+    """A configuration whose precision ``auto`` is the one that an earlier call chose and wrote down."""
+    chosen = dict(flatten(theirs)).get("training.precision")
+    if config.training.precision != "auto" or chosen not in ("fp32", "bf16"):
+        return config
+    return config.override([f"training.precision={chosen}"])
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -260,10 +277,9 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
         "total_parameters": sum(value.numel() for value in network.parameters()),
         "train_seconds": sum(record["train_seconds"] for record in progress.history),
         "validation_seconds": sum(record["validation_seconds"] for record in progress.history),
-        "peak_memory_bytes": (
-            torch.cuda.max_memory_allocated() if setup.device.type == "cuda" else peak_resident_bytes()
-        ),
-        "device": str(setup.device),
+        **peak_memory(setup.device),
+        "precision": config.training.precision,
+        "device": device_name(setup.device),
         "threads": torch.get_num_threads(),
         "processes": processes.size,
     }

@@ -9,13 +9,15 @@ import torch
 from iisan.config import ColumnConfig, Config, parse
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Split, split
-from iisan.encoders.precision import choose_training_precision
+from iisan.encoders.precision import Product, choose_precision, feed_forward
 from iisan.errors import ConfigError
+from iisan.machine import choose_device
 from iisan.model import SequentialRecommender
 from iisan.names import KINDS
 from iisan.states.configured import STATES_CURE, open_dataset, open_stores, state_source
 from iisan.states.sources import CachedStates
 from iisan.states.store import StateStore
+from iisan.train.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Setup:
     """A run's parts, before training.
 
     Attributes:
-        config: complete.
+        config: complete, and with the precision that is computed in.
         dataset: items and interactions.
         split: what is trained on and what is asked.
         stores: modality -> store; empty for ids and live states.
@@ -43,27 +45,6 @@ def fingerprints(dataset: Dataset, stores: Mapping[str, StateStore]) -> dict[str
     """What is trained on, under the names that checkpoints, results and records have for it."""
     states = {modality: store.fingerprint for modality, store in stores.items()}
     return {"data": dataset.content_hash, "states": states}
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where it is there, else the CPU.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        # Tensors that have no numbers, as those of `meta`, can't be read back.
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError):
-        raise ConfigError(
-            f"training.device '{name}' cannot be used here",
-            "a device that torch finds",
-            "use 'auto' or 'cpu'",
-        ) from None
-    return device
 
 
 def resolve(config: Config) -> Config:
@@ -97,12 +78,36 @@ def resolve(config: Config) -> Config:
     return parse(resolved.model_dump())
 
 
-def build(config: Config, dataset: Dataset | None = None) -> Setup:
+def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> list[Product]:
+    """The matrix products that most of a training step consists of; none for ids.
+
+    Args:
+        config: of the training.
+        widths: D per modality.
+        num_items: N.
+    """
+    items, training = config.items, config.training
+    slots = training.batch_size * (config.sequence.max_length + 1) + config.loss.negatives
+    rows = num_items if config.loss.candidates == "all" else min(num_items, slots)
+    products: list[Product] = []
+    for modality, width in widths.items():
+        if config.source != "cached":
+            products.append(feed_forward(rows, width))
+        if items.kind == "side":
+            inner = items.bottlenecks.get(modality, items.bottleneck)
+            products += [(rows, width, inner), (rows, inner, width)]
+        else:
+            products.append((rows, width, items.embedding_dim))
+    return products
+
+
+def build(config: Config, dataset: Dataset | None = None, processes: Processes = ALONE) -> Setup:
     """Open everything that the configuration names and build the network.
 
     Args:
         config: complete.
         dataset: in the place of the one that the configuration names.
+        processes: those that train together, in the precision that the first one chooses.
     """
     dataset = dataset or open_dataset(config)
     device = choose_device(config.training.device)
@@ -111,10 +116,11 @@ def build(config: Config, dataset: Dataset | None = None) -> Setup:
     if device.type == "cuda" and isinstance(source, CachedStates):
         source.reside(device, config.training.resident_gb * 1e9)
     network = SequentialRecommender.build(config, dataset.num_items, source).to(device)
-    widest = max(source.widths.values(), default=0)
-    network.autocast = choose_training_precision(device, config.training.precision, widest) == "bf16"
+    products = main_products(config, source.widths, dataset.num_items)
+    low = processes.first and choose_precision(device, config.training.precision, products, True) == "bf16"
+    network.autocast = bool(processes.add(torch.tensor(float(low), device=device)))
     return Setup(
-        config,
+        config.override([f"training.precision={'bf16' if network.autocast else 'fp32'}"]),
         dataset,
         split(dataset.sequences, dataset.num_items, config.evaluation.split),
         stores,
