@@ -1,4 +1,4 @@
-"""From raw columns to clean ones: ids, texts, timestamps. Pure functions on polars series."""
+"""Cleaning of raw columns: ids, texts, timestamps. Pure functions on polars series."""
 
 import html
 from typing import Any
@@ -7,7 +7,7 @@ import polars as pl
 
 from iisan.errors import DataError
 
-#: Formats of date strings, after ``T`` became a space and ``Z`` an offset.
+#: Formats of date strings, with ``T`` replaced by a space and ``Z`` by an offset.
 _NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M")
 _WITH_OFFSET = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%z")
 _LARGEST = 2.0**63
@@ -15,33 +15,33 @@ _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 
 def check_types(frame: pl.DataFrame, table: str) -> None:
-    """Make sure that a dataset can hold and hash all columns.
+    """Check that all columns have types that a dataset can store and hash.
 
     Raises:
-        DataError: bytes inside lists or structs, or Python objects.
+        DataError: Python objects, or bytes inside lists or structs.
     """
     for name, dtype in frame.schema.items():
         if pl.Object in (parts := _parts(dtype)) or pl.Binary in parts[1:]:
             raise DataError(
                 f"{table} has the column '{name}' of type {dtype}",
                 "no Python objects, and no bytes inside lists or structs",
-                "leave that column out, or make it one of plain bytes",
+                "drop that column, or make it one of plain bytes",
             )
 
 
 def _parts(dtype: Any) -> list[Any]:
-    """A type and all those inside it."""
-    inside = [part.dtype for part in dtype.fields] if dtype == pl.Struct else []
+    """A type and all types nested in it."""
+    nested = [field.dtype for field in dtype.fields] if dtype == pl.Struct else []
     if dtype in (pl.List, pl.Array):
-        inside = [dtype.inner]
-    return [dtype, *(part for one in inside for part in _parts(one))]
+        nested = [dtype.inner]
+    return [dtype, *(part for inner in nested for part in _parts(inner))]
 
 
 def clean_ids(ids: pl.Series, table: str) -> pl.Series:
-    """Ids as strings; a number loses the fraction that a missing value elsewhere in its column gave it.
+    """Convert ids to strings; whole numbers read as floats, because of missing values, lose their fraction.
 
     Raises:
-        DataError: ids that are neither strings nor whole numbers.
+        DataError: Ids that are neither strings nor whole numbers.
     """
     if ids.dtype.is_float():
         whole = ids.cast(pl.Int64, strict=False)
@@ -60,10 +60,10 @@ def clean_ids(ids: pl.Series, table: str) -> pl.Series:
 
 
 def clean_texts(texts: pl.Series) -> pl.Series:
-    """Texts without HTML entities and with single spaces, case kept; null where nothing is left.
+    """Unescape HTML entities and normalise white space; empty texts become null.
 
     Raises:
-        DataError: values that are no texts, such as lists.
+        DataError: Values that are not texts, such as lists.
     """
     if texts.dtype.is_nested() or texts.dtype in (pl.Binary, pl.Duration, pl.Object):
         raise DataError(f"texts of type {texts.dtype}", "strings", "join them into one string per item")
@@ -77,16 +77,16 @@ def clean_texts(texts: pl.Series) -> pl.Series:
 
 
 def clean_timestamps(timestamps: pl.Series) -> tuple[pl.Series, str]:
-    """Timestamps as whole numbers.
+    """Convert timestamps to whole numbers.
 
-    Numbers keep the source's unit, unless one has a fraction: then all are multiplied by a million. Dates, as
-    datetimes or ISO strings, become microseconds since 1970 in UTC (the zone assumed where none is given).
+    Numbers keep their unit, unless one has a fraction: then all are multiplied by a million. Datetimes and ISO
+    strings become microseconds since 1970 in UTC, which is also the default time zone.
 
     Returns:
-        Int64, null where unparsable, and the unit.
+        Timestamps as Int64, null where unparsable, and their unit.
 
     Raises:
-        DataError: neither numbers nor dates nor strings.
+        DataError: Neither numbers nor dates nor strings.
     """
     if timestamps.dtype.is_temporal() and timestamps.dtype not in (pl.Time, pl.Duration):
         return timestamps.cast(pl.Datetime("us")).dt.epoch("us"), "microseconds"
@@ -104,8 +104,8 @@ def clean_timestamps(timestamps: pl.Series) -> tuple[pl.Series, str]:
         return whole, "as in the source"
     numbers = texts.cast(pl.Float64, strict=False)
     if 2 * numbers.count() >= texts.count():
-        other_than_whole = numbers.filter(whole.is_null() & numbers.is_not_null())
-        return _from_floats(numbers) if len(other_than_whole) else (whole, "as in the source")
+        fractional = numbers.filter(whole.is_null() & numbers.is_not_null())
+        return _from_floats(numbers) if len(fractional) else (whole, "as in the source")
     return _from_dates(texts), "microseconds"
 
 
@@ -125,8 +125,8 @@ def _from_dates(texts: pl.Series) -> pl.Series:
         if not parsed.null_count():
             break
         zone = "UTC" if form in _WITH_OFFSET else None
-        # `exact`: a date with something behind it is no date.
-        moments = texts.str.strptime(pl.Datetime("us", zone), form, strict=False, exact=True)
-        frame = pl.DataFrame({"parsed": parsed, "more": moments.dt.replace_time_zone(None)})
-        parsed = frame.select(pl.coalesce("parsed", "more")).to_series()
+        # `exact`: no trailing characters.
+        dates = texts.str.strptime(pl.Datetime("us", zone), form, strict=False, exact=True)
+        frame = pl.DataFrame({"parsed": parsed, "dates": dates.dt.replace_time_zone(None)})
+        parsed = frame.select(pl.coalesce("parsed", "dates")).to_series()
     return parsed.dt.epoch("us")
