@@ -240,7 +240,7 @@ VIDEO_FAMILIES = {
 REFUSED = {
     "ALBERT": (
         encoder("albert/albert-base-v2", lambda: hf.AlbertConfig(embedding_size=8, **ENCODER)),
-        r"blocks of AlbertModel are not understood \(num_hidden_layers 3, .*whose blocks are not shared",
+        r"layers of AlbertModel are not recognised \(num_hidden_layers 3, .*whose layers are not shared",
     ),
     "OPT with a projection": (
         decoder(
