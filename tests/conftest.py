@@ -1,6 +1,7 @@
 """Fixtures for all tests; the naive reader here shares no code with the readers under test."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,3 +198,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, 
     before = sorted(folder.rglob("*"))
     yield Prepared(folder / "dataset", folder / "states", Path(text), Path(image))
     assert sorted(folder.rglob("*")) == before, "a test wrote into the shared folders"
+
+
+@pytest.fixture
+def iisan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; returns exit code, standard output, standard error."""
+    from iisan import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iisan", *map(str, arguments)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

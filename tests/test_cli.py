@@ -14,23 +14,6 @@ from iisan.demo.run import CAPTIONER, ENCODERS
 QUICK = ["--set", "training.epochs=1", "--set", "training.batch_size=16", "--set", "loss.negatives=5"]
 
 
-@pytest.fixture
-def iisan(capsys, monkeypatch):
-    """Run a command in this process; returns exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["iisan", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def run_folder(prepared, tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "run"
@@ -50,7 +33,7 @@ def is_one_sentence(error):
 def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
     """The newcomer's handful of commands, on CSV files."""
     (tmp_path / "items.csv").write_text(
-        "item_id,title\n" + "".join(f"i{n},red pump {n}\n" for n in range(12)), encoding="utf-8"
+        "item_id,title\n" + "".join(f"i{n},{'red ' * n}pump\n" for n in range(12)), encoding="utf-8"
     )
     rows = "".join(f"u{n % 9},i{(n * 5 + n // 9) % 12},{n}\n" for n in range(63))
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows, encoding="utf-8")

@@ -51,7 +51,8 @@ def read_manifest(path: Path, kind: str, schema: int, error: type[IisanError], c
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise error(f"'{path}' does not exist", f"an {kind} folder whose writing was finished", cure) from None
+        missing = path if path.parent.is_dir() else path.parent
+        raise error(f"'{missing}' does not exist", f"an {kind} folder whose writing was finished", cure) from None
     except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError):
         raise error(f"'{path}' is not a readable manifest", f"the JSON of an {kind}", cure) from None
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:

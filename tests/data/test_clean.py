@@ -17,10 +17,25 @@ def test_texts_are_unescaped_and_spaced_with_case_kept():
     expected = ["A & B", "two Spaces", "<i> 5'", None, None, None, "R&D", "x"]
     assert clean_texts(pl.Series(raw)).to_list() == expected
     assert clean_texts(pl.Series([None, None])).to_list() == [None, None]
-    with pytest.raises(DataError, match="texts of type List"):
-        clean_texts(pl.Series([["a", "b"]]))
+    with pytest.raises(DataError, match=r"texts of type Struct.* in the column 'x'"):
+        clean_texts(pl.Series("x", [{"a": "b"}]))
     with pytest.raises(DataError, match="texts of type Duration"):
         clean_texts(pl.Series([timedelta(1)]))
+
+
+@pytest.mark.parametrize("inner", [pl.String, pl.Categorical])
+def test_lists_of_texts_are_joined_and_empty_ones_are_missing(inner):
+    lists = [["A &amp; B", "c"], [], None, ["", None], [None, " d "]]
+    assert clean_texts(pl.Series("x", lists, dtype=pl.List(inner))).to_list() == ["A & B c", None, None, None, "d"]
+
+
+def test_numbers_that_are_texts():
+    assert clean_texts(pl.Series([1.5, float("nan"), None])).to_list() == ["1.5", None, None]
+    assert clean_texts(pl.Series([["a", "b"]], dtype=pl.Array(pl.String, 2))).to_list() == ["a b"]
+    assert clean_texts(pl.Series([[1, 2]])).to_list() == ["1 2"]
+    for nested in ([[["a"]]], [[b"a"]], [[{"a": "b"}]]):
+        with pytest.raises(DataError, match="expected strings, or lists of them"):
+            clean_texts(pl.Series(nested))
 
 
 def test_ids_are_strings_and_never_floats():

@@ -8,6 +8,7 @@ from PIL import Image
 
 from iisan.data.images import find_images, open_image
 from iisan.data.media import inside, read_file
+from iisan.data.problems import Problems
 from iisan.errors import DataError
 from pictures import encoded
 
@@ -16,8 +17,8 @@ def solid(color, mode="RGB", size=(4, 2)):
     return Image.new(mode, size, color)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_the_five_formats_open_as_rgb(form):
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_the_six_formats_open_as_rgb(form):
     image = open_image(encoded(solid((250, 10, 10)), form))
     assert (image.mode, image.size) == ("RGB", (4, 2))
     assert np.abs(np.asarray(image).astype(int)[0, 0] - [250, 10, 10]).max() <= 4
@@ -25,7 +26,7 @@ def test_the_five_formats_open_as_rgb(form):
 
 def test_other_formats_are_refused():
     with pytest.raises(DataError, match="not an image"):
-        open_image(encoded(solid((1, 2, 3)), "TIFF"))
+        open_image(encoded(solid((1, 2, 3)), "PPM"))
 
 
 def test_exif_orientation_is_applied():
@@ -79,9 +80,6 @@ def test_what_is_no_image_is_refused(data):
 
 
 def png_header(width, height):
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -102,13 +100,57 @@ def test_a_file_that_is_gone_is_named(tmp_path):
         read_file(tmp_path / "gone.png")
 
 
-def test_find_images_by_id_prefers_jpg_and_ignores_others(tmp_path):
-    for name in ("a.png", "a.jpg", "b.JPEG", "c.d.webp", "e.txt", "f"):
+def find(folder, *items, required=True, on_bad="stop"):
+    problems = Problems(on_bad)
+    return find_images(folder, pl.Series("item_id", items), required, problems).to_list(), problems.skipped.rows()
+
+
+def test_images_are_found_by_id_in_a_folder_and_in_those_inside_it(tmp_path):
+    names = ("010/0108.jpg", "b.JPEG", "c.d.webp", "e.txt", "f", "g.jfif", "h/i/h.GIF", "i.bmp", "j.tif")
+    for name in (*names, "._b.jpg", ".cache/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_images(tmp_path, pl.Series("item_id", ["f", "b", "a", "c.d", "e"]))
-    assert found.to_list() == [None, "b.JPEG", "a.jpg", "c.d.webp", None]
+    found, _ = find(tmp_path, "f", "b", "0108", "c.d", "e", "g", "h", "i", "j")
+    assert found == [None, "b.JPEG", "010/0108.jpg", "c.d.webp", None, "g.jfif", "h/i/h.GIF", "i.bmp", "j.tif"]
     with pytest.raises(DataError, match="no folder"):
-        find_images(tmp_path / "nowhere", pl.Series("item_id", ["a"]))
+        find(tmp_path / "nowhere", "a")
+
+
+def test_no_image_of_any_item_is_a_mistake(tmp_path):
+    with pytest.raises(DataError, match=r"none of the 2 items .* holds no image; expected .*'108\.jpg'"):
+        find(tmp_path, "108", "109")
+    (tmp_path / "0108.jpg").touch()
+    with pytest.raises(DataError, match=r"holds '0108\.jpg' for example; .*\.jfif"):
+        find(tmp_path, "108", "109")
+    assert find(tmp_path, "108", required=False) == ([None], [])
+
+
+def test_several_images_of_one_item_are_a_bad_row(tmp_path):
+    for name in ("a.jpg", "a.png", "b.jpg", "other.jpg", "other.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"item 'a': several images of one item 'a\.jpg, a\.png'.*--image COLUMN"):
+        find(tmp_path, "a", "b")
+    found, skipped = find(tmp_path, "a", "b", on_bad="skip")
+    assert found == [None, "b.jpg"]
+    assert skipped == [("several images of one item", "item 'a'", "a.jpg, a.png")]
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [(b"iCCP", b"icc\0\0"), (b"zTXt", b"note\0\0"), (b"iTXt", b"note\0\1\0\0\0")]
+)
+@pytest.mark.parametrize("megabytes", [3, 65])
+def test_pngs_with_large_profiles_and_texts(kind, head, megabytes):
+    png = encoded(solid((9, 8, 7)))
+    data = png[:33] + chunk(kind, head + zlib.compress(bytes(megabytes << 20))) + png[33:]
+    if megabytes == 3:
+        assert open_image(data).getpixel((0, 0)) == (9, 8, 7)
+    else:
+        with pytest.raises(DataError, match="too large"):
+            open_image(data)
 
 
 def test_inside_keeps_paths_in_their_folder(tmp_path):

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from iisan.errors import ConfigError, StoreError
 from iisan.states.codec import (
     DTYPES,
+    check_distinct,
     check_dtype,
-    check_finite,
     decode,
     encode,
+    encode_checked,
     level_means,
     relative_errors,
 )
@@ -98,16 +99,26 @@ def test_values_out_of_range_name_item_and_level() -> None:
     states = torch.zeros(3, 2, 4)
     states[1, 1, 2] = 7e4
     for dtype, bad in (("fp16", True), ("bf16", False), ("fp32", False), ("int8", False)):
-        encoded = encode(states, torch.zeros(2, 4), dtype)
         if bad:
             with pytest.raises(StoreError, match=r"level last of item 1 .* fp16"):
-                check_finite(encoded, (0, "last"), lambda row: f"item {row}", dtype)
+                encode_checked(states, torch.zeros(2, 4), dtype, (0, "last"), lambda row: f"item {row}")
         else:
-            check_finite(encoded, (0, "last"), str, dtype)
+            encode_checked(states, torch.zeros(2, 4), dtype, (0, "last"), str)
     states[2, 0, 0] = math.nan
     for dtype in DTYPES:
         with pytest.raises(StoreError, match="infinite or not a number"):
-            check_finite(encode(states, torch.zeros(2, 4), dtype), (0, "last"), str, dtype)
+            encode_checked(states, torch.zeros(2, 4), dtype, (0, "last"), str)
+
+
+def test_states_that_differ_at_no_level() -> None:
+    states = torch.randn(1, 3, 5).repeat(4, 1, 1)
+    noise = 1e-6 * torch.randn(4, 3, 5)
+    for alike in (states, states + noise, torch.zeros(4, 3, 5)):
+        with pytest.raises(StoreError, match="4 different contents of text have the same states at every level"):
+            check_distinct(alike, "text")
+        check_distinct(alike[:1], "text")
+    states[2, 1, 0] += 0.1
+    check_distinct(states, "text")
 
 
 def test_unknown_dtype() -> None:

@@ -21,6 +21,7 @@ from iisan.states import extract as extract_module
 from iisan.states.caching import cache
 from iisan.states.contents import Contents
 from iisan.states.extract import extract
+from iisan.states.manifest import Manifest
 from iisan.states.store import StateStore
 from iisan.states.writer import StateWriter
 
@@ -133,7 +134,7 @@ def test_a_kill_at_any_moment_loses_nothing_but_the_shard_at_work(
     )
     whole = files_of(run(tmp_path / "whole").folder)
     replace = Path.replace
-    steps = 2 + 3 * 3  # means and manifest, then states, keys and manifest of three shards
+    steps = 2 + 3 * 3 + 1  # means and manifest; states, keys and manifest of three shards; the end
     for step in range(steps + 1):
         for after in (False, True):
             calls = 0
@@ -153,15 +154,16 @@ def test_a_kill_at_any_moment_loses_nothing_but_the_shard_at_work(
             if step < steps:
                 with pytest.raises(KeyboardInterrupt):
                     run(out)
-                finished = sum(path.name == "manifest.json" for path in out.glob("*/*"))
-                if finished:
-                    assert len(StateStore.find(out, "text")) == min(36, 16 * max(0, (step + after - 2) // 3))
+                if step + after < steps and [*out.glob("*/manifest.json")]:
+                    rows = min(36, 16 * max(0, (step + after - 2) // 3))
+                    with pytest.raises(StoreError, match=f"{rows} rows are there; .*run the same `iisan cache`"):
+                        StateStore.find(out, "text")
             monkeypatch.setattr(Path, "replace", replace)
             resumed = run(out)
             assert files_of(resumed.folder) == whole
 
 
-def test_a_full_disk_leaves_a_whole_store(
+def test_a_full_disk_leaves_a_store_to_go_on_with(
     catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Path.write_bytes
@@ -174,10 +176,11 @@ def test_a_full_disk_leaves_a_whole_store(
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16)
-    store = StateStore.find(tmp_path, "text")
+    (folder,) = StateStore.folders(tmp_path, "text")
+    store = StateStore(folder, Manifest.read(folder))
     store.verify()
     assert len(store) == 16
-    assert set(files_of(store.folder)) == {
+    assert set(files_of(folder)) == {
         "manifest.json", "mean.safetensors", "shard-00000.parquet", "shard-00000.safetensors"
     }  # fmt: skip
 

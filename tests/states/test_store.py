@@ -241,9 +241,13 @@ def test_reading_maps_the_files_instead_of_loading_them(tmp_path: Path) -> None:
         error=[None] * 8, shards=[], made_with={},
     )  # fmt: skip
     with StateWriter(tmp_path / "text-0", (manifest, torch.zeros(8, 512)), print) as writer:
-        writer.append([str(key) for key in range(4096)], torch.ones(4096, 8, 512), [1] * 4096, str)
+        states = torch.ones(4096, 8, 512)
+        states[0] = 2
+        writer.append([str(key) for key in range(4096)], states, [1] * 4096, str)
+        writer.record(finished=True)
+        del states
     before = private_bytes()
     store = StateStore.open(tmp_path / "text-0")
     states = store.read(torch.arange(0, 4096, 64))
-    assert states.sum() == 64 * 8 * 512
+    assert states.sum() == 65 * 8 * 512
     assert private_bytes() - before < 16 << 20

@@ -3,12 +3,16 @@
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from iisan.errors import ConfigError
+from iisan.files import aside
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 
 class _Commands(TyperGroup):
@@ -46,6 +50,27 @@ PolicyOption = Annotated[
 def say_to(as_json: bool) -> Callable[[str], None]:
     """Lines for a person: on standard output, or on standard error when that is for a machine."""
     return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+#: Endings of files of tables -> the method of a frame that writes them.
+FRAMES = {".parquet": "write_parquet", ".csv": "write_csv", ".jsonl": "write_ndjson", ".ndjson": "write_ndjson"}
+
+
+def check_ending(out: Path | None, endings: Iterable[str]) -> None:
+    """Make sure, before anything is computed, that the ending of a file says one of the formats there are.
+
+    Raises:
+        ConfigError: it says another one, or none.
+    """
+    if out is not None and out.suffix.lower() not in endings:
+        known = ", ".join(endings)
+        raise ConfigError(f"--out '{out}' has the ending '{out.suffix}'", f"one of {known}", "choose one of these")
+
+
+def write_frame(frame: "DataFrame", out: Path) -> None:
+    """Write a table in the format that the ending of its file says, see ``FRAMES``."""
+    with aside(out) as temporary:
+        getattr(frame, FRAMES[out.suffix.lower()])(temporary)
 
 
 def pairs_of(given: Iterable[str] | None, form: str) -> dict[str, str]:

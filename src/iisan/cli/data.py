@@ -41,12 +41,15 @@ def prepare(
     ],
     out: Out,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images: <item_id>.jpg|png|webp, or the root of paths.")
+        Path | None,
+        typer.Option(help="Folder of images named <item_id>.jpg (png, webp, …), or the root of paths."),
     ] = None,
     item_id: Annotated[str | None, typer.Option(help="Column of item ids.")] = None,
     user_id: Annotated[str | None, typer.Option(help="Column of user ids.")] = None,
     text: Annotated[str | None, typer.Option(help="Column of titles.")] = None,
-    image: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Column of image paths or bytes; 'none' if no column holds images.")
+    ] = None,
     timestamp: Annotated[str | None, typer.Option(help="Column of timestamps.")] = None,
     column: Annotated[
         list[str] | None,

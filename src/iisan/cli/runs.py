@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from iisan.cli.common import Json, Out, PolicyOption, RunFolder, Set, app, say_to
+from iisan.cli.common import (
+    FRAMES,
+    Json,
+    Out,
+    PolicyOption,
+    RunFolder,
+    Set,
+    app,
+    check_ending,
+    say_to,
+    write_frame,
+)
 from iisan.errors import ConfigError
 from iisan.printing import print_evaluations, print_json, print_recommendations
 
@@ -68,14 +79,16 @@ def evaluate(
     baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,
     dataset: Moved = None,
     states: Annotated[Path | None, typer.Option(help="Where the state stores are now, if they moved.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Parquet file for the run's rank of every target.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the run's rank of every target (.parquet, .csv, .jsonl).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Rank the whole catalogue for every user, next to the baselines."""
-    from iisan.files import aside
     from iisan.runs.assess import assess
     from iisan.runs.run import Run
 
+    check_ending(out, FRAMES)
     trained = Run.load(run)
     changes = {
         "evaluation.split": protocol,
@@ -86,8 +99,7 @@ def evaluate(
     config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
     evaluations = assess(trained, config, part, baselines)
     if out:
-        with aside(out) as temporary:
-            evaluations[trained.config.recipe].per_user.write_parquet(temporary)
+        write_frame(evaluations[trained.config.recipe].per_user, out)
     if as_json:
         print_json({name: {"protocol": e.protocol, **e.metrics} for name, e in evaluations.items()})
         return
@@ -100,7 +112,7 @@ def recommend(
     user: Annotated[str | None, typer.Option(help="A user of the dataset.")] = None,
     history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")] = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="Every user, into --out.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Parquet file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend seen items again.")] = False,
     dataset: Moved = None,
@@ -108,7 +120,6 @@ def recommend(
 ) -> None:
     """The next items for a known user, for any history, or for all users."""
     from iisan.api import Recommender
-    from iisan.files import aside
 
     if (user is not None) + (history is not None) + all_users != 1:
         raise ConfigError(
@@ -118,6 +129,7 @@ def recommend(
         )
     if all_users and out is None:
         raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
+    check_ending(out, FRAMES)
     recommender = Recommender.load(run, dataset)
     if all_users:
         lists = recommender.recommend_all(k, include_seen)
@@ -125,8 +137,7 @@ def recommend(
         items = None if history is None else [item.strip() for item in history.split(",") if item.strip()]
         lists = recommender.recommend(user=user, history=items, k=k, include_seen=include_seen)
     if out is not None:
-        with aside(out) as temporary:
-            lists.write_parquet(temporary)
+        write_frame(lists, out)
         print(f"{lists.height:,} rows written to {out}", file=sys.stderr)
         return
     if as_json:

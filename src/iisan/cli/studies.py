@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from iisan.cli.common import DatasetFolder, Json, Out, Set, app, say_to
+from iisan.cli.common import DatasetFolder, Json, Out, Set, app, check_ending, say_to
 from iisan.errors import ConfigError, DataError
 from iisan.printing import print_comparison, print_declines, print_estimates, print_json, print_measurements
 
@@ -54,7 +54,7 @@ def compare(
     from iisan.evaluate.tpme import preset, read_csv
     from iisan.runs.compare import compare_measurements, compare_runs
 
-    if len(runs) == 1 and runs[0].suffix == ".csv":
+    if len(runs) == 1 and runs[0].suffix.lower() == ".csv":
         reference = read_csv(extremes) if extremes else None
         measured = compare_measurements(read_csv(runs[0]), preset(weights), reference)
         print_json(measured.as_json()) if as_json else print_measurements(measured)
@@ -85,6 +85,7 @@ def robustness(
     from iisan.files import aside
     from iisan.runs.naming import short_names
 
+    check_ending(out, [".svg"])
     try:
         shares = [float(rate) for rate in rates.split(",")]
     except ValueError:
@@ -157,4 +158,5 @@ def report(
     """Tables and charts of experiments as one self-contained page."""
     from iisan.experiments.report import write_report
 
+    check_ending(out, [".html", ".htm"])
     print(write_report(records, out))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from iisan.data.clean import check_types, clean_ids, clean_texts, clean_timestamps
+from iisan.data.clean import clean_ids, clean_texts, clean_timestamps, storable
 from iisan.data.filters import Events, apply_filters, renumber, to_sequences
-from iisan.data.images import find_images
+from iisan.data.images import are_addresses, find_images
 from iisan.data.media import checked_files, clean_files, has_paths
-from iisan.data.options import Filters, PrepareOptions
+from iisan.data.options import NO_COLUMN, Filters, PrepareOptions
 from iisan.data.problems import Problems
 from iisan.data.sequences import Sequences
-from iisan.data.tables import LINE, Role, Table
+from iisan.data.tables import LINE, Role, Table, renamed
 from iisan.errors import DataError
 from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
 
@@ -50,10 +50,10 @@ def item_roles(options: PrepareOptions) -> list[Role]:
     """The columns of an items table."""
     return [
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
-        Role.of(TEXT, options.text, TEXT, "title", required=False),
-        Role.of(IMAGE, options.image, IMAGE, required=False),
+        Role.of(TEXT, options.text, TEXT, "title", required=False, join=True),
+        *([] if options.image == NO_COLUMN else [Role.of(IMAGE, options.image, IMAGE, required=False, join=True)]),
         *(
-            Role(name, (name,), cure=f"correct or leave out --column {name}={kind}", given=True)
+            Role(name, (name,), cure=f"correct or leave out --column {name}={kind}", given=True, join=kind == TEXT)
             for name, kind in options.columns.items()
             if name not in (TEXT, IMAGE)
         ),
@@ -94,14 +94,18 @@ def assemble(
     kinds: dict[str, str] = {TEXT: TEXT, IMAGE: IMAGE, **options.columns}
     for name, kind in kinds.items():
         check_modality(name, kind)
-    catalogue = _clean_items(items, kinds, problems)
+    catalogue = _clean_items(_with_images(items, options.image), kinds, problems)
     root = options.images or image_root
     root = Path(os.path.realpath(root)) if root is not None else None
     if root is not None and not root.is_dir():
         raise DataError(f"no folder '{root}'", "the folder of the images", "check the path")
     if IMAGE not in catalogue.columns:
-        found = find_images(options.images, catalogue[ITEM_ID]) if options.images else None
-        catalogue = catalogue.with_columns((pl.lit(None, pl.String) if found is None else found).alias(IMAGE))
+        paths = pl.Series([None], dtype=pl.String).new_from_index(0, len(catalogue))
+        if options.images:
+            # The folder may be that of other kinds of files alone.
+            required = all(kind == TEXT for kind in options.columns.values())
+            paths = find_images(options.images, catalogue[ITEM_ID], required, problems)
+        catalogue = catalogue.with_columns(paths.alias(IMAGE))
     catalogue = catalogue.select(ITEM_ID, TEXT, IMAGE, pl.exclude(ITEM_ID, TEXT, IMAGE))
 
     user_ids, events, unit = _index(interactions, catalogue[ITEM_ID], problems)
@@ -151,6 +155,16 @@ def _with_ids(table: Table, columns: tuple[str, ...], problems: Problems) -> Tab
     return table
 
 
+def _with_images(items: Table, image: str | None) -> Table:
+    """Rename a column ``image`` in which no images are: the user says so, or it holds web addresses."""
+    frame = items.frame
+    unused = image == NO_COLUMN or (image is None and IMAGE in frame.columns and are_addresses(frame[IMAGE]))
+    if not unused or IMAGE not in frame.columns:
+        return items
+    named = renamed(frame.drop(LINE), {IMAGE: f"{IMAGE}_original"}, items.where)
+    return Table(named.with_columns(frame[LINE]), items.where)
+
+
 def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> pl.DataFrame:
     table = _with_ids(table, (ITEM_ID,), problems)
     repeated = ~pl.col(ITEM_ID).is_first_distinct()
@@ -164,8 +178,7 @@ def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> 
         for column, kind in kinds.items()
         if column in frame.columns
     )
-    check_types(frame, name)
-    return frame
+    return frame.select(storable(frame))
 
 
 def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:

@@ -14,27 +14,17 @@ _LARGEST = 2.0**63
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 
-def check_types(frame: pl.DataFrame, table: str) -> None:
-    """Check that all columns have types that a dataset can store and hash.
-
-    Raises:
-        DataError: Python objects, or bytes inside lists or structs.
-    """
-    for name, dtype in frame.schema.items():
-        if pl.Object in (parts := _parts(dtype)) or pl.Binary in parts[1:]:
-            raise DataError(
-                f"{table} has the column '{name}' of type {dtype}",
-                "no Python objects, and no bytes inside lists or structs",
-                "drop that column, or make it one of plain bytes",
-            )
+def storable(frame: pl.DataFrame) -> list[str]:
+    """Columns that a dataset can store and hash: no Python objects, nested bytes or empty structs."""
+    return [name for name, dtype in frame.schema.items() if _is_storable(dtype)]
 
 
-def _parts(dtype: Any) -> list[Any]:
-    """A type and all types nested in it."""
-    nested = [field.dtype for field in dtype.fields] if dtype == pl.Struct else []
+def _is_storable(dtype: Any, inside: bool = False) -> bool:
+    if dtype == pl.Struct:
+        return bool(dtype.fields) and all(_is_storable(field.dtype, True) for field in dtype.fields)
     if dtype in (pl.List, pl.Array):
-        nested = [dtype.inner]
-    return [dtype, *(part for inner in nested for part in _parts(inner))]
+        return _is_storable(dtype.inner, True)
+    return bool(dtype != pl.Object and not (inside and dtype == pl.Binary))
 
 
 def clean_ids(ids: pl.Series, table: str) -> pl.Series:
@@ -62,12 +52,21 @@ def clean_ids(ids: pl.Series, table: str) -> pl.Series:
 def clean_texts(texts: pl.Series) -> pl.Series:
     """Unescape HTML entities and normalise white space; empty texts become null.
 
+    Lists of texts are joined with spaces.
+
     Raises:
-        DataError: Values that are not texts, such as lists.
+        DataError: Values that are not texts, such as structs.
     """
-    if texts.dtype.is_nested() or texts.dtype in (pl.Binary, pl.Duration, pl.Object):
-        raise DataError(f"texts of type {texts.dtype}", "strings", "join them into one string per item")
-    texts = texts.cast(pl.String)
+    inner = texts.dtype.inner if isinstance(texts.dtype, pl.List | pl.Array) else texts.dtype
+    if inner.is_nested() or inner in (pl.Binary, pl.Duration, pl.Object):
+        raise DataError(
+            f"texts of type {texts.dtype} in the column '{texts.name}'",
+            "strings, or lists of them",
+            "choose another column",
+        )
+    if texts.dtype.is_nested():
+        texts = texts.cast(pl.List(pl.String)).list.join(" ", ignore_nulls=True)
+    texts = (texts.fill_nan(None) if texts.dtype.is_float() else texts).cast(pl.String)
     escaped = texts.filter(texts.str.contains("&", literal=True)).unique()
     unescaped = pl.Series(map(html.unescape, escaped), dtype=pl.String)
     texts = texts.replace(escaped, unescaped) if len(escaped) else texts

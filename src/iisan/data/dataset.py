@@ -13,12 +13,12 @@ import polars as pl
 
 from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles
 from iisan.data.clean import clean_texts
+from iisan.data.frames import read_frame
 from iisan.data.media import inside, read_file
 from iisan.data.options import parse_options
 from iisan.data.problems import Problems, read_skipped, skipped_counts, write_skipped
 from iisan.data.sequences import Index, Sequences
-from iisan.data.tables import LINE, Role, Table, renamed, resolve
-from iisan.errors import DataError, MissingExtraError
+from iisan.errors import DataError
 from iisan.files import aside, read_manifest, write_json
 from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
 
@@ -140,8 +140,8 @@ class Dataset:
         chosen = parse_options(options)
         problems, filters = Problems(chosen.on_bad), chosen.filters("table")
         parts = assemble(
-            _table(items, item_roles(chosen), "the items frame", rest=True),
-            _table(interactions, interaction_roles(chosen), "the interactions frame", rest=False),
+            read_frame(items, item_roles(chosen), "the items frame", problems, rest=True),
+            read_frame(interactions, interaction_roles(chosen), "the interactions frame", problems, rest=False),
             chosen,
             filters,
             problems,
@@ -375,28 +375,3 @@ def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
 def _write_parquet(frame: pl.DataFrame, path: Path) -> None:
     with aside(path) as temporary:
         frame.write_parquet(temporary)
-
-
-def _table(frame: Any, roles: Sequence[Role], name: str, *, rest: bool) -> Table:
-    if isinstance(frame, pl.LazyFrame):
-        frame = frame.collect()
-    if not isinstance(frame, pl.DataFrame):
-        frame = _from_pandas(frame, name)
-    found = resolve(frame.columns, roles, name)
-    frame = renamed(frame if rest else frame.select(list(found)), found, name)
-    if frame.is_empty():
-        raise DataError(f"{name} is empty", "a table with rows", "check what made it")
-    return Table(frame.with_row_index(LINE, 1), f"{name}, row")
-
-
-def _from_pandas(frame: Any, name: str) -> pl.DataFrame:
-    try:
-        return pl.from_pandas(frame)
-    except ImportError:
-        raise MissingExtraError("pyarrow", "pandas", "reading pandas DataFrames") from None
-    except TypeError:
-        raise DataError(
-            f"{name} is of type {type(frame).__name__}", "a polars or pandas DataFrame", "convert it"
-        ) from None
-    except Exception as error:  # pyarrow's own errors, without importing it
-        raise DataError(f"{name} cannot be converted ({error})", "columns of one type each", "mend it") from None

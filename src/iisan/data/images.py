@@ -1,21 +1,28 @@
 """Opening images that come from anywhere."""
 
 import io
+import os
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from iisan.data.problems import VALUE, WHERE, Problems
 from iisan.errors import DataError
-from iisan.names import IMAGE, ITEM_ID
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-#: Files looked for in a folder of images, the first of these that exists.
-SUFFIXES = ("jpg", "jpeg", "png", "webp")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+#: Endings of files that are looked for in a folder of images; the last two are found in order to be refused.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic"),
+)
 
+#: How an address in the web begins.
+ADDRESS = r"^(?i:https?)://"
 _CURE = "replace the image, or leave it out"
 
 
@@ -25,7 +32,7 @@ def open_image(data: bytes, at_least: int | None = None) -> "Image":
     Transparent parts become white, the EXIF orientation is applied, of an animation the first frame is taken.
 
     Args:
-        data: the bytes of a JPEG, PNG, WEBP, GIF or BMP file.
+        data: the bytes of a JPEG, PNG, WEBP, GIF, BMP or TIFF file.
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (draft mode) as long as both edges keep this
             many pixels; None decodes it at its own size.
 
@@ -35,8 +42,10 @@ def open_image(data: bytes, at_least: int | None = None) -> "Image":
     Raises:
         DataError: not an image of these formats, truncated, or larger than Pillow's limit of pixels.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+    # Pillow takes 1 MB for each text and colour profile of a PNG, and 64 MB for all; large profiles are sound.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
@@ -64,26 +73,49 @@ def open_image(data: bytes, at_least: int | None = None) -> "Image":
         raise DataError(f"an unreadable or truncated image ({error})", "a whole image", _CURE) from None
 
 
-def find_images(folder: Path, item_ids: pl.Series) -> pl.Series:
-    """Find ``<item_id>.jpg|jpeg|png|webp`` in a folder.
+def are_addresses(values: pl.Series) -> bool:
+    """Whether a column holds nothing but addresses in the web, or lists of them."""
+    first = values.list.first() if values.dtype == pl.List(pl.String) else values
+    return first.dtype == pl.String and 0 < first.count() == first.str.contains(ADDRESS).sum()
+
+
+def find_images(folder: Path, item_ids: pl.Series, required: bool, problems: Problems) -> pl.Series:
+    """Find the files ``<item_id>.jpg`` (or another of ``SUFFIXES``) in a folder and in folders inside it.
+
+    Args:
+        folder: of the images.
+        item_ids: ``[N]`` names of the files.
+        required: some item must have one.
+        problems: where items are reported that have several files; they count as without.
 
     Returns:
-        File name per item, null where there is none.
+        Path per item, relative to the folder, null where there is none.
 
     Raises:
-        DataError: the folder does not exist.
+        DataError: no folder, no image of any item, or several of one where the policy is ``stop``.
     """
     if not folder.is_dir():
         raise DataError(f"no folder '{folder}'", "the folder of the images", "check the path")
-    files = pl.DataFrame({IMAGE: sorted(path.name for path in folder.iterdir())}, schema={IMAGE: pl.String})
-    parts = pl.col(IMAGE).str.extract_groups(r"^(?<stem>.+)\.(?<suffix>[^.]+)$").struct
-    preference = {suffix: number for number, suffix in enumerate(SUFFIXES)}
-    found = (
-        files.with_columns(parts.field("stem").alias(ITEM_ID), parts.field("suffix").str.to_lowercase())
-        .with_columns(pl.col("suffix").replace_strict(preference, default=None).alias("preference"))
-        .drop_nulls("preference")
-        .sort("preference", maintain_order=True)
-        .unique(ITEM_ID, keep="first")
-    )
-    wanted = pl.DataFrame({ITEM_ID: item_ids})
-    return wanted.join(found, on=ITEM_ID, how="left", maintain_order="left")[IMAGE]
+    found: dict[str, list[str]] = defaultdict(list)
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            stem, ending = os.path.splitext(name)  # noqa: PTH122
+            if ending.lower() in SUFFIXES:
+                found[stem].append(os.path.relpath(os.path.join(parent, name), folder))  # noqa: PTH118
+    files = [found.get(item, []) for item in item_ids]
+    if required and files and not any(files):
+        there = next((each[0] for each in found.values()), None)
+        raise DataError(
+            f"none of the {len(files):,} items has an image in '{folder}', which holds "
+            + (f"'{there}' for example" if there else "no image"),
+            f"files such as '{item_ids[0]}.jpg' in it or in folders inside it ({', '.join(SUFFIXES)})",
+            "check the folder and the item ids, or name the column of paths with --image COLUMN",
+        )
+    several = [
+        (f"item '{item}'", ", ".join(each)) for item, each in zip(item_ids, files, strict=True) if len(each) > 1
+    ]
+    rows = pl.DataFrame(several, schema={WHERE: pl.String, VALUE: pl.String}, orient="row")
+    hint = ", or name the files in a column and pass --image COLUMN"
+    problems.report(rows, "several images of one item", "one file per item", hint)
+    return pl.Series([each[0] if len(each) == 1 else None for each in files], dtype=pl.String)

@@ -1,6 +1,7 @@
 """Columns of files, such as images: paths or bytes, cleaned, checked and read."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from iisan.data.images import open_image
+from iisan.data.images import ADDRESS, open_image
 from iisan.data.problems import VALUE, WHERE, Problems
 from iisan.data.sounds import open_sound
 from iisan.data.videos import sample_frames
@@ -116,6 +117,8 @@ def checked_files(
 
     def fault(index: int) -> str | None:
         content = files[index]
+        if isinstance(content, str) and re.match(ADDRESS, content):
+            return f"the web address '{content}' in the place of a file"
         path = None if isinstance(content, bytes) else inside(_required(root, column), content)
         if not decode:
             return None

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from iisan.errors import DataError
 
 Format = Literal["reference", "table"]
+#: In the place of a column of images: no column holds them.
+NO_COLUMN = "none"
 
 
 class PrepareOptions(BaseModel):
@@ -18,14 +20,16 @@ class PrepareOptions(BaseModel):
     Attributes:
         item_id: column of item ids, in both tables; default ``item_id``.
         text: column of item texts; default ``text``, else ``title``, else no item has a text.
-        image: column of image paths or bytes; default ``image``, else files found by ``images``.
+        image: column of image paths or bytes, or ``none``; default ``image``, unless it holds web addresses. Where
+            no column holds images, files are found by ``images``.
         user_id: column of user ids; default ``user_id``.
         timestamp: column of timestamps; default ``timestamp``, else the file's order is the order of time.
         columns: further columns with contents for an encoder -> their kind: ``text``, ``image``, ``audio`` or
             ``video``.
         images: folder of the images: the root of the paths in the image column or, where there is no such
-            column, of files ``<item_id>.jpg|jpeg|png|webp``. Paths are relative to the items file otherwise.
-            Paths of other kinds of files are relative to the same folder.
+            column, of files named after their items, such as ``<item_id>.jpg``, in it or in folders inside it.
+            Paths are relative to the items file otherwise. Paths of other kinds of files are relative to the same
+            folder.
         check_images: decode every image, sound and clip now, so that nothing fails later.
         on_bad: ``stop`` at the first kind of bad row, or ``skip`` such rows, counted and listed.
         quotes: fields may be quoted with ``"``; default true for CSV, false for TSV.

@@ -8,7 +8,7 @@ import csv
 import difflib
 import gzip
 import io
-import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import polars as pl
 from polars.exceptions import ComputeError, PolarsError
 
+from iisan.data.json_lines import MALFORMED, NOT_UTF8, Bad, Objects
 from iisan.data.problems import VALUE, WHERE, Problems, printable
 from iisan.errors import DataError
 
@@ -25,6 +26,9 @@ _TEXT = "__text__"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 _BOM = "\ufeff"
+_TEXT_IN_UTF8 = "text in UTF-8"
+#: What a value must be where the column says what an item or an interaction is.
+USABLE = "a text or a number, or a list of them in a column of texts"
 #: Stands for two quotes, which in a quoted field are one; no text has this character.
 _PAIR = "\ufdd0"
 _QUOTES = "quotes that open and close a field"
@@ -42,6 +46,7 @@ class Role:
         required: its absence is an error.
         cure: what to do when it is absent; None names the option that is called like the column.
         given: the user named it; no other column is looked for under that name.
+        join: lists of texts in it are joined into one.
     """
 
     name: str
@@ -49,11 +54,14 @@ class Role:
     required: bool = True
     cure: str | None = None
     given: bool = False
+    join: bool = False
 
     @classmethod
-    def of(cls, name: str, given: str | None, *defaults: str, required: bool = True) -> "Role":
+    def of(cls, name: str, given: str | None, *defaults: str, required: bool = True, join: bool = False) -> "Role":
         """A column under the name that the user gave, which must exist, or under a default name."""
-        return cls(name, defaults, required) if given is None else cls(name, (given,), given=True)
+        if given is None:
+            return cls(name, defaults, required, join=join)
+        return cls(name, (given,), given=True, join=join)
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ def read_table(
             return _read_json_lines(path, roles, rest, problems)
         quoted = suffix == ".csv" if quotes is None else quotes
         return _read_separated(path, _SEPARATORS[suffix], roles, rest, quoted, header, problems)
-    except (PolarsError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+    except (PolarsError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged(path, error) from None
 
 
@@ -236,7 +244,7 @@ def _utf8_lines(path: Path, problems: Problems) -> pl.DataFrame:
         },
         schema={WHERE: pl.String, VALUE: pl.String},
     )
-    problems.report(rows, "not UTF-8", "text in UTF-8")
+    problems.report(rows, NOT_UTF8, _TEXT_IN_UTF8)
     for number in bad:
         raw[number] = b""
     raw[0] = raw[0].removeprefix(_BOM.encode())
@@ -286,7 +294,7 @@ def _read_separated(
         bad = Table(marked, f"{path.name}, line").rows(pl.col("bad"), pl.col(_TEXT))
         expected = f"{len(columns)} fields ({printable(', '.join(columns))})"
         quoted = quotes and bad[VALUE].str.contains('"', literal=True).any()
-        problems.report(bad, "malformed row", expected, f", or {_NO_QUOTES}" if quoted else "")
+        problems.report(bad, MALFORMED, expected, f", or {_NO_QUOTES}" if quoted else "")
         kept = kept.filter(~malformed)
     if kept.is_empty():
         raise _empty(path)
@@ -383,39 +391,32 @@ def _quoted(text: str, separator: str) -> str:
 
 
 def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Problems) -> Table:
-    lines, whole = _lines(path, problems)
-    if lines.is_empty():
+    where = f"{path.name}, line"
+    objects = Objects(path, LINE, join_of(roles), rest)
+    for reason, expected in ((NOT_UTF8, _TEXT_IN_UTF8), (MALFORMED, "a JSON object per line")):
+        report_values(objects.bad_lines[reason], where, reason, expected, problems)
+    frame = objects.frame
+    if frame.is_empty():
         raise _empty(path)
-    source: Path | bytes = path if whole else _joined(lines[_TEXT])
-    try:
-        frame = _parse_json(source, path, roles, rest)
-    except PolarsError as error:
-        table = Table(lines, f"{path.name}, line")
-        malformed = pl.Series([not _is_json_object(line) for line in lines[_TEXT]])
-        if not malformed.any():
-            raise _damaged(path, error) from None
-        problems.report(table.rows(pl.lit(malformed), pl.col(_TEXT)), "malformed row", "a JSON object per line")
-        lines = lines.filter(~malformed)
-        if lines.is_empty():
-            raise _empty(path) from None
-        frame = _parse_json(_joined(lines[_TEXT]), path, roles, rest)
-    return Table(frame.with_columns(lines[LINE]), f"{path.name}, line")
+    found = resolve([*objects.columns], roles, f"'{path}'")
+    for name, role in found.items():
+        bad = objects.unusable[name]
+        report_values(bad, where, f"unusable {role}", USABLE, problems)
+        frame = frame.filter(~pl.col(LINE).is_in([number for number, _ in bad]))
+    kept = [name for name in objects.columns if name in (frame.columns if rest else found)]
+    return Table(renamed(frame.select(kept), found, f"'{path}'").with_columns(frame[LINE]), where)
 
 
-def _parse_json(source: Path | bytes, path: Path, roles: Sequence[Role], rest: bool) -> pl.DataFrame:
-    # Keys may be absent from many rows, so the table is looked at as a whole.
-    columns = pl.scan_ndjson(source, infer_schema_length=None).collect_schema().names()
-    found = resolve(columns, roles, f"'{path}'")
-    strings = dict.fromkeys(found, pl.String)
-    if rest:
-        frame = pl.read_ndjson(source, infer_schema_length=None, schema_overrides=strings)
-    else:
-        frame = pl.read_ndjson(source, schema=strings)
-    return renamed(frame, found, f"'{path}'")
+def join_of(roles: Sequence[Role]) -> dict[str, bool]:
+    """Columns that may be used -> whether lists in them are joined."""
+    return {
+        name: any(name in role.candidates and role.join for role in roles)
+        for each in roles
+        for name in each.candidates
+    }
 
 
-def _is_json_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+def report_values(bad: Bad, where: str, reason: str, expected: str, problems: Problems) -> None:
+    """Report values by the numbers of their rows."""
+    rows = pl.DataFrame(bad, schema={LINE: pl.UInt32, VALUE: pl.String}, orient="row")
+    problems.report(Table(rows, where).rows(pl.lit(True), pl.col(VALUE)), reason, expected)

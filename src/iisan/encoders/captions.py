@@ -9,10 +9,12 @@ from iisan.data.videos import sample_frames
 from iisan.encoders.encoder import config_digest, weight_digest
 from iisan.encoders.loading import (
     check_folder,
+    check_tokenizer,
     check_weights,
     load_image_processor,
     load_model,
     load_processor,
+    load_tokenizer,
     locate,
     quiet,
 )
@@ -85,9 +87,10 @@ class Captioner:
         if self._chat is None:
             # Some models that only write captions have no processor for both.
             self._pixels = load_image_processor(source, trust_remote_code)
-            self._tokenizer = load_processor(hf.AutoTokenizer, source, "tokenizer", trust_remote_code)
+            self._tokenizer = load_tokenizer(source, trust_remote_code)
         else:
             self._tokenizer = self._chat.tokenizer
+            check_tokenizer(source, self._tokenizer)
             self._tokenizer.padding_side = "left"  # answers follow questions
         model, missing = load_model(hf.AutoModelForImageTextToText, source, trust_remote_code)
         check_weights(source, "the model", missing)

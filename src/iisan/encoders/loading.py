@@ -18,6 +18,7 @@ from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_POINTER = b"version https://git-lfs"
 _OTHERS = re.compile(r"[^/]+\.(json|txt|model|py|jinja)|\d+_Pooling/config\.json")
 _TOWERS = {
     TEXT: ("text_model", "language_model"),
@@ -214,8 +215,10 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
     """Check that a folder holds a model that transformers knows, or may run code for.
 
     Raises:
-        EncoderError: no configuration or weights, or code of the model's own that was not trusted.
+        EncoderError: no configuration or weights, a git-lfs pointer in the place of a file, or code of the
+            model's own that was not trusted.
     """
+    _check_pointers(source)
     path = source.folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -246,6 +249,23 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
         )
 
 
+def _check_pointers(source: Source) -> None:
+    """Check that no file that will be read is a git-lfs pointer, which a clone without git-lfs leaves."""
+    files = sorted(file for file in source.folder.iterdir() if file.is_file())
+    unread = ".bin" if any(file.suffix == ".safetensors" for file in files) else None
+    for file in files:
+        if file.suffix == unread or not (_WEIGHTS.fullmatch(file.name) or _OTHERS.fullmatch(file.name)):
+            continue
+        with file.open("rb") as content:
+            pointer = content.read(len(_POINTER)) == _POINTER
+        if pointer:
+            raise EncoderError(
+                f"'{file.name}' of '{source.name}' is a git-lfs pointer, not the file itself",
+                "all files of the model",
+                "run `git lfs pull` in that folder, or download the model again",
+            )
+
+
 def load_processor(auto: Any, source: Source, kind: str, trust_remote_code: bool, **options: Any) -> Any:
     """Load what turns contents into a model's inputs, or its answers into text.
 
@@ -267,11 +287,46 @@ def load_processor(auto: Any, source: Source, kind: str, trust_remote_code: bool
                 source.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
             )
     except Exception as error:  # processors raise whatever their parsers raise
-        raise EncoderError(
-            f"'{source.name}' has no usable {kind} ({' '.join(str(error).split())[:120]})",
-            f"the files of its {kind} beside the weights",
-            f"download all files of the model, or use a model with {kind}",
-        ) from None
+        raise _unusable(source, kind, str(error)) from None
+
+
+def _unusable(source: Source, kind: str, reason: str) -> EncoderError:
+    return EncoderError(
+        f"'{source.name}' has no usable {kind} ({' '.join(reason.split())[:120]})",
+        f"the files of its {kind} beside the weights",
+        f"download all files of the model, or use a model with {kind}",
+    )
+
+
+def load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
+    """Load a tokenizer.
+
+    Raises:
+        EncoderError: none in the folder, or an unusable one; see :func:`check_tokenizer`.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = load_processor(AutoTokenizer, source, "tokenizer", trust_remote_code)
+    check_tokenizer(source, tokenizer)
+    return tokenizer
+
+
+def check_tokenizer(source: Source, tokenizer: Any) -> None:
+    """Check that a tokenizer has a vocabulary: without its files, transformers makes one of special tokens alone.
+
+    Raises:
+        EncoderError: it has none, or cannot tokenise.
+    """
+    reason = "its vocabulary has no words"
+    try:
+        words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - {*tokenizer.all_special_tokens}
+        # T5 without its files has one, the mark of a space.
+        if len(words) > 1:
+            tokenizer("a word, and a sign that few vocabularies have: \N{SNOWMAN}")
+            return
+    except Exception as error:  # what an incomplete vocabulary leads to differs from class to class
+        reason = str(error)
+    raise _unusable(source, "tokenizer", reason)
 
 
 def load_image_processor(source: Source, trust_remote_code: bool) -> Any:

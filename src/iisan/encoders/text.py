@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from iisan.encoders.encoder import Encoder
 from iisan.encoders.layers import Pool, masked_mean
-from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
+from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_tokenizer, load_tower, locate
 from iisan.encoders.sentences import own_length, own_pooling
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
@@ -72,11 +72,24 @@ class TextEncoder(Encoder):
         return {"input_ids": torch.zeros_like(mask), "attention_mask": mask}
 
     def lengths(self, contents: Sequence[str]) -> list[int]:
-        """Number of tokens of every text after cutting, special tokens included."""
+        """Number of tokens of every text after cutting, special tokens included.
+
+        Raises:
+            EncoderError: the vocabulary has no word of any text.
+        """
         lengths: list[int] = []
+        special, known = {*self.tokenizer.all_special_ids}, False
         for start in range(0, len(contents), _TOKENIZED_AT_ONCE):
             tokens = self._tokenize(contents[start : start + _TOKENIZED_AT_ONCE])["input_ids"]
             lengths.extend(len(ids) for ids in tokens)
+            known = known or not all(special.issuperset(ids) for ids in tokens)
+        if not known and len(contents) > 1:
+            raise EncoderError(
+                f"the tokenizer of '{self.source.name}' knows no word of {len(contents):,} texts, such as "
+                f"{contents[0]!r}",
+                "a vocabulary with words of these texts",
+                "download all files of the model, or choose a model for this language",
+            )
         return lengths
 
     def prepare(self, contents: Sequence[str]) -> dict[str, Tensor]:
@@ -201,11 +214,9 @@ def load_text(
         EncoderError: not found, incomplete, of another kind, or unfit for these settings.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
-    from transformers import AutoTokenizer
-
     source = locate(name_or_folder)
     check_folder(source, trust_remote_code)
-    tokenizer = load_processor(AutoTokenizer, source, "tokenizer", trust_remote_code)
+    tokenizer = load_tokenizer(source, trust_remote_code)
     pooling = pooling or own_pooling(source) or "mean"
     usual_tokens = own_length(source) if max_tokens is None else None
     tower = load_tower(source, TEXT, trust_remote_code, loading)

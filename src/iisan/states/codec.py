@@ -56,28 +56,55 @@ def decode(stored: Tensor, scales: Tensor | None, mean: Tensor | None = None) ->
     return differences if mean is None else differences.add_(mean)
 
 
-def check_finite(
-    encoded: dict[str, Tensor], levels: Sequence[Level], label: Callable[[int], str], dtype: str
-) -> None:
-    """Check that all values are finite in the storage format.
+def check_finite(values: Tensor, levels: Sequence[Level], label: Callable[[int], str], dtype: str) -> None:
+    """Check that all values are finite.
 
     Args:
-        encoded: Output of :func:`encode`.
+        values: States [n, K, D], or scales [n, K].
         levels: The K levels, for the message.
-        label: Function from a row of ``encoded`` to the name of its item, for the message.
-        dtype: Storage format, for the message.
+        label: Function from a row of ``values`` to the name of its item, for the message.
+        dtype: Format of the values, for the message.
 
     Raises:
         StoreError: An infinite or undefined value.
     """
-    values = encoded.get(SCALES, encoded[STATES])
-    finite = torch.isfinite(values) if values.ndim == 2 else torch.isfinite(values).all(-1)
+    finite = torch.isfinite(values).reshape(*values.shape[:2], -1).all(-1)
     if not finite.all():
         row, level = (int(index) for index in (~finite).nonzero()[0])
         raise StoreError(
             f"level {levels[level]} of {label(row)} is infinite or not a number in {dtype}",
             "finite states",
             "use --dtype bf16 or fp32 and --precision fp32, or omit this level",
+        )
+
+
+def encode_checked(
+    states: Tensor, mean: Tensor, dtype: str, levels: Sequence[Level], label: Callable[[int], str]
+) -> dict[str, Tensor]:
+    """:func:`encode`, then :func:`check_finite`."""
+    encoded = encode(states, mean, dtype)
+    check_finite(encoded.get(SCALES, encoded[STATES]), levels, label, dtype)
+    return encoded
+
+
+def constant_levels(states: Tensor) -> Tensor:
+    """Mask [K] of the levels whose states [n, K, D] are constant up to rounding, boolean."""
+    states = states.double()
+    spread = (states - states.mean(0)).square().mean((0, 2))
+    return spread <= CONSTANT**2 * states.square().mean((0, 2))
+
+
+def check_distinct(states: Tensor, modality: str) -> None:
+    """Check that the states [n, K, D] of n different contents differ at some level.
+
+    Raises:
+        StoreError: All levels are constant.
+    """
+    if len(states) > 1 and constant_levels(states).all():
+        raise StoreError(
+            f"{len(states):,} different contents of {modality} have the same states at every level",
+            "states that distinguish items",
+            "check that the files of the model are complete and suit these contents, or leave this modality out",
         )
 
 
@@ -101,7 +128,7 @@ def relative_errors(stored: Tensor, reference: Tensor) -> list[float | None]:
     error = (stored - reference).square().mean(0)
     spread = (reference - reference.mean(0)).square().mean(0)
     size = reference.square().mean(0)
-    constant = spread.mean(1) <= CONSTANT**2 * size.mean(1)
+    constant = constant_levels(reference)
     overall = (error.mean(1) / spread.mean(1)).sqrt()
     # Without any varying channel the median is nan, which fmax ignores.
     by_channel = torch.where(spread > CONSTANT**2 * size, error / spread, torch.nan).nanmedian(1).values.sqrt()
@@ -121,6 +148,5 @@ def storage_errors(
     Raises:
         StoreError: A value that the storage format cannot represent; see :func:`check_finite`.
     """
-    encoded = encode(states, mean, dtype)
-    check_finite(encoded, levels, label, dtype)
+    encoded = encode_checked(states, mean, dtype, levels, label)
     return relative_errors(decode(encoded[STATES], encoded.get(SCALES), mean), reference)

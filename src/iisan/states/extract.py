@@ -21,7 +21,7 @@ from iisan.encoders.precision import Precision, autocast, choose_precision
 from iisan.errors import ConfigError, StoreError
 from iisan.names import TEXT
 from iisan.progress import track
-from iisan.states.codec import check_dtype, level_means, storage_errors
+from iisan.states.codec import check_distinct, check_dtype, check_finite, level_means, storage_errors
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
 from iisan.states.store import StateStore, store_folder
@@ -112,7 +112,7 @@ def extract(
 
     Raises:
         StoreError: no content at all, states that cannot be stored within 2% of the spread between items, or
-            that are not finite.
+            that are not finite, or that are the same for all contents.
         DataError: an image that cannot be read.
         EncoderError: levels that the encoder does not have.
     """
@@ -130,10 +130,12 @@ def extract(
     order = _order(encoder, contents, keys)
     folder, initial = _place(job, order, Path(out), precision, say)
     with StateWriter(folder, initial, say) as writer:
-        writer.settle(job.settings)
         stored = StateStore(folder, writer.manifest).rows_of([keys[index] for index in order])
         todo = [index for index, row in zip(order, stored.tolist(), strict=True) if row < 0]
+        # Where the model lies now has no part in the fingerprint.
+        writer.record(settings=job.settings, finished=not todo)
         _append_all(job, writer, todo, keys, shard_rows)
+        writer.record(finished=True)
     return StateStore.open(folder)
 
 
@@ -191,6 +193,8 @@ def _place(
             return folder, None
     sample = sampled(order)
     reference, owners = job.states(sample, "fp32")
+    check_finite(reference, job.levels, functools.partial(_label, job.contents, owners), "fp32")
+    check_distinct(reference, job.contents.modality)
     mean = level_means(reference, job.dtype)
     for precision in candidates:
         errors = _measure(job, sample, owners, reference, mean, precision)

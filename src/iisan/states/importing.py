@@ -4,7 +4,7 @@ Legend: n items of the source, K levels, D width.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from iisan.errors import StoreError
 from iisan.files import sha256_file, sha256_json
 from iisan.names import IMPORTED, ITEM_ID, LAST, check_modality
 from iisan.progress import track
-from iisan.states.codec import check_dtype, level_means, storage_errors
+from iisan.states.codec import check_distinct, check_dtype, encode_checked, level_means, storage_errors
 from iisan.states.contents import Catalogue, content_key
 from iisan.states.extract import MAX_ERROR, sampled
 from iisan.states.manifest import Manifest, fingerprint_of
@@ -51,7 +51,7 @@ class Source:
         """States [n, K, D] in fp32 of some items.
 
         Raises:
-            StoreError: an item whose array has another shape, or no number.
+            StoreError: an item whose array has another shape, or values that are no finite numbers.
         """
         states = [self.read(position).float() for position in positions]
         states = [each.unsqueeze(0) if each.ndim == 1 else each for each in states]
@@ -61,6 +61,12 @@ class Source:
                 raise StoreError(
                     f"{self.label(position)} in '{self.name}' has states of the shape {list(each.shape)}",
                     "[levels, width] or [width], the same for all items and at least 1",
+                    "mend that entry",
+                )
+            if not torch.isfinite(each).all():
+                raise StoreError(
+                    f"{self.label(position)} in '{self.name}' has states that are infinite or not a number",
+                    "finite numbers",
                     "mend that entry",
                 )
         return torch.stack(states)
@@ -176,7 +182,7 @@ def import_states(
     """Bring states from elsewhere into a store of their own.
 
     One array [D] an item is one level, ``last``; arrays [K, D] are the levels 0 to K − 1. Items that the source
-    does not know lack the modality.
+    does not know lack the modality. All arrays are checked before anything is written.
 
     Args:
         dataset: whose items are looked for in the source.
@@ -191,7 +197,8 @@ def import_states(
         The store.
 
     Raises:
-        StoreError: no item of the dataset, arrays of unlike shapes, or values that cannot be stored well.
+        StoreError: no item of the dataset, arrays of unlike shapes, values that cannot be stored well, or the
+            same ones for all items.
         DataError: a name that no modality can have.
     """
     check_dtype(dtype)
@@ -209,6 +216,7 @@ def import_states(
         raise StoreError(f"'{source.name}' has {repeated} items twice", "every item once", "leave one of each out")
     sample = sampled(positions)
     reference = source.states(sample)
+    check_distinct(reference, modality)
     count, width = reference.shape[1:]
     levels: tuple[Level, ...] = (LAST,) if count == 1 else tuple(range(count))
     mean = level_means(reference, dtype)
@@ -227,15 +235,22 @@ def import_states(
     )  # fmt: skip
     fingerprint = fingerprint_of(manifest.settings, levels, dtype, "fp32")
     folder = store_folder(Path(out), modality, fingerprint)
+
+    def pieces(positions: list[int], purpose: str) -> Iterator[tuple[list[int], Tensor, Callable[[int], str]]]:
+        shards = [positions[first : first + shard_rows] for first in range(0, len(positions), shard_rows)]
+        for shard in track(shards, f"{purpose} {modality}", len(shards)):
+            yield shard, source.states(shard, (count, width)), partial(_label, source, shard)
+
+    for _, states, label in pieces(positions, "checking"):
+        encode_checked(states, mean, dtype, levels, label)
     keys = {position: content_key(source.ids[position]) for position in positions}
     with StateWriter(folder, (manifest, mean), say) as writer:
         stored = StateStore(folder, writer.manifest).rows_of([keys[position] for position in positions])
         todo = [position for position, row in zip(positions, stored.tolist(), strict=True) if row < 0]
-        shards = [todo[first : first + shard_rows] for first in range(0, len(todo), shard_rows)]
-        for shard in track(shards, f"importing {modality}", len(shards)):
-            states = source.states(shard, (count, width))
-            label = partial(_label, source, shard)
+        writer.record(finished=not todo)
+        for shard, states, label in pieces(todo, "importing"):
             writer.append([keys[position] for position in shard], states, [1] * len(shard), label)
+        writer.record(finished=True)
     say(f"{len(positions):,} of {len(known):,} items have {modality}")
     return StateStore.open(folder)
 

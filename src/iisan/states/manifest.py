@@ -55,6 +55,7 @@ class Manifest(BaseModel):
         error: per level the storage error next to the spread between items, ``None`` for constant levels.
         mean: the file of per-level means [K, D].
         shards: finished shards, in row order.
+        finished: whether all contents that the store was made for are in it.
         made_with: versions of the libraries at creation, for the record.
     """
 
@@ -70,6 +71,7 @@ class Manifest(BaseModel):
     error: list[float | None]
     mean: File | None = None
     shards: list[Shard]
+    finished: bool = True  # as in stores of schema 1, which do not say it
     made_with: dict[str, str]
 
     @property

@@ -20,7 +20,7 @@ from iisan.encoders.loading import folder_of
 from iisan.errors import StoreError
 from iisan.files import sha256_file
 from iisan.names import IMPORTED, KINDS
-from iisan.states.codec import DTYPES, SCALES, STATES, decode
+from iisan.states.codec import DTYPES, SCALES, STATES, check_distinct, decode
 from iisan.states.contents import Catalogue, Contents
 from iisan.states.manifest import MANIFEST, MEAN, RECACHE, File, Manifest
 
@@ -75,10 +75,19 @@ class StateStore:
             expect: settings it must have, such as ``{"pooling": "mean", "max_tokens": 30}``.
 
         Raises:
-            StoreError: foreign, damaged, cut short, of a newer schema, or made under other settings.
+            StoreError: foreign, unfinished, damaged, cut short, of a newer schema, made under other settings, or
+                states that are the same for all contents.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
+        store = cls(folder, manifest)
+        if not manifest.finished:
+            command = "import-states" if store.kind == IMPORTED else "cache"
+            raise StoreError(
+                f"the writing of '{folder}' was stopped, or is going on: {len(store):,} rows are there",
+                "a finished store",
+                f"run the same `iisan {command}` again, which goes on from there",
+            )
         for file in manifest.files():
             if not is_whole(folder, file):
                 raise StoreError(
@@ -91,12 +100,22 @@ class StateStore:
                     f"{name} {value!r}",
                     f"{RECACHE} with this setting, or change the setting",
                 )
-        return cls(folder, manifest)
+        # Without an error at any level, either all contents are alike or there was only one at first.
+        if all(error is None for error in manifest.error):
+            some = torch.arange(len(store))[:: len(store) // 512 + 1]
+            check_distinct(store.read(some), store.modality)
+        return store
 
     @staticmethod
     def folders(folder: Path | str, modality: str = "*", tokens: bool = False) -> list[Path]:
-        """The stores of a modality (of its tokens) in a folder of stores; the folder itself if it is a store."""
+        """The stores of a modality (of its tokens) in a folder of stores; the folder itself if it is a store.
+
+        Raises:
+            StoreError: no such folder.
+        """
         folder = Path(folder)
+        if not folder.is_dir():
+            raise StoreError(f"no folder '{folder}'", "a folder of state stores", "check the path")
         if (folder / MANIFEST).is_file():
             return [folder]
         found = [path.parent for path in folder.glob(f"{_prefix(modality, tokens)}-*/{MANIFEST}")]

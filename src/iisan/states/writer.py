@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iisan.errors import StoreError
 from iisan.files import aside, sha256_file
-from iisan.states.codec import check_finite, encode
+from iisan.states.codec import encode_checked
 from iisan.states.manifest import MANIFEST, MEAN, File, Manifest, Shard
 from iisan.states.store import COUNT, KEY, MEAN_TENSOR, ROW, StateStore, is_whole
 
@@ -25,7 +25,8 @@ class StateWriter:
     """The only writer of a store's folder; a context manager that holds the folder's lock.
 
     Entering removes what an interrupted writer left behind: files that the manifest does not list, and listed
-    shards that are absent or cut short, whose contents then count as new.
+    shards that are absent or cut short, whose contents then count as new. Whoever adds shards records
+    ``finished=False`` before and ``finished=True`` at the end; in between nobody else opens the store.
 
     Args:
         folder: the store's folder; made if absent.
@@ -77,8 +78,7 @@ class StateWriter:
             StoreError: a value that the storage format cannot hold.
             OSError: nothing can be written, the disk is full for example; the store stays as it was.
         """
-        encoded = encode(states, self._mean, self.manifest.dtype)
-        check_finite(encoded, self.manifest.levels, label, self.manifest.dtype)
+        encoded = encode_checked(states, self._mean, self.manifest.dtype, self.manifest.levels, label)
         number = 1 + max((int(shard.states.name[6:11]) for shard in self.manifest.shards), default=-1)
         count = pl.Series(COUNT, counts, dtype=pl.Int64)
         rows = pl.DataFrame([pl.Series(KEY, keys, dtype=pl.String), (count.cum_sum() - count).alias(ROW), count])
@@ -90,15 +90,14 @@ class StateWriter:
             ),
             keys=self._write(f"shard-{number:05d}.parquet", rows.write_parquet),
         )
-        manifest = self.manifest.model_copy(update={"shards": [*self.manifest.shards, shard]})
-        manifest.write(self._folder)
-        self.manifest = manifest
+        self.record(shards=[*self.manifest.shards, shard])
 
-    def settle(self, settings: dict[str, Any]) -> None:
-        """Record where the model lies now, which has no part in the fingerprint, if that has changed."""
-        if settings != self.manifest.settings:
-            self.manifest = self.manifest.model_copy(update={"settings": settings})
-            self.manifest.write(self._folder)
+    def record(self, **entries: Any) -> None:
+        """Change entries of the manifest, ``finished`` for example; nothing is written where all are as given."""
+        manifest = self.manifest.model_copy(update=entries)
+        if manifest != self.manifest:
+            manifest.write(self._folder)
+            self.manifest = manifest
 
     def _recover(self) -> None:
         if (self._folder / MANIFEST).is_file():
@@ -110,8 +109,7 @@ class StateWriter:
             self.manifest, mean = self._initial
             self._remove_leftovers()
             mean_file = self._write(MEAN, lambda path: path.write_bytes(save({MEAN_TENSOR: mean})))
-            self.manifest = self.manifest.model_copy(update={"mean": mean_file})
-            self.manifest.write(self._folder)
+            self.record(mean=mean_file, finished=False)
         self._mean = StateStore(self._folder, self.manifest).mean
 
     def _drop_damaged(self) -> None:
@@ -129,8 +127,7 @@ class StateWriter:
         dropped = len(self.manifest.shards) - len(whole)
         if dropped:
             self._say(f"{dropped} shards in '{self._folder}' are absent or cut short and are made again")
-            self.manifest = self.manifest.model_copy(update={"shards": whole})
-            self.manifest.write(self._folder)
+            self.record(shards=whole, finished=False)
 
     def _remove_leftovers(self) -> None:
         known = {MANIFEST, _LOCK, *(file.name for file in self.manifest.files())}

@@ -1,0 +1,80 @@
+"""Raw tables from DataFrames of polars or pandas."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from iisan.data.problems import Problems
+from iisan.data.tables import LINE, USABLE, Role, Table, join_of, renamed, report_values, resolve
+from iisan.data.values import as_column, as_texts
+from iisan.errors import DataError, MissingExtraError
+
+
+def read_frame(frame: Any, roles: Sequence[Role], name: str, problems: Problems, *, rest: bool) -> Table:
+    """A table from a DataFrame.
+
+    Args:
+        frame: of polars or pandas.
+        roles: columns to find; Python objects in them become strings.
+        name: of the frame, for messages.
+        problems: where objects are reported that are no texts.
+        rest: keep all other columns too.
+
+    Raises:
+        DataError: no DataFrame, an empty one, a missing column, or a bad row where the policy is ``stop``.
+        MissingExtraError: pandas' columns need pyarrow.
+    """
+    if isinstance(frame, pl.LazyFrame):
+        frame = frame.collect()
+    if not isinstance(frame, pl.DataFrame):
+        frame = _from_pandas(frame, roles, name, rest)
+    found = resolve(frame.columns, roles, name)
+    if frame.is_empty():
+        raise DataError(f"{name} is empty", "a table with rows", "check what made it")
+    frame = frame if rest else frame.select(list(found))
+    numbers, joined = pl.int_range(1, len(frame) + 1, dtype=pl.UInt32, eager=True).alias(LINE), join_of(roles)
+    usable = pl.repeat(True, len(frame), eager=True)
+    for column in frame.get_columns():
+        if column.dtype != pl.Object:
+            continue
+        values = column.to_list()
+        if column.name not in found:
+            frame = frame.with_columns(as_column(column.name, values))
+            continue
+        texts, bad = as_texts(column.name, values, joined[column.name])
+        rows = [(row + 1, str(values[row])) for row in bad]
+        report_values(rows, f"{name}, row", f"unusable {found[column.name]}", USABLE, problems)
+        frame, usable = frame.with_columns(texts), usable & ~numbers.is_in([row for row, _ in rows])
+    frame = renamed(frame, found, name).with_columns(numbers)
+    return Table(frame.filter(usable), f"{name}, row")
+
+
+def _from_pandas(frame: Any, roles: Sequence[Role], name: str, rest: bool) -> pl.DataFrame:
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(frame, pandas.DataFrame):
+        raise DataError(f"{name} is of type {type(frame).__name__}", "a polars or pandas DataFrame", "convert it")
+    columns = [str(column) for column in frame.columns]
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{name} has two columns of one name: {columns}", "unique names", "rename one")
+    found = resolve(columns, roles, name)
+    named = zip(columns, (column for _, column in frame.items()), strict=True)
+    return pl.DataFrame([_series(each, column, each in found) for each, column in named if rest or each in found])
+
+
+def _series(name: str, column: Any, used: bool) -> pl.Series:
+    """A column of pandas; one of Python objects where pyarrow does not know a type for all of its values."""
+
+    def values() -> list[Any]:
+        return [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
+
+    # pyarrow would make a column of every key of the objects.
+    if not used and column.dtype == object and any(isinstance(value, dict) for value in column):
+        return as_column(name, values())
+    try:
+        return pl.from_pandas(column.to_frame(name))[name]
+    except ImportError:
+        raise MissingExtraError("pyarrow", "pandas", "reading pandas DataFrames") from None
+    except Exception:  # pyarrow's own errors, without importing it
+        return pl.Series(name, values(), dtype=pl.Object)

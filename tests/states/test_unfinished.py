@@ -1,0 +1,178 @@
+"""Stores that were not finished, or tell no items apart: refused everywhere, until the same command goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from iisan.data.dataset import Dataset
+from iisan.encoders.text import TextEncoder
+from iisan.errors import StoreError
+from iisan.recipes import load_config
+from iisan.states.contents import Contents
+from iisan.states.extract import extract
+from iisan.states.importing import import_states, open_source
+from iisan.states.store import StateStore
+from iisan.states.writer import StateWriter
+from iisan.train.run import train
+
+ROWS = 40
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(ROWS)]})
+    pairs = [(f"u{user}", f"i{(7 * user + time) % ROWS}") for user in range(20) for time in range(4)]
+    return Dataset.from_frames(items, pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row"))
+
+
+def source(folder: Path, **bad: float) -> Any:
+    """Vectors of all items; ``i5=nan`` puts a value into those of item i5."""
+    vectors = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
+    for item, value in bad.items():
+        vectors[int(item[1:]), 2] = value
+    np.save(folder / "v.npy", vectors)
+    (folder / "ids.txt").write_text("".join(f"i{n}\n" for n in range(ROWS)))
+    return open_source(folder / "v.npy", folder / "ids.txt")
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has the writing of a store stop after so many shards, by an error that no retry is about."""
+    append = StateWriter.append
+
+    def stop(shards: int) -> None:
+        done = 0
+
+        def few(self: StateWriter, *arguments: Any) -> None:
+            nonlocal done
+            done += 1
+            if done > shards:
+                raise KeyboardInterrupt
+            append(self, *arguments)
+
+        monkeypatch.setattr(StateWriter, "append", few)
+
+    yield stop
+    monkeypatch.setattr(StateWriter, "append", append)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sample", [ROWS, 3])
+def test_a_value_that_is_no_number_names_its_item_and_leaves_nothing(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, sample: int
+) -> None:
+    monkeypatch.setattr("iisan.states.extract.SAMPLE", sample)
+    with pytest.raises(StoreError, match=r"item 'i29' in .* infinite or not a number.*mend that entry"):
+        import_states(dataset, source(tmp_path, i29=value), "v", tmp_path / "states", shard_rows=10)
+    assert not (tmp_path / "states").exists()
+
+
+def test_a_value_that_the_format_cannot_hold_names_its_item(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisan.states.extract.SAMPLE", 3)
+    with pytest.raises(StoreError, match="item 'i29' is infinite or not a number in fp16"):
+        import_states(dataset, source(tmp_path, i29=1e6), "v", tmp_path / "states", dtype="fp16", shard_rows=10)
+    assert not (tmp_path / "states").exists()
+
+
+def test_a_value_that_is_no_number_outside_the_shards_first_item(
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A computation that breaks for one text of the sample spoils the means, so every text's states."""
+    forward = TextEncoder.forward
+
+    def broken(self: TextEncoder, inputs: dict[str, torch.Tensor], levels: Any) -> torch.Tensor:
+        states = forward(self, inputs, levels)
+        states[3, 1, 0] = torch.nan
+        return states
+
+    monkeypatch.setattr(TextEncoder, "forward", broken)
+    order = sorted(Contents.of(catalogue, "text").keys()[:36], key=str)
+    lengths = dict(zip(catalogue.texts[:36], bert.lengths(catalogue.texts[:36]), strict=True))
+    keys = Contents.of(catalogue, "text").keys()
+    wanted = sorted(range(36), key=lambda n: (lengths[catalogue.texts[n]], order.index(keys[n])))[3]
+    with pytest.raises(StoreError, match=f"level 2 of item 'i{wanted}' is infinite or not a number in fp32"):
+        extract(bert, Contents.of(catalogue, "text"), tmp_path, batch_size=64)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_half_an_import_is_refused_by_training_and_goes_on(dataset: Dataset, tmp_path: Path, stopped: Any) -> None:
+    states = tmp_path / "states"
+    stopped(2)
+    with pytest.raises(KeyboardInterrupt):
+        import_states(dataset, source(tmp_path), "v", states, shard_rows=10)
+    saved = dataset.save(tmp_path / "dataset")
+    settings = [f"dataset={saved.folder}", f"states={states}", "training.epochs=1"]
+    with pytest.raises(StoreError, match=r"20 rows are there; expected a finished store: .*`iisan import-states`"):
+        train(load_config("default", settings), tmp_path / "run")
+    stopped(2)
+    store = import_states(dataset, source(tmp_path), "v", states, shard_rows=10)
+    assert len(store) == ROWS
+    assert len(StateStore.find(states, "v").manifest.shards) == 4
+
+
+def test_a_finished_store_that_is_added_to_is_unfinished_meanwhile(
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, stopped: Any
+) -> None:
+    extract(bert, Contents.of_texts(catalogue.texts[:20]), tmp_path)
+    stopped(0)
+    with pytest.raises(KeyboardInterrupt):
+        extract(bert, Contents.of(catalogue, "text"), tmp_path)
+    with pytest.raises(StoreError, match="20 rows are there"):
+        StateStore.find(tmp_path, "text")
+    stopped(1)
+    assert len(extract(bert, Contents.of(catalogue, "text"), tmp_path)) == 36
+
+
+def test_shards_that_are_dropped_leave_an_unfinished_store(
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, stopped: Any
+) -> None:
+    store = extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16)
+    (store.folder / "shard-00001.safetensors").unlink()
+    with StateWriter(store.folder, None, print):
+        pass
+    with pytest.raises(StoreError, match="20 rows are there"):
+        StateStore.open(store.folder)
+
+
+def test_a_store_from_before_this_was_recorded_is_finished(
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = Contents.of(catalogue, "text")
+    store = extract(bert, contents, tmp_path)
+    path = store.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["finished"]
+    path.write_text(json.dumps(manifest | {"schema": 1}))
+    assert len(StateStore.find(tmp_path, "text")) == 36
+    monkeypatch.setattr(TextEncoder, "forward", None)
+    assert len(extract(bert, contents, tmp_path)) == 36
+
+
+def test_contents_that_differ_at_no_level_are_refused_whatever_the_encoder(
+    catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, contents = TextEncoder.forward, Contents.of(catalogue, "text")
+    monkeypatch.setattr(TextEncoder, "forward", lambda *given: torch.ones_like(forward(*given)))
+    with pytest.raises(StoreError, match="36 different contents of text have the same states at every level"):
+        extract(bert, contents, tmp_path)
+    assert [*tmp_path.iterdir()] == []
+    # One content is like itself; it is found out when others are added.
+    one = extract(bert, Contents.of_texts(["red pump"]), tmp_path)
+    assert one.manifest.error == [None] * 4
+    with pytest.raises(StoreError, match="36 different contents"):
+        extract(bert, contents, tmp_path)
+
+
+def test_vectors_that_are_the_same_for_all_items_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.ones((ROWS, 8)))
+    (tmp_path / "ids.txt").write_text("".join(f"i{n}\n" for n in range(ROWS)))
+    with pytest.raises(StoreError, match="40 different contents of v have the same states"):
+        import_states(dataset, open_source(tmp_path / "v.npy", tmp_path / "ids.txt"), "v", tmp_path / "states")
+    assert not (tmp_path / "states").exists()
