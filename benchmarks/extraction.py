@@ -9,8 +9,8 @@ DATA is the folder of the Scientific tables, MINILM one of the model all-MiniLM-
   (products only), and divided by the seconds of the whole extraction: decoding, the model, encoding and
   writing. The peak is that of large matrix products in the same number format, which take their turns with the
   extraction.
-- ``preparation``: photographs of 1000² pixels, decoded and brought to 224² by as many threads as there are cores,
-  whole and in JPEG draft mode: what would keep a GPU waiting.
+- ``preparation``: photographs of 1000² pixels, decoded and brought to 224² by as many threads as there are cores:
+  what would keep a GPU waiting.
 - ``titles``: real titles through MiniLM, next to ``SentenceTransformer.encode`` (where that library is
   installed) on the same titles and model. It gives one vector a title, a store has all kept levels. Extraction
   includes the check of the storage error on 512 titles.
@@ -128,15 +128,11 @@ def utilisation(folder: Path, tokenizer: str, counts: dict[str, int], turns: int
 
 
 def preparation(folder: Path, count: int, turns: int) -> dict[str, Any]:
-    """Decoding and shrinking photographs, whole and in draft mode, for the model of ``utilisation``."""
+    """Decoding and shrinking photographs for the model of ``utilisation``."""
     photographs = [jpeg(number, 1000) for number in range(count)]
     batches = [photographs[first : first + 8] for first in range(0, count, 8)]
-
-    def side(jpeg_draft: bool) -> Callable[[], object]:
-        prepare = load_image(str(folder / IMAGE), "cls", jpeg_draft=jpeg_draft).prepare
-        return lambda: list(ahead(prepare, batches, os.cpu_count() or 1))
-
-    return take_turns({"whole": side(False), "draft": side(True)}, turns)
+    prepare = load_image(str(folder / IMAGE), "cls").prepare
+    return take_turns({"whole": lambda: list(ahead(prepare, batches, os.cpu_count() or 1))}, turns)
 
 
 def next_to_sentence_transformers(data: Path, model: Path, folder: Path, count: int, turns: int) -> dict[str, Any]:

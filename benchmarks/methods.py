@@ -20,8 +20,11 @@ from typing import Any
 import torch
 from synthetic import make_dataset, make_encoders, make_store
 
-from iisan.efficiency.estimate import DataShape, EncoderShape, Estimate, Hardware, estimate
+from iisan.efficiency.estimate import Estimate, estimate
+from iisan.efficiency.hardware import Hardware
 from iisan.efficiency.measure import Efficiency, measure
+from iisan.efficiency.models import Blueprint
+from iisan.efficiency.workload import DataShape
 from iisan.encoders.image import load_image
 from iisan.encoders.text import load_text
 from iisan.evaluate.tpme import Measurement, tpme
@@ -69,8 +72,8 @@ def main() -> None:
         make_store(load_text(str(models["text"]), "cls", 30), dataset, folder / "states")
         make_store(load_image(str(models["image"]), "cls"), dataset, folder / "states")
         hardware = Hardware.measure("cpu", "fp32")
-        shapes = {
-            modality: EncoderShape.of_folder(str(path), modality, TOKENS if modality == TEXT else None)
+        blueprints = {
+            modality: Blueprint.of_folder(str(path), modality, TOKENS if modality == TEXT else None)
             for modality, path in models.items()
         }
         found: dict[str, Efficiency] = {}
@@ -91,7 +94,7 @@ def main() -> None:
             )
             if arguments.steps and recipe != "default":
                 steps, warm_up = arguments.steps, 0
-            predicted[name] = estimate(config, shapes, DataShape.of_dataset(dataset, config), hardware)
+            predicted[name] = estimate(config, blueprints, DataShape.of_dataset(dataset, config), hardware)
             found[name] = measure(config, steps, warm_up)
             print(name, json.dumps(asdict(found[name])), flush=True)
     record = make_record(arguments.users, arguments.checkpointing, hardware, found, predicted)

@@ -112,11 +112,16 @@ timbre is a matter of taste, and a clip, whose direction of motion is another. N
 them, nor do tone and clip tell anything else. The two weigh as much as shape or brand, which was set before any
 result was seen and not changed. Frozen encoders: a BERT, a ViT, an AST and a VideoMAE, all tiny. {count}
 seeds, each another catalogue, 12 epochs, one thread. Commands: [`extended.sh`](extended.sh). Protocol of
-every row: {protocol}. In %, mean ± standard deviation over seeds.
+every row: {protocol}. In %, mean ± standard deviation over seeds.{remark}
 
 | model | HR@10 | NDCG@10 | cold HR@10 | HR@10 over the row above, seed by seed |
 |---|---|---|---|---|
 """
+#: Behind a recorded protocol that is no longer offered.
+KEEP_TARGET = (
+    "\n`keep-target` is a policy of version 0.1; as no user takes an item twice here, `unseen` gives the same "
+    "numbers."
+)
 EXTENDED_ROWS = {
     "IISAN, text only": "text",
     "IISAN, text and images": "text, image",
@@ -138,13 +143,19 @@ more epochs change the picture was not tried.
 """
 
 
+def remark(protocol: str) -> str:
+    """What to say about a protocol that was recorded on the generated catalogue, in a line of its own."""
+    return KEEP_TARGET if "keep-target" in protocol else ""
+
+
 def extended() -> str:
     """The tables of the extended catalogue; also draws the chart of the titles that go missing."""
     folder = HERE / "extended"
     demos = [json.loads(path.read_text()) for path in sorted(folder.glob("seed*.json"))]
     if not demos:
         return ""
-    text = EXTENDED_HEAD.format(count=len(demos), protocol=demos[0]["protocol"])
+    protocol = demos[0]["protocol"]
+    text = EXTENDED_HEAD.format(count=len(demos), protocol=protocol, remark=remark(protocol))
     above: list[float] = []
     for name in (REFERENCES[0], *EXTENDED_ROWS, REFERENCES[1]):
         found = [demo["metrics"][name] for demo in demos]
@@ -290,11 +301,11 @@ def with_demo_table(readme: str) -> str:
             spread([demo["metrics"][name][key] for demo in demos]) for key in ("hr@10", "ndcg@10", "cold_hr@10")
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    best = "oracle (best achievable)"
+    best, protocol = "oracle (best achievable)", demos[0]["protocol"]
     share = statistics.mean(demo["metrics"]["IISAN"]["hr@10"] / demo["metrics"][best]["hr@10"] for demo in demos)
     lines.append(
         f"\nIn %, mean ± deviation over the seeds 0 to {len(demos) - 1} (`iisan demo --seed N`; a seed is another "
-        f"catalogue, too);\n{demos[0]['protocol']}.\nIISAN reaches {share:.0%} of the oracle's HR@10."
+        f"catalogue, too);\n{protocol}.{remark(protocol)}\nIISAN reaches {share:.0%} of the oracle's HR@10."
     )
     before, rest = readme.split(MARKS[0])
     after = rest.split(MARKS[1])[1]

@@ -7,6 +7,7 @@ import pytest
 from iisan import Dataset, Recommender
 from iisan.data.dataset import claim
 from iisan.errors import DataError, RunError
+from iisan.evaluate.metrics import ranked_rows
 from iisan.evaluate.ranks import rank_targets
 
 QUICK = ("training.epochs=2", "training.batch_size=16", "loss.negatives=5")
@@ -24,9 +25,12 @@ def test_recommendation_and_evaluation_use_the_same_scores(recommender):
 
     dataset = recommender.dataset
     queries = split(dataset.sequences, dataset.num_items, "leave-one-out").test
-    ranks = rank_targets(recommender.run.scorer, queries, "keep-target")
+    rows = ranked_rows(queries, "unseen")
+    ranks = rank_targets(recommender.run.scorer, queries[rows], "unseen")
     per_user = pl.read_parquet(recommender.run.folder / "per_user.parquet")
-    np.testing.assert_array_equal(per_user["above"], ranks.above)
+    assert per_user["above"].is_not_null().arg_true().to_list() == rows.tolist()
+    np.testing.assert_array_equal(per_user["above"].drop_nulls(), ranks.above)
+    above, ties = per_user["above"], per_user["ties"]
     item_ids = dataset.items["item_id"]
     compared = 0
     for number in range(len(queries)):
@@ -35,9 +39,9 @@ def test_recommendation_and_evaluation_use_the_same_scores(recommender):
         lists = recommender.recommend(history=item_ids.gather(history).to_list(), k=dataset.num_items)
         places = lists.filter(pl.col("item_id") == target)["rank"].to_list()
         if queries.targets[number] in history:
-            assert places == []
+            assert (places, above[number]) == ([], None)
             continue
-        assert ranks.above[number] < places[0] <= ranks.above[number] + ranks.ties[number]
+        assert above[number] < places[0] <= above[number] + ties[number]
         compared += 1
     assert compared > 10
 

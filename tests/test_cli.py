@@ -1,6 +1,7 @@
 """The command line as a user meets it: one sentence and exit code 2 for bad input, never a traceback."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ def run_folder(prepared, tmp_path_factory):
     command = [sys.executable, "-m", "iisan.cli", "train", "default", *folders, *QUICK]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     assert "best epoch 1 of 1: test HR@10" in done.stdout
-    assert "protocol: leave-one-out test, full ranking of 30 items" in done.stdout
+    assert "protocol: leave-one-out test, full ranking of 30 items, history excluded (unseen)" in done.stdout
+    for subset in ("validation", "test"):
+        assert re.search(rf"{subset}: \d+ of 50 users left out because .* \(warning: more than 20%;", done.stdout)
     return out
 
 
@@ -35,7 +38,7 @@ def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
     (tmp_path / "items.csv").write_text(
         "item_id,title\n" + "".join(f"i{n},{'red ' * n}pump\n" for n in range(12)), encoding="utf-8"
     )
-    rows = "".join(f"u{n % 9},i{(n * 5 + n // 9) % 12},{n}\n" for n in range(63))
+    rows = "".join(f"u{n % 9},i{(n * 5 + n // 9 * 2) % 12},{n}\n" for n in range(63))
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows, encoding="utf-8")
     dataset, states, run = tmp_path / "dataset", tmp_path / "states", tmp_path / "run"
     code, out, _ = iisan("prepare", "table", tmp_path / "items.csv", tmp_path / "log.csv", "--out", dataset)
@@ -77,16 +80,16 @@ def test_captions_become_a_modality(iisan, prepared, tmp_path):
 
 
 def test_evaluate_prints_a_table_and_writes_ranks(iisan, run_folder, tmp_path):
-    code, out, _ = iisan("evaluate", run_folder, "--policy", "none", "--out", tmp_path / "ranks.parquet")
+    code, out, _ = iisan("evaluate", run_folder, "--policy", "all", "--out", tmp_path / "ranks.parquet")
     assert code == 0
-    assert "nothing excluded (none)" in " ".join(out.split())
+    assert "nothing excluded (all)" in " ".join(out.split())
     assert {"above", "ties"} <= set(pl.read_parquet(tmp_path / "ranks.parquet").columns)
-    code, out, _ = iisan(
-        "evaluate", run_folder, "--protocol", "temporal", "--split", "validation", "--no-baselines"
-    )
+    code, out, _ = iisan("evaluate", run_folder, "--split", "temporal", "--subset", "validation", "--no-baselines")
     assert code == 0
-    assert "temporal validation" in out
+    assert "temporal validation of a run trained under leave-one-out" in " ".join(out.split())
     assert "Markov" not in out
+    code, out, _ = iisan("evaluate", run_folder, "--no-baselines")
+    assert "the policy all ranks every target" in " ".join(out.split())
 
 
 def test_recommend_for_people(iisan, run_folder):
@@ -189,7 +192,9 @@ def test_a_run_is_compared_with_itself_under_another_seed(iisan, run_folder, pre
     assert code == 0, out
     code, out, _ = iisan("compare", run_folder, other)
     assert code == 0
-    assert "default against the others, 50 users" in " ".join(out.split())
+    ranked = pl.read_parquet(other / "per_user.parquet")["ties"].count()
+    assert 0 < ranked < 50
+    assert f"default against the others, {ranked} users" in " ".join(out.split())
     code, out, _ = iisan("compare", run_folder, other, "--json")
     assert set(json.loads(out)["methods"]) == {"default", "ids"}
 

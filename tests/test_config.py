@@ -23,6 +23,8 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
         ("dataset=2024-13-45", "is not YAML"),
         ("training.batch_size=!!int many", "is not YAML"),
         ("training.seed=18446744073709551616", "'training.seed' has the value 18446744073709551616"),
+        ("evaluation.policy=none", "'evaluation.policy' has the value 'none'; .*: it is now 'all'"),
+        ("evaluation.policy=keep-target", "expected 'unseen', 'all' or 'exclude-all': it is now 'unseen'"),
         ("evaluation.select=hr@7", "select 'hr@7' needs its cut-off among cutoffs"),
         ("modalities=[text,text]", "names one twice"),
         ("modalities=[]", "'table' learns from ids alone"),
@@ -88,7 +90,7 @@ def test_paper_and_reference_follow_the_table_of_switches():
     assert (one.items.concatenation, two.items.concatenation) == ("inter-between", "inter-last")
     assert (one.loss.reduction, two.loss.reduction) == ("sum", "mean")
     assert (one.loss.exclude, two.loss.exclude) == ("training", "window")
-    assert (one.evaluation.policy, two.evaluation.policy) == ("none", "exclude-all")
+    assert (one.evaluation.policy, two.evaluation.policy) == ("all", "exclude-all")
     assert (one.training.batch_size, two.training.batch_size) == (32, 64)
     assert (one.training.early_stopping_patience, two.training.early_stopping_patience) == (10, 11)
     for config in (one, two):

@@ -165,7 +165,7 @@ class Recommender:
 
     def _lists(self, queries: Queries, k: int, include_seen: bool) -> pl.DataFrame:
         k = min(k, self.run.scorer.num_items)
-        policy: Policy = "none" if include_seen else "exclude-all"
+        policy: Policy = "all" if include_seen else "unseen"
         items, scores = top_k(self.run.scorer, queries, k, policy)
         found = items != PAD
         query, position = np.nonzero(found)

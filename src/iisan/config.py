@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from iisan.errors import ConfigError
-from iisan.legacy import new_name
+from iisan.legacy import new_name, new_value
 from iisan.names import IMAGE, IMPORTED, INTER, KINDS, LAST, TEXT
 from iisan.nested import flatten, merge, parse_assignment
 
@@ -33,7 +33,7 @@ Levels = (
     | Annotated[str, Field(pattern=r"^group-[1-9][0-9]*$")]
     | Annotated[tuple[Level, ...], Field(min_length=1)]
 )
-Policy = Literal["exclude-all", "keep-target", "none"]
+Policy = Literal["unseen", "all", "exclude-all"]
 
 
 class Section(BaseModel):
@@ -71,7 +71,6 @@ class ColumnConfig(Section):
         max_tokens: as in the kind's section.
         max_seconds: longest part of a sound that is heard, from its middle.
         frames: of a video that are looked at.
-        jpeg_draft: decode JPEG images at a fraction of their size where that is enough.
         levels: as in the kind's section.
     """
 
@@ -81,7 +80,6 @@ class ColumnConfig(Section):
     max_tokens: PositiveInt | None = None
     max_seconds: PositiveFloat | None = None
     frames: PositiveInt | None = None
-    jpeg_draft: bool | None = None
     levels: Levels | None = None
 
 
@@ -262,13 +260,15 @@ class EvaluationConfig(Section):
 
     Attributes:
         split: ``leave-one-out`` (the papers) or a global ``temporal`` split.
-        policy: what happens to items that the user has already seen.
+        policy: which items compete with a target: ``unseen`` (those that are not in the history; queries whose
+            target is in it are left out), ``all``, or ``exclude-all`` (as ``unseen``, but a target in the history
+            counts as a miss, as in the published code).
         cutoffs: the k of HR@k, NDCG@k and MRR@k.
         select: validation metric that chooses the best epoch.
     """
 
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
-    policy: Policy = "keep-target"
+    policy: Policy = "unseen"
     cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
     select: Annotated[str, Field(pattern=r"^(hr|ndcg|mrr)@[1-9][0-9]*$")] = "hr@10"
 
@@ -439,8 +439,9 @@ def parse(values: Mapping[str, Any]) -> Config:
         if first["type"] == "value_error":
             message = first["msg"].removeprefix("Value error, ")
             raise ConfigError(message, "settings that fit together", "change one of them") from None
+        new = new_value(key, first["input"])
         raise ConfigError(
             f"configuration key '{key}' has the value {first['input']!r}",
             first["msg"].removeprefix("Input should be "),
-            "change that value",
+            "change that value" if new == first["input"] else f"it is now {new!r}",
         ) from None

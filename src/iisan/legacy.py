@@ -30,6 +30,7 @@ OLD_KEYS: Mapping[str, str | None] = {
 OLD_COLUMN_KEYS: Mapping[str, str | None] = {"backbone": "encoder", "jpeg_draft": None}
 #: Values by their key's new name.
 OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {
+    "evaluation.policy": {"none": "all", "keep-target": "unseen"},
     "items.block": {"adapter": "dense"},
     "items.projection": {"one": "single", "two": "double"},
 }
@@ -55,7 +56,7 @@ def upgraded_config(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             keys = {key: OLD_KEYS.get(f"{section}.{key}", f"{section}.{key}") for key in settings}
             upgraded[section] = {
-                new.removeprefix(f"{section}."): _new_value(new, settings[key]) for key, new in keys.items() if new
+                new.removeprefix(f"{section}."): new_value(new, settings[key]) for key, new in keys.items() if new
             }
     return upgraded
 
@@ -64,10 +65,15 @@ def _upgraded_column(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {new: value for key, value in settings.items() if (new := OLD_COLUMN_KEYS.get(key, key))}
 
 
-def _new_value(key: str, value: Any) -> Any:
+def new_value(key: str, value: Any) -> Any:
+    """The present form of an old value of a configuration key; today's values stay as they are."""
     return OLD_VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
 
 
 def upgraded_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Top-level entries of a run's result, a record or a store's settings under today's names."""
-    return {key.replace("backbone", "encoder"): value for key, value in values.items()}
+    upgraded = {key.replace("backbone", "encoder"): value for key, value in values.items()}
+    if isinstance(upgraded.get("protocol"), str):
+        # The same policy under another name; what was measured under keep-target stays that.
+        upgraded["protocol"] = upgraded["protocol"].replace("nothing excluded (none)", "nothing excluded (all)")
+    return upgraded

@@ -44,7 +44,7 @@ def paper() -> Config:
         loss=LossConfig(exclude="training", reduction="sum"),
         optimizer=OptimizerConfig(learning_rate=2e-4, san_learning_rate=1e-4),
         training=TrainingConfig(batch_size=32),
-        evaluation=EvaluationConfig(policy="none"),
+        evaluation=EvaluationConfig(policy="all"),
     )
 
 

@@ -35,23 +35,6 @@ def test_exif_orientation_is_applied():
     assert open_image(encoded(solid((9, 9, 9)), "JPEG", exif=exif)).size == (2, 4)
 
 
-def test_draft_mode_keeps_the_edges_that_are_needed():
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize(
-        (800, 600)
-    )
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encoded(photo, "JPEG", exif=exif)
-    sizes = {least: open_image(data, least).size for least in (None, 301, 300, 200, 150, 60, 1)}
-    whole, half, quarter, eighth = (600, 800), (300, 400), (150, 200), (75, 100)
-    assert sizes == {None: whole, 301: whole, 300: half, 200: half, 150: quarter, 60: eighth, 1: eighth}
-    # An average of the same light, not every other pixel.
-    reference = np.asarray(open_image(data).reduce(2)).astype(int)
-    assert np.abs(np.asarray(open_image(data, 300)).astype(int) - reference).mean() < 1
-    assert open_image(encoded(photo), 300).size == (800, 600)  # PNG
-    assert open_image(encoded(photo.convert("L"), "JPEG"), 300).mode == "RGB"
-
-
 def test_transparency_becomes_white():
     assert open_image(encoded(solid((255, 0, 0, 0), "RGBA"))).getpixel((0, 0)) == (255, 255, 255)
     palette = solid(0, "P")

@@ -15,16 +15,16 @@ TIMES = np.array([10, 30, 60, 80, 20, 90, 40, 50, 70])
 
 
 def test_leave_one_out_by_hand():
-    parts = leave_one_out(Sequences(OFFSETS, ITEMS), 5)
-    assert parts.test.users.tolist() == [0, 2]
-    assert parts.test.targets.tolist() == [2, 1]
-    assert parts.validation.targets.tolist() == [4, 3]
-    assert parts.test.histories(4).tolist() == [[PAD, 4, 1, 4], [PAD, PAD, 3, 3]]
-    assert parts.validation.histories(1).tolist() == [[1], [3]]
+    subsets = leave_one_out(Sequences(OFFSETS, ITEMS), 5)
+    assert subsets.test.users.tolist() == [0, 2]
+    assert subsets.test.targets.tolist() == [2, 1]
+    assert subsets.validation.targets.tolist() == [4, 3]
+    assert subsets.test.histories(4).tolist() == [[PAD, 4, 1, 4], [PAD, PAD, 3, 3]]
+    assert subsets.validation.histories(1).tolist() == [[1], [3]]
     # The short user only trains, with all it has.
-    assert parts.train_ends.tolist() == [2, 6, 7]
-    assert parts.train_counts().tolist() == [1, 1, 0, 2, 1]
-    rows, items = parts.test.seen()
+    assert subsets.train_ends.tolist() == [2, 6, 7]
+    assert subsets.train_counts().tolist() == [1, 1, 0, 2, 1]
+    rows, items = subsets.test.seen()
     assert (rows.tolist(), items.tolist()) == ([0, 0, 0, 1, 1], [4, 1, 4, 3, 3])
 
 
@@ -41,15 +41,15 @@ def test_leave_one_out_without_long_users_is_refused():
 
 def test_temporal_by_hand():
     # Sorted times 10 20 | 30 … : with shares (.4, .7) the moments are 50 and 70 ("higher" quantiles of 9 values).
-    parts = temporal(Sequences(OFFSETS, ITEMS, TIMES), 5, shares=(0.4, 0.7))
+    subsets = temporal(Sequences(OFFSETS, ITEMS, TIMES), 5, shares=(0.4, 0.7))
     moments = np.quantile(TIMES, (0.4, 0.7), method="higher")
     assert moments.tolist() == [50, 70]
-    assert parts.train_ends.tolist() == [2, 5, 7]
+    assert subsets.train_ends.tolist() == [2, 5, 7]
     # Validation [50, 70): user 0 takes item 4 at 60; user 2 takes 3 at 50; user 1 nothing.
-    assert (parts.validation.users.tolist(), parts.validation.targets.tolist()) == ([0, 2], [4, 3])
+    assert (subsets.validation.users.tolist(), subsets.validation.targets.tolist()) == ([0, 2], [4, 3])
     # Test [70, …): user 0 takes 2 at 80, user 1 takes 3 at 90, user 2 takes 1 at 70.
-    assert (parts.test.users.tolist(), parts.test.targets.tolist()) == ([0, 1, 2], [2, 3, 1])
-    assert parts.test.histories(3).tolist() == [[4, 1, 4], [PAD, PAD, 0], [PAD, 3, 3]]
+    assert (subsets.test.users.tolist(), subsets.test.targets.tolist()) == ([0, 1, 2], [2, 3, 1])
+    assert subsets.test.histories(3).tolist() == [[4, 1, 4], [PAD, PAD, 0], [PAD, 3, 3]]
 
 
 def test_temporal_never_trains_on_what_comes_later():
@@ -57,11 +57,11 @@ def test_temporal_never_trains_on_what_comes_later():
     offsets = np.arange(0, 201, 10)
     times = np.sort(rng.integers(0, 1000, (20, 10)), axis=1).ravel()
     sequences = Sequences(offsets, rng.integers(0, 9, 200).astype(np.int32), times)
-    parts = split(sequences, 9, "temporal")
+    subsets = split(sequences, 9, "temporal")
     moment = np.quantile(times, 0.8, method="higher")
-    trained = np.concatenate([times[a:b] for a, b in zip(parts.train_starts, parts.train_ends, strict=True)])
+    trained = np.concatenate([times[a:b] for a, b in zip(subsets.train_starts, subsets.train_ends, strict=True)])
     assert trained.max() < moment
-    assert (times[parts.validation.ends] >= moment).all()
+    assert (times[subsets.validation.ends] >= moment).all()
 
 
 def test_temporal_needs_timestamps():
@@ -76,17 +76,26 @@ def test_temporal_without_targets_is_refused():
         temporal(Sequences(OFFSETS, ITEMS, same), 5)
 
 
-def test_of_another_split_only_targets_that_were_not_trained_on_are_asked():
-    # Moments 1 and 5: the first user's target of the test period is one that leave-one-out trains on.
-    sequences = Sequences(np.array([0, 5, 9]), np.array([0, 1, 2, 3, 4, 0, 1, 2, 3], np.int32), None)
+def test_of_another_split_only_targets_that_are_new_to_the_run_are_left():
+    items = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3], np.int32)
+    sequences = Sequences(np.array([0, 5, 9, 13]), items)
     trained = leave_one_out(sequences, 5)
-    assert trained.train_ends.tolist() == [3, 7]
-    asked = replace(
-        trained, name="temporal", train_ends=np.array([1, 6]), validation=trained.test, test=trained.validation
-    )
-    early = replace(asked, test=replace(asked.test, ends=np.array([2, 7]), targets=np.array([2, 2])))
-    found = early.after(trained)
-    assert found.test.users.tolist() == [1]
-    assert found.validation.users.tolist() == [0, 1]
+    assert trained.train_ends.tolist() == [3, 7, 11]
+    assert trained.validation.ends.tolist() == [3, 7, 11]
+    # Under the other split the targets are one that was trained on, one that was selected on and one that is new.
+    test = replace(trained.test, ends=np.array([2, 7, 12]), targets=np.array([2, 2, 3]))
+    other = replace(trained, name="temporal", train_ends=np.array([1, 6, 10]), validation=trained.test, test=test)
+    found = other.after(trained)
+    assert found.test.users.tolist() == [2]
+    assert found.validation.users.tolist() == [0, 1, 2]
     assert found.train_counts().tolist() == trained.train_counts().tolist()
     assert found.name == "temporal"
+
+
+def test_share_of_the_training_after_the_targets_by_hand():
+    sequences = Sequences(OFFSETS, ITEMS, TIMES)
+    trained = leave_one_out(sequences, 5)
+    # Trained on at 10 30, 20 90 and 40; the targets are at 80, 90 and 70.
+    test = temporal(sequences, 5, shares=(0.4, 0.7)).test
+    assert trained.trained_later(test) == pytest.approx((1 / 5 + 0 + 1 / 5) / 3)
+    assert leave_one_out(Sequences(OFFSETS, ITEMS), 5).trained_later(test) is None

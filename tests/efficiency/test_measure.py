@@ -1,17 +1,12 @@
 """Measured costs: stages add up to steps, a process of its own, failures in one sentence."""
 
-import itertools
-import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from iisan.config import Config
-from iisan.efficiency import measure as measure_module
-from iisan.efficiency.measure import STAGES, PeakMemory, StageClock, joules, measure, measure_here
+from iisan.efficiency.measure import STAGES, PeakMemory, StageClock, measure, measure_here
 from iisan.errors import RunError
 from iisan.machine import peak_resident_bytes
 from iisan.recipes import recipe
@@ -93,60 +88,3 @@ def test_a_peak_while_loading_counts(config, monkeypatch):
     monkeypatch.setattr(setup, "build", build)
     found = measure_here(resolve(config), steps=1, warm_up=0)
     assert found.peak_memory_bytes - found.baseline_memory_bytes > 390_000_000
-
-
-def test_energy_of_processors_is_the_sum_of_their_counters(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure_module, "_ENERGY", str(tmp_path))
-    cpu = torch.device("cpu")
-    assert joules(cpu) is None
-    # A processor's parts, such as intel-rapl:0:0, are in its sum already.
-    for name, microjoules in (("intel-rapl:0", 1_500_000), ("intel-rapl:1", 500_000), ("intel-rapl:0:0", 9)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(f"{microjoules}\n")
-    assert joules(cpu) == 2.0
-
-
-@pytest.fixture
-def nvml(monkeypatch):
-    """A stand-in for the library of one GPU that has used 2.5 J more at every reading, and the calls it got."""
-    module = SimpleNamespace(NVMLError=type("NVMLError", (Exception,), {}), calls=[], readings=itertools.count(1))
-
-    def handle(identity):
-        module.calls.append(identity)
-        return "handle"
-
-    module.nvmlInit = lambda: module.calls.append("init")
-    module.nvmlDeviceGetHandleByUUID = handle
-    module.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 2500 * next(module.readings)
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"{device}-a1"))
-    return module
-
-
-def test_energy_of_a_gpu_is_its_own_counter(nvml):
-    gpu = torch.device("cuda", 1)
-    assert [joules(gpu), joules(gpu)] == [2.5, 5.0]
-    assert nvml.calls == ["init", "GPU-cuda:1-a1"] * 2
-
-
-def test_a_gpu_without_a_counter_has_no_energy(nvml):
-    def refuse(*_):
-        raise nvml.NVMLError("not supported")
-
-    nvml.nvmlDeviceGetTotalEnergyConsumption = refuse
-    assert joules(torch.device("cuda")) is None
-    nvml.nvmlInit = refuse
-    assert joules(torch.device("cuda")) is None
-
-
-def test_a_gpu_without_the_package_has_no_energy_and_a_cpu_does_not_ask_for_it(nvml, monkeypatch):
-    joules(torch.device("cpu"))
-    assert nvml.calls == []
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert joules(torch.device("cuda")) is None
-
-
-def test_energy_of_a_step_is_the_mean(config, monkeypatch):
-    readings = iter([100.0, 112.0])
-    monkeypatch.setattr(measure_module, "joules", lambda device: next(readings))
-    assert measure_here(resolve(config), steps=3, warm_up=1).joules_per_step == 4.0

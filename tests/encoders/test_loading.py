@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from iisan.data.images import open_image
 from iisan.encoders.image import load_image
 from iisan.encoders.text import load_text
 from iisan.encoders.video import load_video
 from iisan.errors import EncoderError
-from pictures import encoded
 
 Folders = dict[str, Path]
 
@@ -133,39 +129,6 @@ def test_image_settings_hold_the_resize(model_folders: Folders, tmp_path: Path) 
     after = load_image(str(folder)).settings
     assert {name for name in before if before[name] != after[name]} == {"processor_digest"}
     assert before["max_tokens"] is None
-
-
-def test_draft_mode_belongs_to_the_settings_and_changes_large_jpegs_alone(model_folders: Folders) -> None:
-    folder = str(model_folders["vit"])
-    whole, draft = load_image(folder), load_image(folder, jpeg_draft=True)
-    assert {name for name, value in draft.settings.items() if whole.settings.get(name) != value} == {
-        "processor_digest",
-        "jpeg_draft",
-    }
-    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    photo = Image.fromarray(colours).resize((400, 400))
-    contents = [encoded(photo, "JPEG"), encoded(photo, "PNG"), encoded(photo.resize((20, 20)), "JPEG")]
-    ours, theirs = (encoder.prepare(contents)["pixel_values"] for encoder in (whole, draft))
-    assert torch.equal(ours[1:], theirs[1:])
-    difference = (ours[0] - theirs[0]).abs().mean() / ours[0].std()
-    assert 0 < difference < 0.05
-
-
-def test_draft_mode_counts_the_margin_that_is_cut_off(model_folders: Folders, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(model_folders["vit"], tmp_path / "vit"))
-    processor = transformers.ConvNextImageProcessorPil(size={"shortest_edge": 16}, crop_pct=0.8)
-    processor.save_pretrained(folder)
-    photo = encoded(Image.new("RGB", (80, 80)), "JPEG")
-    assert load_image(str(folder), jpeg_draft=True).draft_edge == 20
-    assert open_image(photo, 20).size == (20, 20)
-
-
-def test_draft_mode_needs_a_size_that_pictures_are_brought_to(model_folders: Folders, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(model_folders["vit"], tmp_path / "vit"))
-    path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_resize": False}))
-    with pytest.raises(EncoderError, match=r"no fixed size; expected .* leave --jpeg-draft out"):
-        load_image(str(folder), jpeg_draft=True)
 
 
 def test_poolers_do_not_count(model_folders: Folders, bert: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iisan.data.sequences import Sequences
-from iisan.data.splits import leave_one_out
+from iisan.data.splits import Split, leave_one_out
 from iisan.errors import ConfigError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.metrics import hit_rate, ndcg
@@ -36,15 +36,17 @@ def test_most_popular_counts_training_interactions():
 
 def test_recently_popular_by_position_without_timestamps():
     scorer = recently_popular(make_split(USERS, 5), share=0.5)
-    # The last half of every training prefix: 0 1, 2, 3; then count / (3 + 1) of all of them.
-    assert scorer.score(1, EVERY).tolist() == [[1 + 2 / 4, 1 + 3 / 4, 1 + 1 / 4, 1 + 1 / 4, 0]]
+    # The last half of every training prefix: 0 1, 2, 3.
+    # Recent and all counts: (1, 2), (1, 3), (1, 1), (1, 1), (0, 0).
+    assert scorer.score(1, EVERY).tolist() == [[2, 3, 1, 1, 0]]
 
 
 def test_recently_popular_by_timestamp():
     times = np.array([0, 1, 2, 3, 50, 51, 10, 11, 60, 61, 3, 70, 71])
     scorer = recently_popular(make_split(USERS, 5, times), share=0.4)
     # Training times are 0 1 2 3 10 11 3: from the quantile on there are 3 3 10 11, items 1 3 1 2.
-    assert scorer.score(1, EVERY).tolist() == [[2 / 4, 2 + 3 / 4, 1 + 1 / 4, 1 + 1 / 4, 0]]
+    # Recent and all counts: (0, 2), (2, 3), (1, 1), (1, 1), (0, 0).
+    assert scorer.score(1, EVERY).tolist() == [[1, 3, 2, 2, 0]]
 
 
 def test_recent_share_out_of_range_is_refused():
@@ -55,9 +57,11 @@ def test_recent_share_out_of_range_is_refused():
 def test_markov_by_hand():
     scorer = Markov(make_split(USERS, 5))
     scores = scorer.score(scorer.start(HISTORIES[:, -1:]), EVERY)
-    popularity = [2 / 4, 3 / 4, 1 / 4, 1 / 4, 0]
-    after_1 = [1 + 2 / 4, 3 / 4, 1 + 1 / 4, 1 / 4, 0]
-    after_0 = [2 / 4, 2 + 3 / 4, 1 / 4, 1 / 4, 0]
+    # Counts of training interactions, 0 to 3, are their own ranks. Then come transitions, by their count and that
+    # of the item: 1 → 2 (1, 1), 1 → 0 (1, 2), 0 → 1 (2, 3).
+    popularity = [2, 3, 1, 1, 0]
+    after_1 = [5, 3, 4, 1, 0]
+    after_0 = [2, 6, 1, 1, 0]
     assert scores.tolist() == [after_1, after_0, popularity]
 
 
@@ -73,10 +77,9 @@ def test_markov_equals_counting_with_dictionaries(users, histories, asked, first
     training = [user[:-2] for user in users]
     popularity = Counter(item for user in training for item in user)
     transitions = Counter(pair for user in training for pair in pairwise(user))
-    most = max(popularity.values())
 
-    def naive(last, item):
-        return np.float32(transitions[last, item] + np.float32(popularity[item] / (most + 1)))
+    def order(values):
+        return [sorted(set(values)).index(value) for value in values]
 
     scorer = Markov(split)
     query = scorer.start(np.array(histories)[:, None])
@@ -84,8 +87,20 @@ def test_markov_equals_counting_with_dictionaries(users, histories, asked, first
         (torch.tensor(asked), asked),
         (slice(first, first + size), range(first, min(first + size, 7))),
     ):
-        expected = [[naive(last, item) for item in listed] for last in histories]
-        assert scorer.score(query, items).tolist() == expected
+        for last, scores in zip(histories, scorer.score(query, items).tolist(), strict=True):
+            assert order(scores) == order([(transitions[last, item], popularity[item]) for item in listed])
+
+
+@pytest.mark.parametrize("make", [most_popular, recently_popular, Markov])
+def test_large_counts_do_not_tie(make, monkeypatch):
+    # In float32 these are two distinct numbers, or one beside a transition.
+    counts = 2**24 + np.array([1, 0, 3, 2, 4])
+    monkeypatch.setattr(Split, "train_counts", lambda self: counts)
+    # Nothing is recent but item 4, and nothing follows it.
+    scorer = make(make_split([[0, 4, 0, 1]], 5))
+    scores = scorer.score(scorer.start(np.array([[4]])), EVERY)
+    assert scores.argsort().tolist() == [[1, 0, 3, 2, 4]]
+    assert len(scores.unique()) == 5
 
 
 def test_last_item_similarity():
@@ -98,7 +113,7 @@ def test_last_item_similarity():
 
 
 @pytest.mark.parametrize(
-    ("make", "part", "expected"),
+    ("make", "subset", "expected"),
     [
         (most_popular, "test", (1.507, 0.945)),
         (most_popular, "validation", (3.143, 2.264)),
@@ -106,7 +121,7 @@ def test_last_item_similarity():
         (Markov, "validation", (5.863, 4.401)),
     ],
 )
-def test_goldens_on_the_real_data(scientific, make, part, expected):
-    ranks = rank_targets(make(scientific.split), getattr(scientific.split, part), "exclude-all")
+def test_goldens_on_the_real_data(scientific, make, subset, expected):
+    ranks = rank_targets(make(scientific.split), scientific.split.subset(subset), "exclude-all")
     percent = [100 * metric(ranks.above, ranks.ties, 10).mean() for metric in (hit_rate, ndcg)]
     assert percent == pytest.approx(expected, abs=0.001)

@@ -28,22 +28,26 @@ def run(policy, **settings):
 
 def test_evaluation_by_hand():
     # Training counts: item 0 two, 1 three, 3 one. Targets 0, 0 and 4; histories 0 1 2, 1 3 1 and 0 1 0.
-    result = run("keep-target", coverage_k=2)
-    assert result.per_user["above"].to_list() == [0, 0, 1]
-    assert result.per_user["ties"].to_list() == [1, 1, 2]
+    # New to the second user are 0, 2 and 4, to the third one 2, 3 and 4.
+    result = run("unseen", coverage_k=2)
+    assert result.per_user["above"].to_list() == [None, 0, 1]
+    assert result.per_user["ties"].to_list() == [None, 1, 2]
     assert result.per_user["seen"].to_list() == [True, False, False]
-    assert result.metrics["hr@1"] == pytest.approx(2 / 3)
-    assert result.metrics["hr@2"] == pytest.approx(2.5 / 3)
+    assert result.metrics["users"] == 2
+    assert result.metrics["hr@1"] == pytest.approx(1 / 2)
+    assert result.metrics["hr@2"] == pytest.approx(1.5 / 2)
     assert result.metrics["cold_hr@2"] == 0.5
-    # Lists 0 3, 0 2 and 3 2.
+    # Lists 0 2 and 3 2.
     assert result.metrics["coverage@2"] == 3 / 5
     assert result.protocol == (
-        "leave-one-out test, full ranking of 5 items, history excluded, the target kept (keep-target), 3 users"
+        "leave-one-out test, full ranking of 5 items, history excluded (unseen), 2 users; 1 of 3 users left out "
+        "because their target is in their history (warning: more than 20%; the policy all ranks every target)"
     )
 
 
-def test_the_frame_alone_gives_the_metrics(tmp_path):
-    result = run("exclude-all", coverage_k=None)
+@pytest.mark.parametrize("policy", ["unseen", "exclude-all"])
+def test_the_frame_alone_gives_the_metrics(policy, tmp_path):
+    result = run(policy, coverage_k=None)
     result.per_user.write_parquet(tmp_path / "per_user.parquet")
     frame = pl.read_parquet(tmp_path / "per_user.parquet")
     assert metrics_from_frame(frame, (1, 2)) == result.metrics

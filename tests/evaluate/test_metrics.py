@@ -19,6 +19,7 @@ from iisan.evaluate.metrics import (
     mrr,
     ndcg,
     per_user_frame,
+    ranked_rows,
     summarise,
     target_seen,
 )
@@ -96,9 +97,8 @@ def test_frame_holds_all_that_the_metrics_need():
     assert target_seen(split.test).tolist() == [True, False]
     assert target_seen(split.validation).tolist() == [False, False]
     ranks = Ranks(np.array([1, 0]), np.array([1, 2]))
-    frame = per_user_frame(
-        ranks, split.test, split.train_counts(), pl.Series(["ann", "bob"]), pl.Series(list("abcde"))
-    )
+    names = (split.train_counts(), pl.Series(["ann", "bob"]), pl.Series(list("abcde")))
+    frame = per_user_frame(ranks, ranked_rows(split.test, "all"), split.test, *names)
     assert frame.to_dict(as_series=False) == {
         "user_id": ["ann", "bob"],
         "item_id": ["c", "e"],
@@ -111,3 +111,8 @@ def test_frame_holds_all_that_the_metrics_need():
     assert metrics["hr@1"] == 0.25
     assert metrics["cold_hr@1"] == 0.5
     assert metrics == summarise(ranks.above, ranks.ties, [1], np.array([False, True]))
+    rows = ranked_rows(split.test, "unseen")
+    assert rows.tolist() == [1]
+    frame = per_user_frame(Ranks(np.array([3]), np.array([2])), rows, split.test, *names)
+    assert frame.select("above", "ties", "seen").rows() == [(None, None, True), (3, 2, False)]
+    assert metrics_from_frame(frame, [4]) == summarise(np.array([3]), np.array([2]), [4], np.array([True]))

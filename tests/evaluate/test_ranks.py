@@ -8,11 +8,11 @@ from iisan.data.sequences import Sequences
 from iisan.data.splits import Queries
 from iisan.errors import ConfigError, RunError
 from iisan.evaluate.baselines import FixedScorer
-from iisan.evaluate.metrics import hit_rate
+from iisan.evaluate.metrics import hit_rate, ranked_rows
 from iisan.evaluate.ranks import rank_targets, top_k
 from iisan.evaluate.scorer import EmbeddingScorer
 
-POLICIES = ["exclude-all", "keep-target", "none"]
+POLICIES = ["unseen", "all", "exclude-all"]
 
 
 def make_queries(histories, targets):
@@ -39,17 +39,10 @@ class TableScorer:
         return self.table[query][:, items].clone()
 
 
-def admitted(history, target, policy, num_items):
-    if policy == "none":
-        return set(range(num_items))
-    kept = {target} if policy == "keep-target" else set()
-    return set(range(num_items)) - (set(history) - kept)
-
-
-def naive_scores(table, history, target, policy):
+def naive_scores(table, history, policy):
     row = table[history[-1] if history else -1]
-    allowed = admitted(history, target, policy, len(row))
-    return [row[item] if item in allowed else -np.inf for item in range(len(row))]
+    excluded = () if policy == "all" else history
+    return [-np.inf if item in excluded else row[item] for item in range(len(row))]
 
 
 @st.composite
@@ -75,10 +68,15 @@ sizes = {"batch": st.integers(1, 8), "block": st.integers(1, 14), "policy": st.s
 @given(problem=problems(), **sizes)
 def test_ranks_equal_a_naive_full_sort(problem, policy, batch, block):
     table, histories, targets = problem
-    ranks = rank_targets(TableScorer(table), make_queries(histories, targets), policy, batch=batch, block=block)
+    queries = make_queries(histories, targets)
+    rows = ranked_rows(queries, policy)
+    expected = [row for row, target in enumerate(targets) if policy != "unseen" or target not in histories[row]]
+    assert rows.tolist() == expected
+    ranks = rank_targets(TableScorer(table), queries[rows], policy, batch=batch, block=block)
     assert ranks.above.dtype == ranks.ties.dtype == np.int64
-    for user, (history, target) in enumerate(zip(histories, targets, strict=True)):
-        scores = naive_scores(table, history, target, policy)
+    for user, row in enumerate(rows):
+        target = targets[row]
+        scores = naive_scores(table, histories[row], policy)
         ordered = sorted(scores, reverse=True)
         assert ranks.above[user] == ordered.index(scores[target])
         assert ranks.ties[user] == ordered.count(scores[target])
@@ -91,8 +89,8 @@ def test_top_k_equals_a_naive_full_sort(problem, k, policy, batch, block):
         TableScorer(table), make_queries(histories, targets), k, policy, batch=batch, block=block
     )
     assert items.shape == values.shape == (len(histories), k)
-    for user, (history, target) in enumerate(zip(histories, targets, strict=True)):
-        scores = naive_scores(table, history, target, policy)
+    for user, history in enumerate(histories):
+        scores = naive_scores(table, history, policy)
         best = sorted(range(len(scores)), key=lambda item: (-scores[item], item))[:k]
         best = [item for item in best if scores[item] > -np.inf]
         missing = k - len(best)
@@ -124,7 +122,7 @@ def test_duplicate_items_tie_exactly_wherever_they_stand(users, num_items, width
     rng = np.random.default_rng(users)
     queries = make_queries([[user] for user in range(users)], rng.integers(0, num_items, users))
     scorer = EmbeddingScorer(embeddings, lambda histories: vectors[histories[:, -1]], 1)
-    ranks = rank_targets(scorer, queries, "none", batch=batch, block=block)
+    ranks = rank_targets(scorer, queries, "all", batch=batch, block=block)
     of_kind = np.bincount(kind)
     assert ranks.ties.tolist() == of_kind[kind[queries.targets]].tolist()
     exact = (vectors.double() @ distinct.double().T).numpy()
@@ -139,14 +137,16 @@ def test_policies_when_the_target_is_in_the_history():
     # Item scores 5 4 3 2 1; the user took items 0, 2 and 2 again; the target is 2.
     scorer = FixedScorer(np.array([5, 4, 3, 2, 1]))
     queries = make_queries([[0, 2, 2]], [2])
-    results = {policy: rank_targets(scorer, queries, policy) for policy in POLICIES}
+    results = {policy: rank_targets(scorer, queries, policy) for policy in ("all", "exclude-all")}
     counts = {policy: (ranks.above[0], ranks.ties[0]) for policy, ranks in results.items()}
     # exclude-all: the three others are above, and the target ties with item 0 at the end.
-    assert counts == {"exclude-all": (3, 2), "keep-target": (1, 1), "none": (2, 1)}
-    items, _ = top_k(scorer, queries, 5, "exclude-all")
-    assert items.tolist() == [[1, 3, 4, -1, -1]]
-    items, _ = top_k(scorer, queries, 3, "keep-target")
-    assert items.tolist() == [[1, 2, 3]]
+    assert counts == {"exclude-all": (3, 2), "all": (2, 1)}
+    assert ranked_rows(queries, "unseen").tolist() == []
+    with pytest.raises(ConfigError, match="leave them out with ranked_rows"):
+        rank_targets(scorer, queries, "unseen")
+    lists = {policy: top_k(scorer, queries, 5, policy)[0].tolist() for policy in POLICIES}
+    unseen = [[1, 3, 4, -1, -1]]
+    assert lists == {"unseen": unseen, "all": [[0, 1, 2, 3, 4]], "exclude-all": unseen}
 
 
 def test_a_constant_scorer_scores_chance():
@@ -154,7 +154,7 @@ def test_a_constant_scorer_scores_chance():
     num_items = 40
     histories = [rng.integers(0, num_items, 5).tolist() for _ in range(20)]
     queries = make_queries(histories, rng.integers(0, num_items, 20))
-    ranks = rank_targets(FixedScorer(np.zeros(num_items)), queries, "none", block=7)
+    ranks = rank_targets(FixedScorer(np.zeros(num_items)), queries, "all", block=7)
     assert hit_rate(ranks.above, ranks.ties, 10).tolist() == [10 / num_items] * 20
 
 
@@ -164,14 +164,14 @@ def test_scores_that_are_no_numbers_are_refused(rank, bad):
     table = torch.zeros(4, 3)
     table[1, 2] = bad
     with pytest.raises(RunError, match="diverged"):
-        rank(TableScorer(table), make_queries([[0], [1]], [0, 0]), "none")
+        rank(TableScorer(table), make_queries([[0], [1]], [0, 0]), "all")
 
 
 def test_sizes_out_of_range_are_refused():
     scorer, queries = FixedScorer(np.zeros(3)), make_queries([[0]], [1])
     with pytest.raises(ConfigError, match="blocks of 0"):
-        rank_targets(scorer, queries, "none", block=0)
+        rank_targets(scorer, queries, "all", block=0)
     with pytest.raises(ConfigError, match="batches of 0"):
-        rank_targets(scorer, queries, "none", batch=0)
+        rank_targets(scorer, queries, "all", batch=0)
     with pytest.raises(ConfigError, match="lists of 0"):
         top_k(scorer, queries, 0)

@@ -60,6 +60,21 @@ def test_a_user_with_several_queries_counts_once():
     assert per_user([queries], "hr@10").rows() == [("a", 0.5), ("b", 1.0)]
 
 
+def test_queries_that_were_left_out_take_no_part():
+    """And frames without nulls, as written before, are compared as they are."""
+    a, b = frame([0, MISS, 0, 3]), frame([MISS, MISS, 0, 0])
+    out = pl.when(pl.col("user_id") != "u000001").then(pl.col("above", "ties"))
+    found = compare([a.with_columns(out)], [b.with_columns(out)], "hr@10")
+    ranked = pl.col("user_id") != "u000001"
+    assert found == compare([a.filter(ranked)], [b.filter(ranked)], "hr@10")
+    assert (found.users, found.mean_a, found.mean_b) == (3, 1, pytest.approx(2 / 3))
+    with pytest.raises(RunError, match=r"ranks other users or targets than the first \(4 against 3 rows\)"):
+        compare([a.with_columns(out)], [b], "hr@10")
+    nobody = a.with_columns(pl.lit(None, pl.Int64).alias("ties"))
+    with pytest.raises(RunError, match="at least one row with ranks"):
+        compare([nobody], [nobody], "hr@10")
+
+
 def test_t_is_that_of_the_values():
     rng = np.random.default_rng(5)
     a, b = (frame(rng.integers(0, 20, 50), rng.integers(1, 4, 50)) for _ in range(2))
@@ -154,7 +169,7 @@ def test_a_difference_without_spread_is_certain():
 )
 def test_other_users_or_targets_are_refused(other):
     first = frame([0, 0], users=["a", "b"])
-    with pytest.raises(RunError, match="other users or targets"):
+    with pytest.raises(RunError, match="ranks other users or targets"):
         per_user([first, other], "hr@10")
     with pytest.raises(RunError, match=r"one dataset with one split|at least 2 users"):
         compare([first], [other], "hr@10")

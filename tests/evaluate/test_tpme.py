@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iisan.errors import ConfigError
-from iisan.evaluate.tpme import PRESETS, Measurement, Weights, read_csv, shares, tpme, winners
+from iisan.evaluate.tpme import PAPER, Measurement, Weights, parse_weights, read_csv, shares, tpme, winners
 
 # The published measurements on Scientific: seconds an epoch, trainable parameters, GB.
 PUBLISHED = [
@@ -91,10 +91,14 @@ def test_units_do_not_matter(compared, units):
     assert tpme(converted) == pytest.approx(tpme(compared), abs=1e-9)
 
 
-def test_presets():
-    assert PRESETS["paper"] == Weights(0.45, 0.10, 0.45)
-    assert set(PRESETS) == {"paper", "data-centre", "small-gpu", "edge", "mobile"}
-    assert len(set(PRESETS.values())) == len(PRESETS)
+def test_weights_as_they_are_typed():
+    assert parse_weights("paper") == PAPER == Weights(0.45, 0.10, 0.45)
+    assert parse_weights("0.3, 0.1, 0.6") == Weights(0.3, 0.1, 0.6)
+    for wrong in ("edge", "0.5,0.5", "0.3,0.1,0.1,0.5", ""):
+        with pytest.raises(ConfigError, match="'paper', or time,parameters,memory"):
+            parse_weights(wrong)
+    with pytest.raises(ConfigError, match="sum to 1"):
+        parse_weights("0.3,0.1,0.5")
 
 
 def test_each_corner_is_won_by_its_specialist():

@@ -65,7 +65,8 @@ def boxes(axes):
 def test_bubbles_have_areas_in_proportion_and_labels_that_do_not_overlap(costly):
     figure = charts.quality_against_cost(costly)
     (axes,) = figure.axes
-    areas = sorted({float(each.get_sizes()[0]) for each in axes.collections})
+    (bubbles,) = axes.collections
+    areas = sorted(bubbles.get_sizes())
     assert areas[-1] / areas[0] == pytest.approx(46.76 / 3.11)
     assert axes.get_xscale() == "log"
     placed = boxes(axes)
@@ -101,7 +102,7 @@ def test_quality_is_drawn_over_the_parameters_that_grow():
     assert whisker[:, 1] == pytest.approx([8 - math.sqrt(2), 8 + math.sqrt(2)])
     assert axes.get_xscale() == "log"
     assert "parameters, text (logarithmic)" in texts(figure)
-    assert {"1 M", "1 B"} <= {each.get_text() for each in axes.get_xticklabels()}
+    assert {"1 M", "1 G"} <= {each.get_text() for each in axes.get_xticklabels()}
     placed = boxes(axes)
     assert {"tiny", "base", "large"} == set(placed)
     x, y = axes.transData.transform(line.get_xydata()).T
@@ -174,7 +175,7 @@ def test_bars_have_whiskers_and_say_what_failed():
     assert segment[:, 0] == pytest.approx([11 - math.sqrt(2), 11 + math.sqrt(2)])
 
 
-def test_regions_are_named_and_presets_marked():
+def test_regions_are_named_and_weights_marked():
     points = [(weights, "cached" if weights[1] < 0.6 else "BitFit") for weights in grid(20)]
     figure = charts.tpme_regions(points, {"paper": (0.45, 0.1, 0.45)})
     assert {"cached", "BitFit", "paper", "only time", "only parameters", "only memory"} <= set(texts(figure))

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from iisan.errors import ConfigError, MissingExtraError, RunError
-from iisan.experiments.report import write_report
+from iisan.experiments.records import Record, table
+from iisan.experiments.report import conclusion, write_report
 
 EVIL = '<script>alert("1")</script> & "co"'
 
@@ -90,6 +91,45 @@ def test_tables_facts_and_failures_are_on_the_page(page):
     assert "5, of which" not in page.said
     assert "4, of which 1 failed" in page.said
     assert f"{EVIL}, seed 0: <b>no</b> memory" in page.said
+
+
+def test_the_main_comparison_comes_first_and_fingerprints_are_folded(folder, tmp_path):
+    for name in ("layerdrop", "versa-ablation", "figure-4", "table-7"):
+        write(folder, f"z-{name}", experiment=name)
+    text = write_report([*sorted(folder.glob("*.json"), reverse=True)], tmp_path / "r.html").read_text(
+        encoding="utf-8"
+    )
+    order = ["table-3", "table-4", "table-7", "figure-4", "versa-ablation", "layerdrop"]
+    assert re.findall("<h2>(.+?) ", text) == order
+    for folded in re.findall("<details>.*?</details>", text, re.DOTALL):
+        assert "processor: Abacus" in folded
+        assert "full ranking" not in folded
+    assert text.count("<details>") == text.count("full ranking") == text.count("Abacus") == len(order)
+
+
+def test_conclusions_by_hand():
+    def said(**rows):
+        records = [
+            Record(experiment="e", row=row, seed=seed, status="finished", test={"hr@10": value})
+            for row, values in rows.items()
+            for seed, value in enumerate(values)
+        ]
+        return conclusion(table(records))
+
+    assert (
+        said(A=[0.1], B=[0.12])
+        == "Best test HR@10: B, 12.00 %, 2.00 points above A; with one seed, that may be chance."
+    )
+    # Leads of 1, 2 and 3 points: t = 2 / (1 / √3) = 3.46 with 2 degrees of freedom.
+    assert said(A=[0.11, 0.12, 0.13], B=[0.1, 0.1, 0.1]).endswith(
+        "A, 12.00 %, 2.00 points above B; over 3 seeds, that may be chance (paired t-test, p = 0.074)."
+    )
+    assert said(A=[0.111, 0.119, 0.12], B=[0.1, 0.109, 0.11]).endswith(
+        "that is more than chance (paired t-test, p = 0.001)."
+    )
+    assert said(A=[0.2, 0.2], B=[0.1, 0.1]).endswith("that is more than chance (paired t-test, p = 0).")
+    assert said(A=[0.2]) == "Best test HR@10: A, 20.00 %, the only row with a result."
+    assert conclusion(table([Record(experiment="e", row="A", status="failed")])) == "No run was tested."
 
 
 def test_names_cannot_become_markup(page):

@@ -9,7 +9,7 @@ import torch
 
 from iisan.cli import main
 from iisan.errors import ConfigError, DataError
-from iisan.evaluate.tpme import PRESETS
+from iisan.evaluate.tpme import PAPER
 from iisan.experiments.robustness import decline
 from iisan.recipes import recipe
 from iisan.runs.compare import compare_runs
@@ -95,7 +95,7 @@ def test_runs_in_folders_of_one_name_are_told_apart(runs, tmp_path, iisan):
     )
     assert (code, [each["run"] for each in json.loads(printed)]) == (0, ["plain/run", "dropout/run"])
     assert all(name in drawn.read_text() for name in ("plain/run", "dropout/run"))
-    assert list(compare_runs(folders, PRESETS["paper"]).tpme) == ["plain/run", "dropout/run"]
+    assert list(compare_runs(folders, PAPER).tpme) == ["plain/run", "dropout/run"]
 
 
 def test_ids_that_are_not_text(runs, tmp_path, iisan):

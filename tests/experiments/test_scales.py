@@ -73,7 +73,7 @@ def test_the_full_scale_has_the_captions_of_its_dataset(prepared, tmp_path):
     with pytest.raises(ConfigError, match=r"no captions.*iisan caption"):
         experiment("versa-scenarios")(plain)
     dataset = Dataset.load(prepared.dataset)
-    texts = dataset.items["item_id"] + " red pump"
+    texts = dataset.items["text"].fill_null("red pump") + " pump "
     for name, column in (("seen", "image"), ("filmed", "image")):
         dataset = dataset.with_captions(name, texts + name, {"column": column})
     dataset.save(tmp_path / "captioned")

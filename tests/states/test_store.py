@@ -12,6 +12,7 @@ import torch
 from iisan.encoders.image import load_image
 from iisan.encoders.text import TextEncoder
 from iisan.errors import StoreError
+from iisan.files import sha256_json
 from iisan.states.contents import Contents
 from iisan.states.extract import extract
 from iisan.states.manifest import Manifest
@@ -157,18 +158,29 @@ def test_states_made_under_other_settings(store: StateStore, name: str, value: A
         StateStore.find(store.folder.parent, "text", {name: value})
 
 
-def test_a_switch_that_is_off_need_not_be_recorded(
+def test_states_of_jpegs_in_draft_mode_are_refused_and_passed_over(
     catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    contents = Contents.of(catalogue, "image")
-    whole, draft = (
-        extract(load_image(str(model_folders["vit"]), jpeg_draft=on), contents, tmp_path) for on in (False, True)
-    )
-    assert (whole.settings.get("jpeg_draft"), draft.settings["jpeg_draft"]) == (None, True)
-    for store, on in ((whole, False), (draft, True)):
-        assert StateStore.find(tmp_path, "image", {"jpeg_draft": on}).folder == store.folder
-        with pytest.raises(StoreError, match=f"expected jpeg_draft {not on}"):
-            StateStore.open(store.folder, {"jpeg_draft": not on})
+    store = extract(load_image(str(model_folders["vit"])), Contents.of(catalogue, "image"), tmp_path)
+    draft = tmp_path / f"image-{'0' * 16}"
+    shutil.copytree(store.folder, draft)
+    settings = store.settings | {"jpeg_draft": True}
+    store.manifest.model_copy(update={"settings": settings}).write(draft)
+    with pytest.raises(StoreError, match=r"JPEGs decoded in draft mode; expected .* whole images"):
+        StateStore.open(draft)
+    assert StateStore.find(tmp_path, "image").folder == store.folder
+    shutil.rmtree(store.folder)
+    with pytest.raises(StoreError, match="draft mode"):
+        StateStore.find(tmp_path, "image")
+
+
+def test_fingerprints_of_image_stores_are_those_of_earlier_versions(
+    catalogue: Any, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    encoder = load_image(str(model_folders["vit"]))
+    fields = {**encoder.processor.to_dict(), "decoder": "pillow", "backend": "pil", "jpeg_draft": False}
+    assert encoder.settings["processor_digest"] == sha256_json(fields)
+    assert "jpeg_draft" not in encoder.settings
 
 
 def test_finding_one_of_several(

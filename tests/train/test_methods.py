@@ -64,7 +64,7 @@ def planted(tmp_path_factory, bert):
     cache(dataset, folder / "states", {"text": str(bert)}, dtype="fp32", precision="fp32", last_n_layers=2)
     folders = {"dataset": folder / "dataset", "states": folder / "states"}
     quick = (
-        *("evaluation.policy=none", "evaluation.select=hr@5", "items.embedding_dim=64", "sequence.dropout=0.1"),
+        *("evaluation.policy=all", "evaluation.select=hr@5", "items.embedding_dim=64", "sequence.dropout=0.1"),
         *("training.batch_size=8", "training.precision=fp32", "loss.negatives=0", "items.fusion_scale=1.0"),
     )
 

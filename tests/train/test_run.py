@@ -60,6 +60,10 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_
     run = Run.load(tmp_path / "run")
     again = assess(run, run.config, with_baselines=False)[name]
     assert again.metrics == pytest.approx(result["test"])
+    # Training measured its best epoch on the same validation targets.
+    again = assess(run, run.config, "validation", with_baselines=False)[name]
+    for metric in ("users", "hr@10", "ndcg@10"):
+        assert again.metrics[metric] == pytest.approx(result["validation"][metric])
 
 
 CHANGES = {
@@ -129,7 +133,7 @@ CHANGES = {
     "training.max_grad_norm": "0.001",
     "training.modality_dropout": "0.5",
     "evaluation.split": "temporal",
-    "evaluation.policy": "none",
+    "evaluation.policy": "all",
     "evaluation.cutoffs": "[1, 10]",
     "evaluation.select": None,  # see test_training_stops_and_returns_the_best_epoch
 }
@@ -312,22 +316,43 @@ def test_a_run_is_not_asked_about_other_items(quick, tmp_path, moved):
     assert len(Recommender(run).recommend(history=["i3"], k=4)) == 4
 
 
-def test_under_another_split_nothing_is_asked_that_was_trained_on(quick, tmp_path):
+def test_under_another_split_the_run_ranks_only_what_is_new_to_it(quick, tmp_path):
     train(quick(), tmp_path / "run")
     run = Run.load(tmp_path / "run")
-    other = run.config.override(["evaluation.split=temporal"])
+    other = run.config.override(["evaluation.split=temporal", "evaluation.policy=all"])
     found = assess(run, other)
     popular, found = found["most popular"], found["default"]
     setup = build(resolve(quick("default", "evaluation.split=temporal")))
     sequences, queries = setup.dataset.sequences, setup.split.test
-    late = queries.ends >= sequences.offsets[1:][queries.users] - 2
-    assert 0 < late.sum() < len(queries)
-    assert found.metrics["users"] == late.sum()
-    assert f"of {len(late)} targets {len(late) - late.sum()} were trained on under leave-one-out" in found.protocol
+    trained = leave_one_out(sequences, 30)
+    # Its own test targets alone: the item before was selected on.
+    new = queries.ends == sequences.offsets[1:][queries.users] - 1
+    assert 0 < new.sum() < (queries.ends >= trained.train_ends[queries.users]).sum() < len(queries)
+    assert found.metrics["users"] == new.sum()
+    times = sequences.timestamps
+    learned = np.concatenate([times[a:b] for a, b in zip(trained.train_starts, trained.train_ends, strict=True)])
+    later = np.mean([(learned > times[end]).mean() for end in queries.ends[new]])
+    assert found.protocol.startswith(
+        f"temporal test of a run trained under leave-one-out ({(~new).sum()} of {len(new)} targets left out, "
+        f"which it was trained or selected on; {later:.1%} of its training interactions are later than the "
+        "target, on average), full ranking"
+    )
     # The baselines know what the run knows.
-    scorer = most_popular(leave_one_out(sequences, 30))
-    ranks = rank_targets(scorer, queries[np.flatnonzero(late)], run.config.evaluation.policy)
+    ranks = rank_targets(most_popular(trained), queries[np.flatnonzero(new)], "all")
     assert popular.metrics["hr@10"] == summarise(ranks.above, ranks.ties, (10,))["hr@10"]
+
+
+def test_what_would_rank_nobody_is_refused_before_the_first_epoch(tmp_path):
+    items = pl.DataFrame({"item_id": ["a", "b", "c"]})
+    # Everyone's last two items are known to them.
+    log = pl.DataFrame({"user_id": list("uuuuvvvv"), "item_id": list("abababab")})
+    dataset = Dataset.from_frames(items, log)
+    with pytest.raises(DataError, match="all 2 targets are in their users' histories") as caught:
+        train(recipe("ids").override(QUICK), tmp_path / "run", dataset=dataset)
+    assert "the policy all" in caught.value.cure
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    everything = recipe("ids").override([*QUICK, "evaluation.policy=all"])
+    assert train(everything, tmp_path / "run", dataset=dataset)["test"]["users"] == 2
 
 
 def test_a_protocol_with_nothing_unknown_is_refused(quick, tmp_path, monkeypatch):
@@ -335,7 +360,7 @@ def test_a_protocol_with_nothing_unknown_is_refused(quick, tmp_path, monkeypatch
     run = Run.load(tmp_path / "run")
     monkeypatch.setattr(Split, "after", lambda self, trained: replace(self, test=self.test[:0]))
     other = run.config.override(["evaluation.split=temporal"])
-    with pytest.raises(DataError, match="targets of the temporal test were trained on under leave-one-out"):
+    with pytest.raises(DataError, match=r"trained or selected on all \d+ targets of the temporal test"):
         assess(run, other)
     assert assess(run, other, "validation", with_baselines=False)
 
@@ -426,8 +451,8 @@ def test_scores_do_not_depend_on_the_batch(quick):
     together = scorer.start(histories)
     for row in range(0, len(histories), 7):
         torch.testing.assert_close(scorer.start(histories[row : row + 1]), together[row : row + 1])
-    one = rank_targets(scorer, setup.split.test, "keep-target", batch=3, block=7)
-    two = rank_targets(scorer, setup.split.test, "keep-target")
+    one = rank_targets(scorer, setup.split.test, "all", batch=3, block=7)
+    two = rank_targets(scorer, setup.split.test, "all")
     assert (one.above == two.above).mean() > 0.98  # ranks may flip where scores differ by rounding alone
 
 
@@ -438,7 +463,6 @@ def test_scores_do_not_depend_on_the_batch(quick):
         ("text.max_tokens=7", "max_tokens .*; expected max_tokens 7"),
         ("text.encoder=other/model", "expected encoder 'other/model'"),
         ("image.pooling=mean", "pooling 'cls'; expected pooling 'mean'"),
-        ("columns.image.jpeg_draft=true", "jpeg_draft None; expected jpeg_draft True"),
         ("text.levels=[0, 3]", "level 3 is not in the store"),
     ],
 )

@@ -42,8 +42,8 @@ Set = Annotated[
 DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="What `iisan prepare` wrote.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="What `iisan train` wrote.")]
 PolicyOption = Annotated[
-    Literal["exclude-all", "keep-target", "none"] | None,
-    typer.Option(help="What happens to items that the user has already seen; the run's own by default."),
+    Literal["unseen", "all", "exclude-all"] | None,
+    typer.Option(help="Items that compete with a target. Defaults to the run's own policy."),
 ]
 
 

@@ -22,7 +22,9 @@ def demo(
 ) -> None:
     """The whole path on a generated catalogue, in minutes, on a CPU, offline."""
     from iisan.demo.run import run_demo
+    from iisan.machine import keep_freed_memory
 
+    keep_freed_memory()
     out = out or Path("iisan-demo-extended" if extended else "iisan-demo")
     report = run_demo(out, seed, extended, say=say_to(as_json))
     if as_json:
@@ -208,9 +210,6 @@ def cache(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest text, special tokens included.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest part of a sound that is heard.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video that are looked at.")] = None,
-    jpeg_draft: Annotated[
-        bool, typer.Option("--jpeg-draft", help="Decode JPEGs at a fraction of their size: faster, less exact.")
-    ] = False,
     last_n_layers: Annotated[
         int | None, typer.Option(min=1, help="Also store the tokens below the last N blocks (recipe 'partial').")
     ] = None,
@@ -258,7 +257,6 @@ def cache(
         max_tokens=max_tokens or wanted.text.max_tokens,
         max_seconds=max_seconds,
         frames=frames,
-        jpeg_draft=jpeg_draft,
         dtype=dtype,
         precision=precision,
         shard_rows=shard_rows,

@@ -43,10 +43,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train, and evaluate the best epoch; an interrupted run goes on."""
-    from iisan.machine import first_process
+    from iisan.machine import first_process, keep_freed_memory
     from iisan.recipes import load_config
     from iisan.train.run import train as train_run
 
+    keep_freed_memory()
     folders = [f"{name}={_quoted(path)}" for name, path in (("dataset", dataset), ("states", states)) if path]
     result = train_run(load_config(config, [*folders, *(settings or [])]), out, say=say_to(as_json))
     if not first_process():
@@ -70,10 +71,13 @@ def train(
 @app.command()
 def evaluate(
     run: RunFolder,
-    part: Annotated[Literal["validation", "test"], typer.Option("--split", help="Which targets.")] = "test",
-    protocol: Annotated[
+    subset: Annotated[Literal["validation", "test"], typer.Option(help="Subset to evaluate on.")] = "test",
+    split: Annotated[
         Literal["leave-one-out", "temporal"] | None,
-        typer.Option(help="The run's own by default; under another, what it was trained on is not asked."),
+        typer.Option(
+            help="Defaults to the run's own split. With a different split, targets that the run was trained or "
+            "selected on are left out."
+        ),
     ] = None,
     policy: PolicyOption = None,
     baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,
@@ -91,13 +95,13 @@ def evaluate(
     check_ending(out, FRAMES)
     trained = Run.load(run)
     changes = {
-        "evaluation.split": protocol,
+        "evaluation.split": split,
         "evaluation.policy": policy,
         "dataset": dataset and _quoted(dataset),
         "states": states and _quoted(states),
     }
     config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
-    evaluations = assess(trained, config, part, baselines)
+    evaluations = assess(trained, config, subset, baselines)
     if out:
         write_frame(evaluations[trained.config.recipe].per_user, out)
     if as_json:

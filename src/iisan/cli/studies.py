@@ -1,6 +1,7 @@
 """Costs, comparisons, experiments."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,9 @@ def estimate(
     from iisan.recipes import METHODS
 
     models = {name: model for name, model in (("image", image), ("text", text)) if model}
-    found = plan(Dataset.load(dataset), models, recipe or METHODS, settings or [], tokens)
+    # What is counted is the library's own code.
+    countable = [name for name in METHODS if name != "lora" or find_spec("peft")]
+    found = plan(Dataset.load(dataset), models, recipe or countable, settings or [], tokens)
     if as_json:
         print_json({name: asdict(each) for name, each in found.items()})
         return
@@ -41,7 +44,9 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN… | FILE.csv", help="Run folders, or one table of measurements.")
     ],
-    weights: Annotated[str, typer.Option(help="paper, data-centre, small-gpu, edge or mobile.")] = "paper",
+    weights: Annotated[
+        str, typer.Option(metavar="T,P,M", help="Weights of time, parameters and memory in TPME, or paper.")
+    ] = "paper",
     extremes: Annotated[
         Path | None, typer.Option(help="CSV of other measurements that TPME is normalised by (CSV only).")
     ] = None,
@@ -51,15 +56,15 @@ def compare(
 
     Runs that differ in their seed alone are one method; the first method is tested against every other.
     """
-    from iisan.evaluate.tpme import preset, read_csv
+    from iisan.evaluate.tpme import parse_weights, read_csv
     from iisan.runs.compare import compare_measurements, compare_runs
 
     if len(runs) == 1 and runs[0].suffix.lower() == ".csv":
         reference = read_csv(extremes) if extremes else None
-        measured = compare_measurements(read_csv(runs[0]), preset(weights), reference)
+        measured = compare_measurements(read_csv(runs[0]), parse_weights(weights), reference)
         print_json(measured.as_json()) if as_json else print_measurements(measured)
         return
-    report = compare_runs(runs, preset(weights))
+    report = compare_runs(runs, parse_weights(weights))
     print_json(report.as_json()) if as_json else print_comparison(report)
 
 
@@ -127,7 +132,9 @@ def experiment(
     from iisan.experiments.run import run_experiment
     from iisan.experiments.scales import demo_scale, full_scale
     from iisan.experiments.tables import experiment as named
+    from iisan.machine import keep_freed_memory
 
+    keep_freed_memory()
     title = (named(name).__doc__ or name).splitlines()[0]
     numbers = [seed.strip() for seed in seeds.split(",")]
     if not all(number.isascii() and number.isdecimal() for number in numbers):

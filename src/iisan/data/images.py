@@ -26,15 +26,13 @@ ADDRESS = r"^(?i:https?)://"
 _CURE = "replace the image, or leave it out"
 
 
-def open_image(data: bytes, at_least: int | None = None) -> "Image":
+def open_image(data: bytes) -> "Image":
     """Decode an image completely.
 
     Transparent parts become white, the EXIF orientation is applied, of an animation the first frame is taken.
 
     Args:
         data: the bytes of a JPEG, PNG, WEBP, GIF, BMP or TIFF file.
-        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (draft mode) as long as both edges keep this
-            many pixels; None decodes it at its own size.
 
     Returns:
         The image in mode RGB.
@@ -52,8 +50,6 @@ def open_image(data: bytes, at_least: int | None = None) -> "Image":
             # Pillow itself warns here, and refuses at twice the limit only.
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):
                 upright = upright.point(lambda value: value / 256).convert("L")

@@ -10,7 +10,8 @@ from iisan.data.sequences import Index, Sequences, padded, ragged
 from iisan.errors import DataError
 
 SplitName = Literal["leave-one-out", "temporal"]
-Part = Literal["validation", "test"]
+#: Subsets with queries; the third subset, train, is what a model learns from.
+Subset = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -77,22 +78,36 @@ class Split:
         _, items = ragged(self.sequences.items, self.train_starts, self.train_ends)
         return np.bincount(items, minlength=self.num_items)
 
-    def part(self, name: Part) -> Queries:
-        """The queries of that name."""
+    def subset(self, name: Subset) -> Queries:
+        """Queries of that subset."""
         return self.test if name == "test" else self.validation
 
     def after(self, trained: "Split") -> "Split":
-        """What may be asked of a model that was trained under another split: targets that it was not trained on.
+        """This split for a model that was trained under another one, whose training interactions it takes over.
 
-        Its training part is that of the other split.
+        Queries whose target the model was trained or selected on are left out.
         """
 
         def unknown(queries: Queries) -> Queries:
             # A target stands where its history ends.
-            return queries[np.flatnonzero(queries.ends >= trained.train_ends[queries.users])]
+            trained_on = queries.ends < trained.train_ends[queries.users]
+            selected_on = np.isin(queries.ends, trained.validation.ends)
+            return queries[np.flatnonzero(~(trained_on | selected_on))]
 
         validation, test = unknown(self.validation), unknown(self.test)
         return replace(self, train_ends=trained.train_ends, validation=validation, test=test)
+
+    def trained_later(self, queries: Queries) -> float | None:
+        """Share of the training interactions that are later than a query's target, averaged over the queries.
+
+        None without timestamps.
+        """
+        timestamps = self.sequences.timestamps
+        if timestamps is None:
+            return None
+        _, times = ragged(timestamps, self.train_starts, self.train_ends)
+        earlier = np.searchsorted(np.sort(times), timestamps[queries.ends], side="right")
+        return 1 - float(earlier.mean()) / len(times)
 
 
 def leave_one_out(sequences: Sequences, num_items: int) -> Split:
@@ -127,7 +142,7 @@ def temporal(sequences: Sequences, num_items: int, shares: Sequence[float] = (0.
 
     The moments are quantiles of all timestamps. Each user's first interaction at or after a moment
     is its target; the history is all that user did before. Users without a history or without a
-    later interaction are not asked about.
+    later interaction have no query.
 
     Args:
         sequences: all interactions, with timestamps.

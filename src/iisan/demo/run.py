@@ -209,9 +209,9 @@ def _run(name: str, base: str, changes: tuple[str, ...], out: Path, seed: int, s
 
 def _evaluate_baselines(config: Config, dataset: Dataset, catalogue: Catalogue) -> dict[str, Evaluation]:
     """Evaluate popularity and the oracle under the protocol of the runs."""
-    parts = split(dataset.sequences, dataset.num_items, config.evaluation.split)
+    subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
     scorers: dict[str, Scorer] = {
-        "most popular": most_popular(parts),
+        "most popular": most_popular(subsets),
         "oracle (best achievable)": OracleScorer(catalogue, dataset.items[ITEM_ID].to_list()),
     }
-    return measure(scorers, config.evaluation, dataset, parts)
+    return measure(scorers, config.evaluation, dataset, subsets)

@@ -4,13 +4,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from iisan.efficiency.counting import Meter, Work
 from iisan.encoders.precision import choose_training_precision
 from iisan.machine import processor_name
 from iisan.train.setup import choose_device
@@ -105,22 +104,14 @@ class Hardware:
             device=where.type,
         )
 
-
-class Operators(TorchDispatchMode):
-    """Counts the operators that run while it is entered, those of a backward pass included.
-
-    Attributes:
-        count: so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count one and run it."""
-        self.count += 1
-        return func(*args, **(kwargs or {}))
+    def seconds(self, work: Work) -> float:
+        """How long this hardware takes for some work."""
+        return (
+            work.products / self.flops
+            + work.attention / self.attention
+            + work.elements / self.elements
+            + work.operators * self.overhead
+        )
 
 
 def _overhead(device: torch.device, seconds: float) -> float:
@@ -134,9 +125,9 @@ def _overhead(device: torch.device, seconds: float) -> float:
         return loss
 
     step()
-    with Operators() as operators:
+    with Meter() as meter:
         step()
-    return _typical(step, device, seconds) / operators.count
+    return _typical(step, device, seconds) / meter.work.operators
 
 
 def _typical(work: Callable[[], object], device: torch.device, seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""What training with a configuration costs: seconds, parameters, memory, energy; each in a process of its own.
+"""What training with a configuration costs: seconds, parameters, memory; each in a process of its own.
 
 ``measure`` starts ``python -m iisan.efficiency.measure``, so that the peak of one method never counts for another.
 """
@@ -15,21 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from iisan.config import Config
 from iisan.errors import RunError
-from iisan.machine import peak_resident_bytes
+from iisan.machine import keep_freed_memory, peak_resident_bytes
 from iisan.recipes import load_config
 from iisan.train.loop import Clock
 
-if TYPE_CHECKING:
-    import torch
-
 STAGES = ("data", "forward", "backward", "update")
-_ENERGY = "/sys/class/powercap"
 _SAMPLING_SECONDS = 0.005
 
 
@@ -51,7 +46,6 @@ class Efficiency:
             some kernels map two megabytes for one row that is read.
         baseline_memory_bytes: the same with all imports and nothing loaded; 0 on a GPU.
         peak_resident_bytes: on a CPU the peak resident memory of the process and its children, with mapped files.
-        joules_per_step: mean, of the GPU's energy or of the processors', where that can be read (see ``joules``).
         device: where it was measured.
         threads: of computation on a CPU.
     """
@@ -66,7 +60,6 @@ class Efficiency:
     peak_memory_bytes: int
     baseline_memory_bytes: int
     peak_resident_bytes: int
-    joules_per_step: float | None
     device: str
     threads: int
 
@@ -152,10 +145,8 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
         setup.network.train()
         epochs = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count(1))
         trainer.run(itertools.islice(epochs, warm_up * training.gradient_accumulation))
-        before = joules(setup.device)
         clock.restart()
         trainer.run(itertools.islice(epochs, steps * training.gradient_accumulation))
-        after = joules(setup.device)
     seconds = statistics.median(sum(step.values()) for step in clock.steps)
     per_epoch = -(-len(batches) // training.gradient_accumulation)
     return Efficiency(
@@ -169,7 +160,6 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
         peak_memory_bytes=torch.cuda.max_memory_allocated() if cuda else memory.peak,
         baseline_memory_bytes=0 if cuda else baseline,
         peak_resident_bytes=peak_resident_bytes(),
-        joules_per_step=None if before is None or after is None else (after - before) / steps,
         device=torch.cuda.get_device_name() if cuda else "cpu",
         threads=torch.get_num_threads(),
     )
@@ -207,44 +197,6 @@ class PeakMemory:
         self.peak = max(self.peak, self.now())
 
 
-def joules(device: "torch.device") -> float | None:
-    """Energy that a device has used since some moment, everything that runs on it included.
-
-    Args:
-        device: for the CPU all processors by RAPL, where the system lets it be read; for an NVIDIA GPU its own
-            counter by NVML, where the extra ``energy`` is installed. The GPU writes its counter several times
-            a second, so energy per step wants at least seconds of steps.
-
-    Returns:
-        None where it cannot be read.
-    """
-    return _gpu_joules(device) if device.type == "cuda" else _processor_joules()
-
-
-def _gpu_joules(device: "torch.device") -> float | None:
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    import torch
-
-    try:
-        pynvml.nvmlInit()
-        # By its identity: NVML counts all GPUs of the machine, torch those that the environment shows it.
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-    except pynvml.NVMLError:
-        return None
-
-
-def _processor_joules() -> float | None:
-    counters = sorted(Path(_ENERGY).glob("intel-rapl:[0-9]/energy_uj"))
-    try:
-        return sum(int(path.read_text()) for path in counters) / 1e6 if counters else None
-    except OSError:
-        return None
-
-
 def main() -> None:
     """Measure one configuration and write it down."""
     parser = argparse.ArgumentParser(description="Measure what training with a configuration costs.")
@@ -254,6 +206,8 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, required=True)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
+    # As the command line does before it trains.
+    keep_freed_memory()
     if arguments.threads:
         import torch
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 
 from iisan.data.dataset import Dataset
-from iisan.efficiency.estimate import DataShape, EncoderShape, Estimate, Hardware, estimate
+from iisan.efficiency.estimate import Estimate, estimate
+from iisan.efficiency.hardware import Hardware
+from iisan.efficiency.models import Blueprint
+from iisan.efficiency.workload import DataShape
 from iisan.encoders.precision import choose_training_precision
-from iisan.names import TEXT
 from iisan.recipes import recipe
 from iisan.train.setup import choose_device
 
@@ -34,16 +36,14 @@ def plan(
     found = {}
     for name in recipes:
         config = recipe(name).override(overrides)
-        shapes = {
-            modality: EncoderShape.of_folder(
-                model, modality, (tokens or config.text.max_tokens) if modality == TEXT else None
-            )
+        blueprints = {
+            modality: Blueprint.of_folder(model, modality, tokens or config.text.max_tokens)
             for modality, model in models.items()
         }
-        widest = 0 if config.items.kind == "table" else max((shape.width for shape in shapes.values()), default=0)
+        widths = [] if config.items.kind == "table" else [each.width for each in blueprints.values()]
         device = choose_device(config.training.device)
-        precision = choose_training_precision(device, config.training.precision, widest)
+        precision = choose_training_precision(device, config.training.precision, max(widths, default=0))
         if precision not in measured:
             measured[precision] = Hardware.measure(config.training.device, precision)
-        found[name] = estimate(config, shapes, DataShape.of_dataset(dataset, config), measured[precision])
+        found[name] = estimate(config, blueprints, DataShape.of_dataset(dataset, config), measured[precision])
     return found

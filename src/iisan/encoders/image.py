@@ -2,7 +2,6 @@
 
 import inspect
 import io
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,26 +19,15 @@ from iisan.files import sha256_json
 from iisan.names import IMAGE
 
 #: How bytes become pixels before the processor; part of the fingerprint.
-_DECODING = {"decoder": "pillow", "backend": "pil"}
+#: Draft mode was once a choice; stores made without it keep their fingerprints.
+_DECODING = {"decoder": "pillow", "backend": "pil", "jpeg_draft": False}
 
 #: Input of towers that keep a picture's proportions: which patches are real.
 _MASK = "pixel_attention_mask"
 
 
 class ImageEncoder(Encoder):
-    """An image tower and its processor; contents are the bytes of image files.
-
-    Args:
-        tower: the model.
-        source: where it comes from.
-        pooling: see ``load_image``.
-        processor: of its pictures.
-        loading: how the weights are held.
-        jpeg_draft: see ``load_image``.
-
-    Attributes:
-        draft_edge: pixels that both edges of a JPEG in draft mode keep; None where it is decoded whole.
-    """
+    """An image tower and its processor; contents are the bytes of image files."""
 
     kind: ClassVar[str] = IMAGE
     poolings: ClassVar[tuple[str, ...]] = ("cls", "mean", "tokens")
@@ -51,12 +39,9 @@ class ImageEncoder(Encoder):
         pooling: str,
         processor: Any,
         loading: Loading = PLAIN,
-        jpeg_draft: bool = False,
     ) -> None:
         super().__init__(tower, source, pooling, loading)
         self.processor = processor
-        self.jpeg_draft = jpeg_draft
-        self.draft_edge = self._shrunk_edge() if jpeg_draft else None
         self._accepted = set(inspect.signature(tower.forward).parameters)
         if pooling == "tokens" and (hasattr(tower.config, "hidden_sizes") or _MASK in self._accepted):
             raise EncoderError(
@@ -74,24 +59,7 @@ class ImageEncoder(Encoder):
     @property
     def processor_digest(self) -> str:
         """SHA-256 over the processor's configuration and the way images are decoded."""
-        return sha256_json({**self.processor.to_dict(), **_DECODING, "jpeg_draft": self.jpeg_draft})
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that decides the states' values, as JSON."""
-        return {**super().settings, **({"jpeg_draft": True} if self.jpeg_draft else {})}
-
-    def _shrunk_edge(self) -> int:
-        """Pixels of an edge above which the processor only shrinks pictures."""
-        sizes = [edge for edge in dict(getattr(self.processor, "size", None) or {}).values() if edge]
-        if not sizes or not getattr(self.processor, "do_resize", False):
-            raise EncoderError(
-                f"JPEG draft mode for '{self.source.name}', whose processor brings pictures to no fixed size",
-                "a model for pictures of one size",
-                "leave --jpeg-draft out",
-            )
-        # Some processors cut a margin off afterwards.
-        return math.ceil(max(sizes) / (getattr(self.processor, "crop_pct", None) or 1))
+        return sha256_json({**self.processor.to_dict(), **_DECODING})
 
     def prepare(self, contents: Sequence[bytes]) -> dict[str, Tensor]:
         """Decode and preprocess n images: pixels [n, 3, height, width], or what else the tower reads.
@@ -99,7 +67,7 @@ class ImageEncoder(Encoder):
         Raises:
             DataError: bytes that are not an image.
         """
-        images = [open_image(content, self.draft_edge) for content in contents]
+        images = [open_image(content) for content in contents]
         processed = self.processor(images=images, return_tensors="pt")
         return {name: processed[name] for name in processed if name in self._accepted}
 
@@ -150,7 +118,6 @@ def load_image(
     pooling: str | None = None,
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
-    jpeg_draft: bool = False,
 ) -> ImageEncoder:
     """Load an image encoder.
 
@@ -163,8 +130,6 @@ def load_image(
             class token where there is one.
         trust_remote_code: run program code that comes with the model.
         loading: how the weights of a large model are held.
-        jpeg_draft: decode JPEGs at 1/2, 1/4 or 1/8 of their size, where the processor shrinks them further anyway;
-            several times faster, and pixels differ a little.
 
     Raises:
         EncoderError: not found, incomplete, of another kind, or unfit for these settings.
@@ -175,4 +140,4 @@ def load_image(
     processor = load_image_processor(source, trust_remote_code)
     tower = load_tower(source, IMAGE, trust_remote_code, loading)
     pooling = pooling or ("cls" if has_class_token(tower) else "mean")
-    return ImageEncoder(tower, source, pooling, processor, loading, jpeg_draft)
+    return ImageEncoder(tower, source, pooling, processor, loading)

@@ -18,7 +18,6 @@ def load_encoder(
     max_tokens: int | None = None,
     max_seconds: float | None = None,
     frames: int | None = None,
-    jpeg_draft: bool | None = None,
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
 ) -> Encoder:
@@ -31,7 +30,6 @@ def load_encoder(
         max_tokens: longest text, special tokens included.
         max_seconds: longest part of a sound that is heard.
         frames: of a video that are looked at.
-        jpeg_draft: decode JPEG images at a fraction of their size where that is enough.
         trust_remote_code: run program code that comes with the model.
         loading: how the weights of a large model are held.
 
@@ -44,7 +42,7 @@ def load_encoder(
         case "text":
             return load_text(name_or_folder, pooling, max_tokens, *rest)
         case "image":
-            return load_image(name_or_folder, pooling, *rest, bool(jpeg_draft))
+            return load_image(name_or_folder, pooling, *rest)
         case "audio":
             return load_audio(name_or_folder, pooling, max_seconds, *rest)
         case "video":

@@ -211,8 +211,13 @@ def has_weights(folder: Path) -> bool:
     return any(_WEIGHTS.fullmatch(file.name) for file in folder.iterdir())
 
 
-def check_folder(source: Source, trust_remote_code: bool) -> None:
+def check_folder(source: Source, trust_remote_code: bool, weights: bool = True) -> None:
     """Check that a folder holds a model that transformers knows, or may run code for.
+
+    Args:
+        source: the folder.
+        trust_remote_code: whether code of the model's own may run.
+        weights: whether there must be weights.
 
     Raises:
         EncoderError: no configuration or weights, a git-lfs pointer in the place of a file, or code of the
@@ -224,7 +229,7 @@ def check_folder(source: Source, trust_remote_code: bool) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         config = None
-    if not isinstance(config, dict) or not has_weights(source.folder):
+    if not isinstance(config, dict) or (weights and not has_weights(source.folder)):
         missing = "readable config.json" if not isinstance(config, dict) else "weights (model.safetensors)"
         raise EncoderError(
             f"'{source.name}' has no {missing}",
@@ -392,6 +397,31 @@ def check_weights(source: Source, part: str, missing: set[str]) -> None:
         )
 
 
+def read_config(source: Source) -> Any:
+    """A model's configuration; its folder needs no weights.
+
+    Raises:
+        EncoderError: none, or of a model that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    check_folder(source, trust_remote_code=False, weights=False)
+    with quiet():
+        return AutoConfig.from_pretrained(source.folder, local_files_only=True)
+
+
+def tower_without_weights(config: Any, source: Source, kind: str) -> Any:
+    """The tower of a model that reads a kind of content, on torch's meta device.
+
+    Raises:
+        EncoderError: a model of another kind.
+    """
+    from transformers import AutoModel
+
+    with quiet(), torch.device("meta"):
+        return tower_of(AutoModel.from_config(config, dtype=torch.float32), source, kind)[1]
+
+
 def load_tower(source: Source, kind: str, trust_remote_code: bool, loading: Loading = PLAIN) -> Any:
     """Load the tower that reads a kind of content, in eval mode.
 
@@ -405,7 +435,31 @@ def load_tower(source: Source, kind: str, trust_remote_code: bool, loading: Load
     from transformers import AutoModel
 
     model, missing_keys = load_model(AutoModel, source, trust_remote_code, loading)
-    path, tower = _tower(model, kind)
+    path, tower = tower_of(model, source, kind)
+    used = {f"{path}{name}" for name, _ in tower.named_parameters()}
+    check_weights(source, f"its {kind} tower", used & missing_keys)
+    return tower.eval()
+
+
+class _NoHead(nn.Module):
+    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden
+
+
+def tower_of(model: Any, source: Source, kind: str) -> tuple[str, Any]:
+    """The tower of a model that reads a kind of content, without heads, and the prefix of its weights' names.
+
+    Raises:
+        EncoderError: a model of another kind.
+    """
+    path, tower = "", model
+    if getattr(model.config, "is_encoder_decoder", False) and isinstance(
+        getattr(model, "encoder", None), nn.Module
+    ):
+        path, tower = "encoder.", model.encoder
+    for name in _TOWERS[kind]:
+        if isinstance(getattr(tower, name, None), nn.Module):
+            path, tower = f"{path}{name}.", getattr(tower, name)
     if getattr(tower, "main_input_name", None) not in (None, *_MAIN_INPUT[kind]):
         raise EncoderError(
             f"'{source.name}' ({type(tower).__name__}) reads {tower.main_input_name}",
@@ -424,27 +478,8 @@ def load_tower(source: Source, kind: str, trust_remote_code: bool, loading: Load
     if isinstance(getattr(tower, "masked_spec_embed", None), nn.Parameter):
         # What stands for masked audio in pretraining; fine-tuned checkpoints leave it to chance as well.
         tower.masked_spec_embed = None
-    used = {f"{path}{name}" for name, _ in tower.named_parameters()}
-    check_weights(source, f"its {kind} tower", used & missing_keys)
     if hasattr(tower.config, "use_cache"):
         tower.config.use_cache = False
-    return tower.eval()
-
-
-class _NoHead(nn.Module):
-    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden
-
-
-def _tower(model: Any, kind: str) -> tuple[str, Any]:
-    path, tower = "", model
-    if getattr(model.config, "is_encoder_decoder", False) and isinstance(
-        getattr(model, "encoder", None), nn.Module
-    ):
-        path, tower = "encoder.", model.encoder
-    for name in _TOWERS[kind]:
-        if isinstance(getattr(tower, name, None), nn.Module):
-            path, tower = f"{path}{name}.", getattr(tower, name)
     return path, tower
 
 

@@ -92,20 +92,32 @@ def tune(
             "load it without device_map and quantise, or use its cached states",
         )
     encoder.weight_digest  # noqa: B018  (cached before the weights change)
-    first = first_trained_layer(encoder, last_n_layers)
-    tuned = range(first, encoder.depth)
+    add_modules(encoder, method, last_n_layers, rank, alpha, bottleneck)
+    choose_trained(encoder, method, last_n_layers, gradient_checkpointing)
+
+
+def add_modules(
+    encoder: Encoder, method: str, last_n_layers: int | None, rank: int, alpha: int, bottleneck: int
+) -> None:
+    """First half of ``tune``: add the method's modules."""
     if method not in METHODS:
         raise ConfigError(f"tuning method '{method}'", ", ".join(METHODS), "choose one of these")
+    tuned = range(first_trained_layer(encoder, last_n_layers), encoder.depth)
     if method == "lora":
         _add_lora(encoder, tuned, rank, alpha)
     elif method == "adapter":
         _add_adapters(encoder, tuned, bottleneck)
+
+
+def choose_trained(encoder: Encoder, method: str, last_n_layers: int | None, gradient_checkpointing: bool) -> None:
+    """Second half of ``tune``: choose the trained weights."""
+    first = first_trained_layer(encoder, last_n_layers)
+    layers = [encoder.layers[index] for index in range(first, encoder.depth)]
     used = _used_parameters(encoder, [LAST], first)
     if last_n_layers is not None:
         # Parameters that the frozen part uses as well, such as shared position embeddings, stay frozen.
         used -= _used_parameters(encoder, [first], 0)
-    layers = [encoder.layers[index] for index in tuned]
-    encoder.active = [encoder.tower] if last_n_layers is None else layers
+    encoder.active = [encoder.tower] if last_n_layers is None else [*layers]
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name in used and _is_trained(name, method))
     if not any(parameter.requires_grad for parameter in encoder.parameters()):

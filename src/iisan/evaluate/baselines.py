@@ -36,13 +36,21 @@ class FixedScorer:
         return self._scores[items].repeat(query, 1)
 
 
+def _dense_ranks(values: Index) -> Index:
+    """Rank of each value among the distinct ones, from 0: the same order, exact in float32.
+
+    Large counts would tie there, as would sums of a count and a fraction.
+    """
+    return np.unique(values, return_inverse=True)[1]
+
+
 def most_popular(split: Split) -> FixedScorer:
-    """Score = number of training interactions."""
-    return FixedScorer(split.train_counts())
+    """Score = rank of the number of training interactions among all such numbers, from 0."""
+    return FixedScorer(_dense_ranks(split.train_counts()))
 
 
 def recently_popular(split: Split, share: float = 0.2) -> FixedScorer:
-    """Score = number of recent training interactions; among equals, the number of all of them decides.
+    """Score = rank of the number of recent training interactions; among equals, the number of all of them decides.
 
     Recent are the last ``share`` of all training interactions by timestamp (with all that share the
     earliest of these timestamps). Without timestamps, recent are the last ``share`` of every user's own
@@ -61,29 +69,25 @@ def recently_popular(split: Split, share: float = 0.2) -> FixedScorer:
         _, items = ragged(split.sequences.items, starts, ends)
         _, times = ragged(timestamps, starts, ends)
         recent = items[times >= np.quantile(times, 1 - share, method="higher")]
-    return FixedScorer(np.bincount(recent, minlength=split.num_items) + _below_one(split.train_counts()))
-
-
-def _below_one(counts: Index) -> npt.NDArray[np.float64]:
-    """``pop_j / (max pop + 1)``: breaks ties between whole numbers and changes nothing else."""
-    return counts / (counts.max() + 1)
+    counts = split.train_counts()
+    return FixedScorer(_dense_ranks(np.bincount(recent, minlength=split.num_items) * (counts.max() + 1) + counts))
 
 
 @dataclass(frozen=True)
 class _LastItems:
-    """``users`` queries, and the transitions out of their last items as ``(row, item, count)``."""
+    """``users`` queries, and the transitions out of their last items as ``(row, item, score)``."""
 
     users: int
     rows: Index
     items: Index
-    counts: Index
+    scores: Index
 
 
 class Markov:
     """How often training users went from the history's last item straight to j, then popularity.
 
-    Score = ``count(last → j) + pop_j / (max pop + 1)`` (METHOD §6). Transitions are kept as CSR arrays,
-    so memory grows with the interactions.
+    Items are ordered by ``count(last → j) + pop_j / (max pop + 1)``; scores are ranks in this order. Transitions
+    are kept as CSR arrays, so memory grows with the interactions.
 
     Args:
         split: whose training interactions are counted.
@@ -93,13 +97,16 @@ class Markov:
 
     def __init__(self, split: Split) -> None:
         self.num_items = split.num_items
-        self._popularity = torch.from_numpy(_below_one(split.train_counts()).astype(np.float32))
+        popularity = split.train_counts()
+        ranks = _dense_ranks(popularity)
+        self._popularity_ranks = torch.from_numpy(ranks).float()
         rows, items = ragged(split.sequences.items, split.train_starts, split.train_ends)
         follows = rows[1:] == rows[:-1]
-        pairs, self._counts = np.unique(
-            items[:-1][follows] * self.num_items + items[1:][follows], return_counts=True
-        )
+        pairs, counts = np.unique(items[:-1][follows] * self.num_items + items[1:][follows], return_counts=True)
         self._next_items = pairs % self.num_items
+        # Any transition is worth more than none.
+        order = counts * (popularity.max() + 1) + popularity[self._next_items]
+        self._scores = ranks.max() + 1 + _dense_ranks(order)
         self._offsets = np.searchsorted(pairs // self.num_items, np.arange(self.num_items + 1))
 
     def start(self, histories: Index) -> _LastItems:
@@ -108,8 +115,8 @@ class Markov:
         known = np.flatnonzero(last != PAD)
         starts, ends = self._offsets[last[known]], self._offsets[last[known] + 1]
         rows, items = ragged(self._next_items, starts, ends)
-        _, counts = ragged(self._counts, starts, ends)
-        return _LastItems(len(last), known[rows], items, counts)
+        _, scores = ragged(self._scores, starts, ends)
+        return _LastItems(len(last), known[rows], items, scores)
 
     def score(self, query: _LastItems, items: Tensor | slice) -> Tensor:
         """``[B, n]`` scores."""
@@ -120,11 +127,11 @@ class Markov:
         return self._score_sorted(query, distinct)[:, torch.from_numpy(position)]
 
     def _score_sorted(self, query: _LastItems, items: Index) -> Tensor:
-        scores = self._popularity[torch.from_numpy(items)].repeat(query.users, 1)
+        scores = self._popularity_ranks[torch.from_numpy(items)].repeat(query.users, 1)
         columns = np.minimum(np.searchsorted(items, query.items), len(items) - 1)
         asked = items[columns] == query.items
         where = torch.from_numpy(query.rows[asked]), torch.from_numpy(columns[asked])
-        scores[where] += torch.from_numpy(query.counts[asked]).float()
+        scores[where] = torch.from_numpy(query.scores[asked]).float()
         return scores
 
 

@@ -10,7 +10,7 @@ import polars as pl
 from iisan.config import Policy
 from iisan.data.sequences import Index, Sequences, ragged
 from iisan.data.splits import Queries, Split
-from iisan.evaluate.metrics import Ranks, hit_rate, ndcg, target_seen
+from iisan.evaluate.metrics import Ranks, hit_rate, ndcg, ranked_rows, target_seen
 from iisan.names import IMAGE, TEXT
 
 if TYPE_CHECKING:
@@ -119,12 +119,12 @@ def _repeats(split: Split) -> dict[str, Fact]:
             why="whoever takes an item again can be predicted from the history alone, without a model",
         )
     }
-    for part, queries in (("validation", split.validation), ("test", split.test)):
-        facts[f"{part}_targets_seen"] = Fact(
-            f"{part} targets already in the history",
+    for subset, queries in (("validation", split.validation), ("test", split.test)):
+        facts[f"{subset}_targets_seen"] = Fact(
+            f"{subset} targets already in the history",
             int(target_seen(queries).sum()),
             of=len(queries),
-            why="forced misses under exclude-all, easy hits under none: the policies do not compare",
+            why="left out under unseen, easy hits under all, misses under exclude-all: policies do not compare",
         )
     return facts
 
@@ -132,13 +132,13 @@ def _repeats(split: Split) -> dict[str, Fact]:
 def _cold_start(split: Split) -> dict[str, Fact]:
     counts = split.train_counts()
     return {
-        "unseen_items": Fact(
+        "cold_items": Fact(
             "items never seen in training",
             int((counts == 0).sum()),
             of=split.num_items,
             why="only their content can place them; leaving them out of the ranking flatters every model",
         ),
-        "test_targets_unseen": Fact(
+        "cold_test_targets": Fact(
             "test targets never seen in training",
             int((counts[split.test.targets] == 0).sum()),
             of=len(split.test),
@@ -225,11 +225,12 @@ def _popularity(split: Split) -> dict[str, Fact]:
         )
     train_counts = split.train_counts()
     for policy in get_args(Policy):
-        ranks = popularity_ranks(train_counts, split.test, policy)
+        queries = split.test[ranked_rows(split.test, policy)]
+        ranks = popularity_ranks(train_counts, queries, policy)
         for name, metric in (("hr", hit_rate), ("ndcg", ndcg)):
             facts[f"most_popular_{name}@10_{policy}"] = Fact(
                 f"most popular items, test {name.upper()}@10, {policy}",
-                float(metric(ranks.above, ranks.ties, 10).mean()),
+                float(metric(ranks.above, ranks.ties, 10).mean()) if len(queries) else None,
                 "share",
                 why="a model that does not beat this has learned nothing about users",
             )
@@ -252,13 +253,13 @@ def popularity_ranks(counts: Index, queries: Queries, policy: Policy) -> Ranks:
     Args:
         counts: ``[N]`` the scores.
         queries: ``Q`` histories with their targets.
-        policy: which items of the history are excluded, see ``rank_targets``.
+        policy: which items are excluded, see ``rank_targets``.
     """
     ascending = np.sort(counts)
     own = counts[queries.targets]
     not_above = np.searchsorted(ascending, own, side="right")
     above, ties = len(counts) - not_above, not_above - np.searchsorted(ascending, own, side="left")
-    if policy == "none":
+    if policy == "all":
         return Ranks(above, ties)
 
     def per_query(rows: Index) -> Index:
@@ -271,10 +272,7 @@ def popularity_ranks(counts: Index, queries: Queries, policy: Policy) -> Ranks:
     rows, items = rows[others], items[others]
     above = above - per_query(rows[counts[items] > own[rows]])
     ties = ties - per_query(rows[counts[items] == own[rows]])
-    if policy == "exclude-all":
-        above = np.where(seen, len(counts) - excluded, above)
-        ties = np.where(seen, excluded, ties)
-    return Ranks(above, ties)
+    return Ranks(np.where(seen, len(counts) - excluded, above), np.where(seen, excluded, ties))
 
 
 def _distinct_pairs(rows: Index, items: Index, num_items: int) -> tuple[Index, Index]:

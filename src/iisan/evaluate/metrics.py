@@ -1,6 +1,6 @@
 """Metrics from two numbers a user: items scored above the target, and items tied with it.
 
-Ties count as a random order (METHOD §6): with g items above the target and t tied with it (itself
+Ties count as a random order: with g items above the target and t tied with it (itself
 included) the ranks g+1 … g+t are equally likely, and each metric is its expectation over them.
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from iisan.config import Policy
 from iisan.data.sequences import Index
 from iisan.data.splits import Queries
 from iisan.errors import ConfigError
@@ -102,33 +103,46 @@ def coverage(recommended: Index, num_items: int) -> float:
 
 
 def target_seen(queries: Queries) -> npt.NDArray[np.bool_]:
-    """Whether the target stands in its own history already, ``[Q]``."""
+    """Whether the target is in its own history, of any length, ``[Q]``."""
     rows, items = queries.seen()
     return np.bincount(rows[items == queries.targets[rows]], minlength=len(queries)) > 0
 
 
+def ranked_rows(queries: Queries, policy: Policy) -> Index:
+    """Rows of the queries that a policy ranks: under ``unseen`` those whose target is not in their own history.
+
+    The others are left out of all means and tests.
+    """
+    return np.flatnonzero(~target_seen(queries)) if policy == "unseen" else np.arange(len(queries))
+
+
 def per_user_frame(
-    ranks: Ranks, queries: Queries, train_counts: Index, user_ids: pl.Series, item_ids: pl.Series
+    ranks: Ranks, rows: Index, queries: Queries, train_counts: Index, user_ids: pl.Series, item_ids: pl.Series
 ) -> pl.DataFrame:
     """One row a query: all that the metrics need, and what to slice them by.
 
     Args:
-        ranks: where the targets stand.
-        queries: what was asked.
+        ranks: where the targets of the ranked queries stand.
+        rows: the queries that were ranked, see ``ranked_rows``.
+        queries: all queries, ``Q``.
         train_counts: ``[N]`` training interactions of every item.
         user_ids: ``[users]`` in the order of the user indices.
         item_ids: ``[N]`` in the order of the item indices.
 
     Returns:
-        ``user_id``, ``item_id`` (the target), ``above``, ``ties``, ``cold`` (the target has no training
-        interaction), ``seen`` (the target stands in the history).
+        ``user_id``, ``item_id`` (the target), ``above`` and ``ties`` (null for queries that were left out),
+        ``cold`` (the target has no training interaction), ``seen`` (the target is in the history).
     """
+
+    def column(values: Index) -> pl.Series:
+        return pl.repeat(None, len(queries), dtype=pl.Int64, eager=True).scatter(rows, values)
+
     return pl.DataFrame(
         {
             USER_ID: user_ids.gather(queries.users),
             ITEM_ID: item_ids.gather(queries.targets),
-            "above": ranks.above,
-            "ties": ranks.ties,
+            "above": column(ranks.above),
+            "ties": column(ranks.ties),
             "cold": train_counts[queries.targets] == 0,
             "seen": target_seen(queries),
         }
@@ -136,5 +150,6 @@ def per_user_frame(
 
 
 def metrics_from_frame(frame: pl.DataFrame, cutoffs: Sequence[int]) -> dict[str, float]:
-    """``summarise`` for the rows of a ``per_user_frame``, or of any selection of them."""
+    """``summarise`` for the ranked rows of a ``per_user_frame``, or of any selection of them."""
+    frame = frame.drop_nulls("ties")
     return summarise(frame["above"].to_numpy(), frame["ties"].to_numpy(), cutoffs, cold=frame["cold"].to_numpy())

@@ -34,27 +34,34 @@ def rank_targets(
 
     All ``N`` items compete. An excluded item scores -inf:
 
-    - ``exclude-all``: every item of the history, even the target. A target that the user already took
-      then ties with the rest of the history at the very end, a forced miss (RI).
-    - ``keep-target``: every item of the history except the target.
-    - ``none``: nothing (P1).
+    - ``unseen``: the items of the whole history, not only of the part that the scorer reads. Queries whose target
+      is one of them have no rank and must be left out before, see ``ranked_rows``.
+    - ``all``: nothing is excluded (IISAN's paper).
+    - ``exclude-all``: as ``unseen``, but a target in its own history is ranked, tied with the rest of the history
+      at the very end: a forced miss (the published code).
 
     Args:
         scorer: scores of items for histories.
         queries: ``Q`` histories with their targets.
-        policy: which items of the history are excluded.
+        policy: which items are excluded.
         batch: users scored at a time.
         block: items scored at a time.
 
     Raises:
         RunError: a score is NaN or +inf.
-        ConfigError: ``batch`` or ``block`` is out of range.
+        ConfigError: ``batch`` or ``block`` is out of range, or queries that the policy leaves out.
     """
     above, ties = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
     width = _width(scorer, block)
     flags: Tensor | None = None  # one buffer for all blocks: new memory costs more than the comparison
     for rows, asked in _batches(queries, batch):
         query = scorer.start(asked.histories(scorer.history_length))
+        if policy == "unseen" and target_seen(asked).any():
+            raise ConfigError(
+                "queries whose target is in their own history, under the policy unseen",
+                "queries without them",
+                "leave them out with ranked_rows",
+            )
         target_scores: Tensor | None = None
         if width < scorer.num_items:
             target_scores = _target_scores(scorer, query, asked.targets, width)
@@ -84,7 +91,7 @@ def top_k(
     scorer: Scorer,
     queries: Queries,
     k: int,
-    policy: Policy = "exclude-all",
+    policy: Policy = "unseen",
     *,
     batch: int = 128,
     block: int = 32768,
@@ -93,9 +100,9 @@ def top_k(
 
     Args:
         scorer: scores of items for histories.
-        queries: ``Q`` histories; their targets matter under ``keep-target`` alone.
+        queries: ``Q`` histories; their targets do not matter.
         k: length of the lists.
-        policy: which items of the history are excluded, as in ``rank_targets``.
+        policy: which items are excluded, see ``rank_targets``.
         batch: users scored at a time.
         block: items scored at a time.
 
@@ -147,12 +154,9 @@ def _batches(queries: Queries, batch: int) -> Iterator[tuple[slice, Queries]]:
 
 def _excluded(queries: Queries, policy: Policy) -> tuple[Index, Index]:
     """Pairs ``(query, item)`` that may not be recommended, by ascending item."""
-    if policy == "none":
+    if policy == "all":
         return np.empty(0, np.int64), np.empty(0, np.int64)
     rows, items = queries.seen()
-    if policy == "keep-target":
-        others = items != queries.targets[rows]
-        rows, items = rows[others], items[others]
     order = np.argsort(items, kind="stable")
     return rows[order], items[order]
 

@@ -62,7 +62,8 @@ def per_user(frames: Sequence[pl.DataFrame], metric: str) -> pl.DataFrame:
     """A metric of every user, averaged over the runs of one method.
 
     Args:
-        frames: one ``per_user_frame`` a run, usually the seeds; the order of rows does not matter.
+        frames: one ``per_user_frame`` a run, usually the seeds. The order of rows does not matter; those without
+            ranks are left out.
         metric: name and cutoff, such as ``"ndcg@10"``, ``"hr@10"``, ``"mrr@5"``.
 
     Returns:
@@ -71,13 +72,13 @@ def per_user(frames: Sequence[pl.DataFrame], metric: str) -> pl.DataFrame:
 
     Raises:
         ConfigError: the metric is unknown, or there are no frames.
-        RunError: a frame lacks a column, has no rows, or asks other users or for other targets than the first.
+        RunError: a frame lacks a column, has no rows, or ranks other users or targets than the first.
     """
     _check_same_queries(frames)
     function, k = _parse(metric)
     values = [
         frame.select(USER_ID, pl.Series(VALUE, function(frame["above"].to_numpy(), frame["ties"].to_numpy(), k)))
-        for frame in frames
+        for frame in (each.drop_nulls("ties") for each in frames)
     ]
     # Sorted, so that the resampling below does not depend on how a run ordered its users.
     return pl.concat(values).group_by(USER_ID).agg(pl.col(VALUE).mean()).sort(USER_ID)
@@ -97,7 +98,7 @@ def compare(a: Sequence[pl.DataFrame], b: Sequence[pl.DataFrame], metric: str) -
 
     Raises:
         ConfigError: see ``per_user``.
-        RunError: see ``per_user``; or a and b were not asked the same, or there are fewer than 2 users.
+        RunError: see ``per_user``; or a and b rank other users or targets, or there are fewer than 2 users.
     """
     of_a, of_b = per_user(a, metric), per_user(b, metric)
     _check_same_queries([a[0], b[0]])
@@ -159,21 +160,21 @@ def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
     first: pl.DataFrame | None = None
     for number, frame in enumerate(frames, start=1):
         missing = [column for column in _COLUMNS if column not in frame.columns]
-        if missing or frame.is_empty():
+        if missing or frame["ties"].null_count() == len(frame):
             raise RunError(
                 f"per-user results of {len(frame):,} rows with the columns {', '.join(frame.columns)}",
-                f"at least one row, and {', '.join(_COLUMNS)}",
+                f"at least one row with ranks, and {', '.join(_COLUMNS)}",
                 "pass the per_user.parquet of a finished run",
             )
-        queries = frame.select(USER_ID, ITEM_ID).sort(USER_ID, ITEM_ID)
+        queries = frame.drop_nulls("ties").select(USER_ID, ITEM_ID).sort(USER_ID, ITEM_ID)
         if first is None:
             first = queries
         elif not queries.equals(first):
             raise RunError(
-                f"result {number} of {len(frames)} has other users or targets than the first "
+                f"result {number} of {len(frames)} ranks other users or targets than the first "
                 f"({len(queries):,} against {len(first):,} rows)",
-                "runs that were asked the same",
-                "compare runs on one dataset with one split",
+                "runs evaluated on the same targets",
+                "compare runs on one dataset with one split and one policy",
             )
 
 

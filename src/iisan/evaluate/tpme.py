@@ -86,34 +86,29 @@ class Weights:
             )
 
 
-#: Only "paper" is published (P1); the others are this library's own judgement of where training happens.
-PRESETS: dict[str, Weights] = {
-    "paper": Weights(time=0.45, parameters=0.10, memory=0.45),
-    # Accelerator hours are the bill; memory only has to fit a large card, and weights are copied over fast links.
-    "data-centre": Weights(time=0.70, parameters=0.10, memory=0.20),
-    # One consumer card: memory decides whether a training runs at all, time only when it ends.
-    "small-gpu": Weights(time=0.30, parameters=0.05, memory=0.65),
-    # Boards that share memory between all programs, where time is energy, and updates travel over thin links.
-    "edge": Weights(time=0.35, parameters=0.20, memory=0.45),
-    # What is trained is stored and sent once per person, memory is a phone's, and training waits for the night.
-    "mobile": Weights(time=0.20, parameters=0.40, memory=0.40),
-}
+#: The published weights (P1).
+PAPER = Weights(time=0.45, parameters=0.10, memory=0.45)
 
 
-def preset(name: str) -> Weights:
-    """The weights of that name.
+def parse_weights(text: str) -> Weights:
+    """Weights as typed: ``paper``, or numbers for time, parameters and memory, such as ``0.3,0.1,0.6``.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: neither.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"no weights '{name}'", f"one of {', '.join(PRESETS)}", "choose one of them")
-    return PRESETS[name]
+    if text == "paper":
+        return PAPER
+    try:
+        return Weights(*map(float, text.split(",")))
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"the weights '{text}'", "'paper', or time,parameters,memory", "write such as 0.45,0.10,0.45"
+        ) from None
 
 
 def tpme(
     measurements: Sequence[Measurement],
-    weights: Weights = PRESETS["paper"],
+    weights: Weights = PAPER,
     extremes: Sequence[Measurement] | None = None,
 ) -> dict[str, float]:
     """Training time, parameter and memory efficiency of every method (P1 eqs. 6–10).

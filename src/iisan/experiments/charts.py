@@ -60,9 +60,12 @@ def _style() -> Iterator[None]:
 
 
 def _figure(height: float = 4.0) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(6.0, height), layout="constrained")
+    figure = Figure(figsize=(6.0, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def svg(figure: "Figure") -> str:
@@ -70,18 +73,24 @@ def svg(figure: "Figure") -> str:
 
     It has neither a date nor a reference to anything outside, and no XML prologue, so it can stand in a page.
     """
-    with _style():
-        file = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=nothing)
-    return "<svg" + file.getvalue().partition("<svg")[2]
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    return "<svg" + _saved(figure, "svg", nothing).decode().partition("<svg")[2]
 
 
 def pdf(figure: "Figure") -> bytes:
     """The figure as a PDF document; the same figure gives the same bytes."""
+    return _saved(figure, "pdf", {"CreationDate": None})
+
+
+def _saved(figure: "Figure", form: str, metadata: dict[str, None]) -> bytes:
     with _style():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for axes in figure.axes:
+            # The layout's last digits differ from process to process.
+            axes.set_position(tuple(round(value, 6) for value in axes.get_position().bounds))
         file = io.BytesIO()
-        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+        figure.savefig(file, format=form, metadata=metadata)
     return file.getvalue()
 
 
@@ -140,24 +149,27 @@ def quality_against_cost(records: Sequence[Record]) -> "Figure":
     memory = [row.peak_memory_bytes or 0.0 for row in rows]
     areas = [1800 * value / max(memory) for value in memory]
     with _style():
+        from matplotlib.ticker import EngFormatter
+
         figure = _figure()
         axes = figure.subplots()
         # Large bubbles lie below small ones; a dot marks the centre of one too small to be seen.
-        for place in sorted(range(len(rows)), key=lambda place: -areas[place]):
-            x, y, area = seconds[place], quality[place], areas[place]
-            axes.scatter(x, y, s=area, facecolors=COLOURS[0] + "4D", edgecolors="#222222", linewidths=1.2)
-            axes.plot(x, y, ".", color="#222222", markersize=4)
+        order = sorted(range(len(rows)), key=lambda place: -areas[place])
+        bubbles = axes.scatter(
+            [seconds[place] for place in order],
+            [quality[place] for place in order],
+            [areas[place] for place in order],
+            facecolors=COLOURS[0] + "4D",
+            edgecolors="#222222",
+            linewidths=1.2,
+        )
+        axes.plot(seconds, quality, ".", color="#222222", markersize=4)
         _log_axis(axes, seconds)
-        low, high = min(quality), max(quality)
-        pad = 0.3 * (high - low) or 0.1 * high or 1.0
-        axes.set_ylim(low - pad, high + pad)
+        _quality_axis(axes, quality, "test NDCG@10 (%)")
         axes.set_xlabel("seconds per epoch (logarithmic)")
-        axes.set_ylabel("test NDCG@10 (%)")
-        axes.set_title(f"area: peak memory (largest {_memory(max(memory))})", fontsize=14, loc="left")
-        axes.grid(alpha=0.25)
-        radii = [math.sqrt(area) / 2 for area in areas]
-        spots: list[Spot] = [(seconds[i], quality[i], radii[i], row.name, ()) for i, row in enumerate(rows)]
-        label(axes, spots)
+        largest = EngFormatter("B", places=1)(max(memory))
+        axes.set_title(f"area: peak memory (largest {largest})", fontsize=14, loc="left")
+        label(axes, list(zip(seconds, quality, (row.name for row in rows), strict=True)), bubbles=bubbles)
     return figure
 
 
@@ -180,24 +192,21 @@ def quality_against_size(records: Sequence[Record]) -> "Figure":
     # A whisker of NaN is not drawn: one seed says nothing about deviation.
     whiskers = [100 * (row.hr.deviation or math.nan) for row in rows if row.hr]
     with _style():
+        from matplotlib.ticker import EngFormatter
+
         figure = _figure()
         axes = figure.subplots()
         axes.errorbar(sizes, quality, whiskers, fmt="o-", color="#222222", linewidth=1.5, markersize=8, capsize=5)
-        _log_axis(axes, sizes, _count)
-        low, high = min(quality), max(quality)
-        pad = 0.3 * (high - low) or 0.1 * high or 1.0
-        axes.set_ylim(max(0, low - pad), high + pad)
+        _log_axis(axes, sizes, EngFormatter())
+        _quality_axis(axes, quality, "test HR@10 (%)")
         axes.set_xlabel(f"parameters, {' and '.join(grown)} (logarithmic)")
-        axes.set_ylabel("test HR@10 (%)")
-        axes.grid(alpha=0.25)
-        spots: list[Spot] = [(sizes[i], quality[i], 5.0, row.name, ()) for i, row in enumerate(rows)]
         steps = [step / 40 for step in range(41)]
         line = [
             (x * (other_x / x) ** step, y + (other_y - y) * step)
             for (x, y), (other_x, other_y) in itertools.pairwise(zip(sizes, quality, strict=True))
             for step in steps
         ]
-        label(axes, spots, line=line)
+        label(axes, list(zip(sizes, quality, (row.name for row in rows), strict=True)), points=line)
     return figure
 
 
@@ -213,12 +222,12 @@ def learning_curves(records: Sequence[Record]) -> "Figure":
     rows = _drawable(table(records), has_history, "validation HR@10 of two epochs")
     columns = 2 if max(len(row.name) for row in rows) < 22 else 1
     with _style():
+        from matplotlib.ticker import MaxNLocator
+
         figure = _figure(3.7 + 0.31 * math.ceil(len(rows) / columns))
         axes = figure.subplots()
-        last = 0.0
         for place, row in enumerate(rows):
             curve = _curve(row)
-            last = max(last, *curve)
             axes.plot(
                 list(curve),
                 [100 * value for value in curve.values()],
@@ -231,7 +240,7 @@ def learning_curves(records: Sequence[Record]) -> "Figure":
                 markersize=7,
                 label=wrapped(row.name, 40),
             )
-        _whole_ticks(axes, last)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation HR@10 (%)")
         axes.grid(alpha=0.25)
@@ -276,13 +285,13 @@ def gate_values(records: Sequence[Record]) -> "Figure":
     return figure
 
 
-def tpme_regions(points: Sequence[tuple[Weights, str]], presets: Mapping[str, Weights]) -> "Figure":
+def tpme_regions(points: Sequence[tuple[Weights, str]], marks: Mapping[str, Weights]) -> "Figure":
     """Which method has the best TPME under which weights of time, parameters and memory.
 
     Args:
         points: ``((time, parameters, memory), winner)`` over the simplex, such as a regular grid; weights
             that several methods tie at stand there once for each.
-        presets: named weights to mark.
+        marks: named weights to mark.
 
     Raises:
         ConfigError: fewer than three points, or points that all lie on a line.
@@ -313,30 +322,20 @@ def tpme_regions(points: Sequence[tuple[Weights, str]], presets: Mapping[str, We
             region.set_linewidth(0.8)
             # A method's region is convex, as TPME is linear in the weights: its middle lies inside.
             room = [point for point, of in zip(zip(x, y, strict=True), inside, strict=True) if of]
-            middle = [statistics.fmean(axis) for axis in zip(*room, strict=True)]
-            # The label of a small region would hide it: it stands beside a dot in the middle instead.
-            if len(room) < 0.1 * len(won):
-                axes.plot(*middle, "o", markersize=5, color="#222222")
-                room = []
-            spots.append((middle[0], middle[1], 4.0, name, room))
+            middle_x, middle_y = (statistics.fmean(axis) for axis in zip(*room, strict=True))
+            axes.plot(middle_x, middle_y, "o", markersize=5, color="#222222")
+            spots.append((middle_x, middle_y, name))
         corners = [_ternary((1, 0, 0)), _ternary((0, 1, 0)), _ternary((0, 0, 1))]
         axes.plot(*zip(*corners, corners[0], strict=True), color="#222222", linewidth=1.5)
         for (corner_x, corner_y), name in zip(corners, ("time", "parameters", "memory"), strict=True):
-            above = corner_y > 0
-            axes.annotate(
-                f"only {name}",
-                (corner_x, corner_y),
-                (0, 6 if above else -6),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-            )
+            height, side = (corner_y + 0.02, "bottom") if corner_y else (-0.02, "top")
+            axes.text(corner_x, height, f"only {name}", ha="center", va=side)
         axes.set_xlim(-0.15, 1.15)
         axes.set_ylim(-0.1, 0.97)
-        marked: list[Spot] = [(*_ternary(weights), 5.0, name, ()) for name, weights in presets.items()]
-        for mark_x, mark_y, *_ in marked:
-            axes.plot(mark_x, mark_y, "*", markersize=14, color="#222222", markeredgecolor="white")
-        label(axes, [*marked, *spots], bold=len(marked))
+        for name, weights in marks.items():
+            spots.append((*_ternary(weights), name))
+            axes.plot(*spots[-1][:2], "*", markersize=14, color="#222222", markeredgecolor="white")
+        label(axes, spots, bold=marks)
     return figure
 
 
@@ -365,7 +364,7 @@ def bars(records: Sequence[Record]) -> "Figure":
             text = f"{means[place]:.2f}" if row.hr else "failed" if row.failures else "not measured"
             end = (means[place] + deviations[place], place)
             axes.annotate(text, end, (7, 0), textcoords="offset points", va="center")
-        axes.set_yticks(places, [wrapped(row.name, 18) for row in rows])
+        axes.set_yticks(places, [wrapped(row.name) for row in rows])
         axes.set_xlim(0, 1.22 * max(map(sum, zip(means, deviations, strict=True))) or 1)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
@@ -443,10 +442,19 @@ def _heat_map(axes: "Axes", lines: Sequence[tuple[str, Sequence[float]]]) -> Non
                 va="center",
             )
     axes.set_xticks([column + 0.5 for column in range(width)], [str(level + 1) for level in range(width)])
-    axes.set_yticks([line + 0.5 for line in range(len(lines))], [wrapped(name, 18) for name, _ in lines])
+    axes.set_yticks([line + 0.5 for line in range(len(lines))], [wrapped(name) for name, _ in lines])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.invert_yaxis()
+
+
+def _quality_axis(axes: "Axes", values: Sequence[float], name: str) -> None:
+    """A y axis around the values, with room for labels."""
+    low, high = min(values), max(values)
+    pad = 0.4 * (high - low) or 0.1 * high or 1.0
+    axes.set_ylim(max(0, low - pad), high + pad)
+    axes.set_ylabel(name)
+    axes.grid(alpha=0.25)
 
 
 def _log_axis(axes: "Axes", values: Sequence[float], written: Callable[[float], str] = "{:g}".format) -> None:
@@ -465,26 +473,8 @@ def _log_axis(axes: "Axes", values: Sequence[float], written: Callable[[float], 
     axes.set_xticks([], minor=True)
 
 
-def _whole_ticks(axes: "Axes", last: float) -> None:
-    """At most seven ticks, at whole epochs."""
-    step = max(1, math.ceil(last / 6))
-    axes.set_xticks(range(step, int(last) + 1, step))
-
-
 def _ternary(weights: Weights) -> tuple[float, float]:
     """Weights on a triangle of side 1: parameters at the left, memory at the right, time on top."""
     time, parameters, memory = weights
     total = time + parameters + memory
     return (memory + time / 2) / total, time / total * math.sqrt(3) / 2
-
-
-def _count(value: float) -> str:
-    """``20 k``, ``110 M``, ``7 B``."""
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g} {name}"
-    return f"{value:g}"
-
-
-def _memory(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

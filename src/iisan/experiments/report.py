@@ -1,7 +1,9 @@
 """One self-contained HTML page from records: tables, charts and failures, with nothing loaded from outside."""
 
 import base64
+import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iisan.errors import MissingExtraError
-from iisan.evaluate.tpme import PRESETS, Measurement, tpme, winners
+from iisan.evaluate.tpme import PAPER, Measurement, tpme, winners
 from iisan.experiments import charts
 from iisan.experiments.records import Record, Row, failures, grid, read_records, table
 from iisan.files import aside
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = "report.html.j2"
+#: The main comparison and the first paper's other tables; then come the second paper's, then open questions.
+_FIRST = ("table-3", "table-4", "table-5", "table-6", "table-7", "figure-4")
 #: Of a fingerprint, as many as tell two apart.
 _DIGITS = 16
 
@@ -46,7 +50,9 @@ class Section:
 
     Attributes:
         title: the experiment's name, with the scale.
-        facts: ``(label, values)`` of what the records say about data, protocol and machine.
+        conclusion: which row is best, and how certain that is, in one line.
+        protocols: how the runs were evaluated.
+        facts: ``(label, values)`` of what the records say about data, states and machine.
         heads, body: the table.
         runs, failed: number of records, and of those that failed.
         failures: ``(row, seed, error)`` of every failed run.
@@ -54,6 +60,8 @@ class Section:
     """
 
     title: str
+    conclusion: str
+    protocols: list[str]
     facts: list[tuple[str, list[str]]]
     heads: list[str]
     body: list[list[str]]
@@ -89,7 +97,7 @@ def render(records: Sequence[Record]) -> str:
     """The page as HTML; the same records give the same text.
 
     Args:
-        records: of any experiments and scales; each pair of them has a section, in first-seen order.
+        records: of any experiments and scales; each pair of them has a section, the main comparison first.
 
     Raises:
         ConfigError: as ``write_report``.
@@ -104,7 +112,7 @@ def render(records: Sequence[Record]) -> str:
         groups.setdefault((record.experiment, record.scale), []).append(record)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("iisan.experiments").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    sections = [section(group) for group in groups.values()]
+    sections = [section(groups[key]) for key in sorted(groups, key=lambda key: _place(key[0]))]
     return environment.from_string(template).render(sections=sections)
 
 
@@ -118,7 +126,6 @@ def section(records: Sequence[Record]) -> Section:
     heads, body = grid(rows)
     experiment, scale = records[0].experiment, records[0].scale
     facts = [
-        ("Protocol", _distinct(record.protocol for record in records)),
         ("Data", _distinct(record.data and record.data[:_DIGITS] for record in records)),
         ("States", _distinct(_pairs({m: f[:_DIGITS] for m, f in record.states.items()}) for record in records)),
         ("Machine", _distinct(_pairs(record.machine) for record in records)),
@@ -126,6 +133,8 @@ def section(records: Sequence[Record]) -> Section:
     ]
     return Section(
         title=f"{experiment} ({scale})" if scale else experiment,
+        conclusion=conclusion(rows),
+        protocols=_distinct(record.protocol for record in records),
         facts=[(label, values) for label, values in facts if values],
         heads=heads,
         body=body,
@@ -134,6 +143,44 @@ def section(records: Sequence[Record]) -> Section:
         failures=failures(rows),
         charts=_charts(records, rows, f"{experiment}-{scale}"),
     )
+
+
+def _place(experiment: str) -> int:
+    if experiment in _FIRST:
+        return _FIRST.index(experiment)
+    return len(_FIRST) + (not experiment.startswith("versa"))
+
+
+def conclusion(rows: Sequence[Row]) -> str:
+    """Which row has the best test HR@10, and whether its lead over the second is more than the seeds' scatter."""
+    ranked = sorted(((row.hr.mean, row) for row in rows if row.hr), key=lambda pair: -pair[0])
+    if not ranked:
+        return "No run was tested."
+    (best, first), *others = ranked
+    said = f"Best test HR@10: {first.name}, {100 * best:.2f} %"
+    if not others:
+        return f"{said}, the only row with a result."
+    second = others[0][1]
+    said += f", {100 * (best - others[0][0]):.2f} points above {second.name}"
+    ours, theirs = (
+        {run.seed: run.test["hr@10"] for run in row.runs if "hr@10" in run.test} for row in (first, second)
+    )
+    leads = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    if len(leads) < 2:
+        return f"{said}; with one seed, that may be chance."
+    p = _paired_p(leads)
+    certain = "is more than chance" if p < 0.05 else "may be chance"
+    return f"{said}; over {len(leads)} seeds, that {certain} (paired t-test, p = {p:.2g})."
+
+
+def _paired_p(differences: Sequence[float]) -> float:
+    """Two-sided p of Student's t-test that the differences have mean 0."""
+    from scipy.stats import t
+
+    mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+    if not error:
+        return float(mean == 0)
+    return float(2 * t.sf(abs(mean) / error, len(differences) - 1))
 
 
 def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[Chart]:
@@ -223,15 +270,14 @@ def _tpme(rows: Sequence[Row], name: str) -> Chart:
         for row in rows
     ]
     points = [((at.time, at.parameters, at.memory), winner) for at, winner in winners(costs, steps=100)]
-    presets = {preset: (at.time, at.parameters, at.memory) for preset, at in PRESETS.items()}
     best = ", ".join(dict.fromkeys(winner for _, winner in points))
     scores = ", ".join(f"{row} {100 * score:.2f}" for row, score in tpme(costs).items())
     return chart(
-        charts.tpme_regions(points, presets),
+        charts.tpme_regions(points, {"paper": (PAPER.time, PAPER.parameters, PAPER.memory)}),
         f"{name}-tpme",
         f"Triangle of weights, divided by the best row: {best}.",
-        "Which row has the lowest TPME under which weights of time, parameters and memory; stars are named "
-        f"weights, of which only 'paper' is published. TPME at 'paper', in % and over these rows alone: {scores}.",
+        "Which row has the lowest TPME under which weights of time, parameters and memory; the star marks "
+        f"the published weights. TPME there, in % and over these rows alone: {scores}.",
     )
 
 

@@ -92,7 +92,6 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
                 "peak_memory_bytes": found.peak_memory_bytes,
                 "baseline_memory_bytes": found.baseline_memory_bytes,
                 "peak_resident_bytes": found.peak_resident_bytes,
-                "joules_per_step": found.joules_per_step,
                 **{f"{stage}_seconds": seconds for stage, seconds in found.stages.items()},
             }
     # Whatever stops one row must not stop the others, and must not be lost.

@@ -6,7 +6,7 @@ import torch
 
 from iisan.config import Config, EvaluationConfig
 from iisan.data.dataset import Dataset
-from iisan.data.splits import Part, Split, split
+from iisan.data.splits import Split, Subset, split
 from iisan.errors import DataError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.evaluation import Evaluation, evaluate
@@ -30,12 +30,12 @@ def _frozen_similarity(stores: Mapping[str, StateStore], dataset: Dataset) -> Sc
     return last_item_similarity(torch.cat(vectors, dim=1), present)
 
 
-def baselines(config: Config, dataset: Dataset, parts: Split) -> dict[str, Scorer]:
-    """The untrained rivals of a run: popularity, Markov, and frozen similarity where last states are stored."""
+def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Scorer]:
+    """The untrained baselines of a run: popularity, Markov, and frozen similarity where last states are stored."""
     scorers: dict[str, Scorer] = {
-        "most popular": most_popular(parts),
-        "recently popular": recently_popular(parts),
-        "Markov": Markov(parts),
+        "most popular": most_popular(subsets),
+        "recently popular": recently_popular(subsets),
+        "Markov": Markov(subsets),
     }
     stores = open_stores(config)
     if stores and all(LAST in store.levels for store in stores.values()):
@@ -43,62 +43,69 @@ def baselines(config: Config, dataset: Dataset, parts: Split) -> dict[str, Score
     return scorers
 
 
-def assess(run: Run, config: Config, part: Part = "test", with_baselines: bool = True) -> dict[str, Evaluation]:
+def assess(
+    run: Run, config: Config, subset: Subset = "test", with_baselines: bool = True
+) -> dict[str, Evaluation]:
     """Evaluate a run, and the baselines before it, under the protocol of ``config``.
 
-    Under another split than the run's own all are trained on what the run was trained on, and only other targets
-    than these are asked for.
+    Under a split other than the run's own the baselines count what the run was trained on, and targets that it was
+    trained or selected on are left out.
 
     Args:
         run: finished.
         config: the run's own, or one with another ``evaluation`` section or dataset folder.
-        part: which queries.
+        subset: which queries.
         with_baselines: whether to measure the baselines too.
 
     Returns:
         Name -> evaluation, the run last, under its recipe's name.
 
     Raises:
-        DataError: the dataset has other items than the run, or nothing is left to ask for.
+        DataError: the dataset has other items than the run, or no target is left.
     """
     dataset = open_dataset(config)
     run.check_items(dataset)
-    own, asked = run.config.evaluation.split, config.evaluation.split
-    parts = split(dataset.sequences, dataset.num_items, asked)
-    left_out = ""
-    if asked != own:
-        whole, parts = parts, parts.after(split(dataset.sequences, dataset.num_items, own))
-        targets, left = len(whole.part(part)), len(parts.part(part))
-        if left < targets:
-            left_out = f" (of {targets:,} targets {targets - left:,} were trained on under {own} and are left out)"
-        if not left:
+    own, other = run.config.evaluation.split, config.evaluation.split
+    subsets = split(dataset.sequences, dataset.num_items, other)
+    remark = ""
+    if other != own:
+        total = len(subsets.subset(subset))
+        subsets = subsets.after(split(dataset.sequences, dataset.num_items, own))
+        queries = subsets.subset(subset)
+        if not len(queries):
             raise DataError(
-                f"all {targets:,} targets of the {asked} {part} were trained on under {own}",
-                "some that the run has not seen",
+                f"the run was trained or selected on all {total:,} targets of the {other} {subset} under {own}",
+                "at least one that it does not know",
                 f"evaluate it under {own}",
             )
-    scorers = baselines(config, dataset, parts) if with_baselines else {}
+        later = subsets.trained_later(queries)
+        remark = (
+            f" of a run trained under {own} ({total - len(queries):,} of {total:,} targets left out, which it was "
+            f"trained or selected on; {'an unknown share' if later is None else f'{later:.1%}'} of its training "
+            "interactions are later than the target, on average)"
+        )
+    scorers = baselines(config, dataset, subsets) if with_baselines else {}
     scorers[run.config.recipe] = run.scorer
-    return measure(scorers, config.evaluation, dataset, parts, part, left_out)
+    return measure(scorers, config.evaluation, dataset, subsets, subset, remark)
 
 
 def measure(
     scorers: Mapping[str, Scorer],
     config: EvaluationConfig,
     dataset: Dataset,
-    parts: Split,
-    part: Part = "test",
+    subsets: Split,
+    subset: Subset = "test",
     remark: str = "",
 ) -> dict[str, Evaluation]:
     """Evaluate several scorers on the same queries under the same protocol, whose name ``remark`` adds to."""
     return {
         name: evaluate(
             scorer,
-            parts.part(part),
-            name=f"{parts.name} {part}{remark}",
+            subsets.subset(subset),
+            name=f"{subsets.name} {subset}{remark}",
             policy=config.policy,
             cutoffs=config.cutoffs,
-            train_counts=parts.train_counts(),
+            train_counts=subsets.train_counts(),
             user_ids=dataset.user_ids,
             item_ids=dataset.items[ITEM_ID],
         )

@@ -30,7 +30,6 @@ def cache(
     max_tokens: int | None = None,
     max_seconds: float | None = None,
     frames: int | None = None,
-    jpeg_draft: bool = False,
     dtype: str = "bf16",
     precision: str = "auto",
     shard_rows: int = 4096,
@@ -55,7 +54,6 @@ def cache(
         max_tokens: longest token sequence of texts, special tokens included (P1 uses 30).
         max_seconds: longest part of a sound that is heard.
         frames: of a video that are looked at.
-        jpeg_draft: decode JPEG images at a fraction of their size where that is enough.
         dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
         precision: number format of the computation; ``"auto"`` takes bf16 where it is fast and fine enough.
         shard_rows: contents per shard, the most that a kill can lose.
@@ -87,7 +85,6 @@ def cache(
             max_tokens=max_tokens,
             max_seconds=max_seconds,
             frames=frames,
-            jpeg_draft=jpeg_draft,
             trust_remote_code=trust_remote_code,
             loading=loading,
         )

@@ -18,7 +18,7 @@ from iisan.states.sources import CachedStates, LiveStates, NoStates, PartialStat
 from iisan.states.store import StateStore
 
 #: How much of a content an encoder takes in.
-_LIMITS = ("max_tokens", "max_seconds", "frames", "jpeg_draft")
+_LIMITS = ("max_tokens", "max_seconds", "frames")
 
 #: How to name the folder of stores.
 STATES_CURE = "pass --states or set the key 'states'"

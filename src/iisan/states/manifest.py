@@ -16,6 +16,8 @@ SCHEMA = 2
 MANIFEST = "manifest.json"
 MEAN = "mean.safetensors"
 RECACHE = "run `iisan cache` again"
+#: Setting of states that earlier versions made from JPEGs decoded at a fraction of their size.
+DRAFT = "jpeg_draft"
 
 #: Where a model came from does not change its states; the digests of its weights and processor stay in.
 _PROVENANCE = ("encoder", "revision")

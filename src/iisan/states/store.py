@@ -22,7 +22,7 @@ from iisan.files import sha256_file
 from iisan.names import IMPORTED, KINDS
 from iisan.states.codec import DTYPES, SCALES, STATES, check_distinct, decode
 from iisan.states.contents import Catalogue, Contents
-from iisan.states.manifest import MANIFEST, MEAN, RECACHE, File, Manifest
+from iisan.states.manifest import DRAFT, MANIFEST, MEAN, RECACHE, File, Manifest
 
 KEY, ROW, COUNT, MEAN_TENSOR = "key", "row", "count", "mean"
 
@@ -80,6 +80,12 @@ class StateStore:
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
+        if manifest.settings.get(DRAFT):
+            raise StoreError(
+                f"the states in '{folder}' were made from JPEGs decoded in draft mode",
+                "states of whole images, the only kind there is now",
+                f"delete the folder and {RECACHE}",
+            )
         store = cls(folder, manifest)
         if not manifest.finished:
             command = "import-states" if store.kind == IMPORTED else "cache"
@@ -149,6 +155,7 @@ class StateStore:
                 path: manifest
                 for path, manifest in manifests.items()
                 if all(_fits(manifest.settings, name, value) for name, value in expect.items())
+                and not manifest.settings.get(DRAFT)
             }
             candidates = _most_levels(fitting or manifests)
         if not candidates:
@@ -323,13 +330,10 @@ def store_folder(out: Path, modality: str, fingerprint: str, tokens: bool = Fals
 
 
 def _fits(settings: dict[str, Any], name: str, expected: Any) -> bool:
-    """Whether a store was made with a setting, where an encoder's folder may be spelt in another way.
-
-    A switch that is off need not be recorded.
-    """
+    """Whether a store was made with a setting, where an encoder's folder may be spelt in another way."""
     if name == "encoder" and settings.get(name) == str(folder_of(expected)):
         return True
-    return settings.get(name) == expected or (expected is False and name not in settings)
+    return settings.get(name) == expected
 
 
 def _most_levels(manifests: Mapping[Path, Manifest]) -> list[Path]:

@@ -18,7 +18,6 @@ from iisan.config import Config, OptimizerConfig
 from iisan.errors import RunError
 from iisan.files import aside
 from iisan.losses import candidate_cross_entropy
-from iisan.machine import keep_freed_memory
 from iisan.model import SequentialRecommender, load_trainable, trainable_state
 from iisan.progress import track
 from iisan.states.sources import ItemBatch
@@ -193,7 +192,6 @@ class Trainer:
 
     def run(self, batches: Iterable[Batch]) -> Tensor:
         """Train on some batches; returns the sum of their losses, scalar: this process's part of it."""
-        keep_freed_memory()
         total = torch.zeros((), device=self.device)
         # A thread reads while a GPU computes; processors have no core to spare for it.
         apart = self.network.source.stored and self.device.type != "cpu"

@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 
 from iisan.config import Config
 from iisan.data.dataset import Dataset
+from iisan.data.splits import Queries, Subset
 from iisan.errors import IisanError, RunError
-from iisan.evaluate.metrics import summarise
+from iisan.evaluate.evaluation import left_out
+from iisan.evaluate.metrics import ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import aside, write_json
@@ -164,13 +166,22 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         split, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
     )
 
-    asked = torch.arange(len(split.validation))
+    def ranked(subset: Subset) -> Queries:
+        queries = split.subset(subset)
+        rows = ranked_rows(queries, evaluation.policy)
+        if remark := left_out(len(queries), len(rows)):
+            say(f"{subset}: {remark}")
+        return queries[rows]
+
+    ranked("test")  # refused now, rather than after the last epoch
+    validation = ranked("validation")
+    rows = torch.arange(len(validation))
 
     def validate(network: SequentialRecommender) -> dict[str, float]:
-        share = split.validation[processes.share(asked).numpy()]
+        share = validation[processes.share(rows).numpy()]
         ranks = rank_targets(network_scorer(network), share, evaluation.policy)
         found = torch.from_numpy(np.stack([ranks.above, ranks.ties], axis=1)).to(setup.device)
-        above, ties = processes.gather(found, len(asked)).cpu().numpy().T
+        above, ties = processes.gather(found, len(rows)).cpu().numpy().T
         return summarise(above, ties, evaluation.cutoffs)
 
     events = _event_writer(out) if processes.first else _no_events
