@@ -1,4 +1,4 @@
-"""Fixtures for all tests; the naive reading here shares no code with the readers under test."""
+"""Fixtures for all tests; the naive reader here shares no code with the readers under test."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ import torch
 from iisan.data.sequences import Sequences
 from iisan.data.splits import Split, leave_one_out
 
-# Models and batches are so small here that waiting for a second thread takes longer than the work.
+# Models and batches are so small that synchronising a second thread takes longer than the work.
 torch.set_num_threads(1)
 
 SCIENTIFIC = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "scientific"
@@ -40,7 +40,7 @@ class Scientific:
 
 @pytest.fixture(scope="session")
 def scientific_folder() -> Path:
-    """Folder of the real Amazon "Industrial & Scientific" tables."""
+    """Folder of the Amazon tables "Industrial & Scientific"."""
     if not SCIENTIFIC.is_dir():
         pytest.skip(f"the Scientific data is not at {SCIENTIFIC}")
     return SCIENTIFIC
@@ -48,7 +48,7 @@ def scientific_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def scientific(scientific_folder: Path) -> Scientific:
-    """Last 13 interactions of every user, items that occur in them, leave-one-out."""
+    """The last 13 interactions of every user and their items, split leave-one-out."""
 
     def table(name: str) -> list[list[str]]:
         lines = (scientific_folder / name).read_text(encoding="utf-8").splitlines()
@@ -81,7 +81,7 @@ SaveModel = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def save_model() -> SaveModel:
-    """Writes a tiny random model with its processors."""
+    """A function that writes a tiny random model with its processors."""
     import transformers as hf
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -94,10 +94,10 @@ def save_model() -> SaveModel:
         tokenizer: Callable[[], Any] | None = None,
         **tokenizer_options: Any,
     ) -> Path:
-        """The tokenizer knows words, with ends by ``template`` ("[CLS] $A [SEP]", say), or is given, or absent."""
+        """Write a model with a word-level tokenizer of a ``template`` ("[CLS] $A [SEP]"), another one, or none."""
         torch.manual_seed(len(folder.name))
         model = hf.AutoModel.from_config(config)
-        for parameter in model.parameters():  # the usual 0.02 makes tokens nearly the same
+        for parameter in model.parameters():  # with the usual 0.02, tokens would hardly differ
             torch.nn.init.normal_(parameter, std=0.2)
         model.save_pretrained(folder)
         if template is not None:
@@ -122,7 +122,7 @@ def save_model() -> SaveModel:
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory, save_model: SaveModel) -> dict[str, Path]:
-    """Folders of tiny random models with processors: bert, gpt2 (no pad token), vit, clip and more."""
+    """Folders of tiny random models with their processors; gpt2 has no pad token."""
     import transformers as hf
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
@@ -158,7 +158,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory, save_model: SaveMode
 
 @dataclass(frozen=True)
 class Prepared:
-    """A tiny dataset with its cached states, as ``iisan prepare`` and ``iisan cache`` leave them."""
+    """Folders of a tiny dataset, its cached states and their encoders."""
 
     dataset: Path
     states: Path
@@ -170,7 +170,7 @@ class Prepared:
 def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Prepared]:
     """30 items (some without text, image or both), 50 users, timestamps; states of a tiny BERT and a tiny ViT.
 
-    All tests share it, so none may write into it: which test would notice depends on the order they run in.
+    All tests share these folders, so no test may write into them.
     """
     from PIL import Image
 
@@ -205,7 +205,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, 
     )
     before = sorted(folder.rglob("*"))
     yield Prepared(folder / "dataset", folder / "states", Path(text), Path(image))
-    assert sorted(folder.rglob("*")) == before, "a test wrote into what all tests share"
+    assert sorted(folder.rglob("*")) == before, "a test wrote into the shared folders"
 
 
 @pytest.fixture

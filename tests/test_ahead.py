@@ -1,4 +1,4 @@
-"""Results that are computed ahead come in order, errors reach the caller, and no thread stays behind."""
+"""Prefetched results come in order, errors reach the caller, and no thread is left running."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""What the trainings of the demo's small encoders share: sizes, labels, hidden patches, the loop."""
+"""Shared code of the demo's encoder training: sizes, labels, masked patches, the training loop."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,73 +7,66 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import (
-    ViTImageProcessorPil,
-)
+from transformers import ViTImageProcessorPil
 
 from iisan.demo import pictures
-from iisan.demo.products import (
-    NUM_VALUES,
-    Attributes,
-    columns,
-)
+from iisan.demo.products import NUM_VALUES, Attributes, columns
 
 HEADS = 4
 BATCH = 64
 PATCH = 8
-RESIZED = 32  # pixels a side
+RESIZED = 32  # edge in pixels
 MASKED_PATCHES = 0.15
 LABEL_NOISE = 0.1
 POSITIONS = 64
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-RATE = 1.5e-3
-IGNORED = -100  # label of words that are not guessed, in the collator of transformers
+LEARNING_RATE = 1.5e-3
+IGNORED = -100  # label of words that are not predicted (the convention of transformers)
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large an encoder is.
+    """Size of an encoder.
 
     Attributes:
-        width: D.
-        blocks: T.
-        inner: index of the hidden state that also learns.
+        width: Width D.
+        layers: Number of layers T.
+        inner: Index of the hidden state with an objective of its own.
     """
 
     width: int
-    blocks: int
+    layers: int
     inner: int
 
 
-#: Ending of the folder's name -> size. They differ in depth and width, so that pairs of encoders can.
+#: Suffix of the folder name -> size. Depths and widths differ, so that pairs of unequal encoders can be tried.
 SIZES = {
-    "": Size(width=64, blocks=6, inner=4),
-    "-small": Size(width=32, blocks=4, inner=2),
-    "-tiny": Size(width=16, blocks=2, inner=1),
+    "": Size(width=64, layers=6, inner=4),
+    "-small": Size(width=32, layers=4, inner=2),
+    "-tiny": Size(width=16, layers=2, inner=1),
 }
-#: Of the models of tones and clips.
-MEDIA_SIZE = Size(width=64, blocks=4, inner=2)
+#: Size of the audio and video encoders.
+MEDIA_SIZE = Size(width=64, layers=4, inner=2)
 
 # Streams far from those of the catalogue, which are numbered from 0.
 TEXT_STREAM, IMAGE_STREAM, BATCH_STREAM, LABEL_STREAM, AUDIO_STREAM, VIDEO_STREAM = range(100, 106)
-#: The captioner and the audio model have nothing to do with each other.
+#: The captioner and the audio encoder share no data, so they may share a stream.
 CAPTION_STREAM = AUDIO_STREAM
 
 
 def noisy_labels(
     attributes: Attributes, labels: tuple[str, ...], tags: tuple[str, ...], rng: np.random.Generator
 ) -> torch.Tensor:
-    """Label each product with some attributes and a tag, each replaced by chance one time in ten.
+    """Label each product with some attributes and a tag; each label is replaced at random with probability 0.1.
 
     Args:
-        attributes: ``[n, 7]`` value numbers, or ``[n, 9]`` extended ones.
-        labels: names of the attributes that are labels of their own.
-        tags: names of the attributes one of which becomes the tag; tag ``6·a + v`` stands for value v of
-            the a-th of them.
-        rng: source of tags and errors.
+        attributes: Attribute values ``[n, 7]``, or ``[n, 9]`` in the extended catalogue.
+        labels: Names of the attributes that become labels.
+        tags: Names of the attributes to draw the tag from; tag ``6·a + v`` is value v of the a-th of them.
+        rng: Source of tags and errors.
 
     Returns:
-        ``[n, len(labels) + 1]`` int64, the tag last.
+        Labels ``[n, len(labels) + 1]``, int64, the tag last.
     """
     taggable = attributes[:, columns(tags)]
     tagged = rng.integers(len(tags), size=len(attributes))
@@ -85,7 +78,7 @@ def noisy_labels(
 
 
 def _batches(count: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield ``steps`` batches of row numbers, epoch after epoch in fresh order."""
+    """Yield ``steps`` batches of row numbers, shuffled anew in each epoch."""
     rng = np.random.default_rng([seed, BATCH_STREAM])
     order = np.empty(0, dtype=np.int64)
     for _ in range(steps):
@@ -103,43 +96,43 @@ def train_steps(
     steps: int,
     seed: int,
 ) -> None:
-    """Minimise the sum of ``losses(row numbers)``."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
+    """Train a model for ``steps`` steps on the sum of ``losses(row numbers)``."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for step, rows in enumerate(_batches(count, steps, seed), 1):
-        parts = losses(rows)
+        terms = losses(rows)
         optimiser.zero_grad()
-        torch.stack([*parts.values()]).sum().backward()
+        torch.stack([*terms.values()]).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         if step % 200 == 0 or step == steps:
-            values = ", ".join(f"{part} {loss.item():.4f}" for part, loss in parts.items())
+            values = ", ".join(f"{term} {loss.item():.4f}" for term, loss in terms.items())
             print(f"{name} step {step}/{steps}: {values}", flush=True)
 
 
-def hide_patches(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hide some patches, ``P`` of each image, drawn by chance.
+def mask_patches(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mask a random share of the ``P`` patches of each image.
 
     Args:
-        images: ``[n, C, height, width]``.
+        images: Images ``[n, C, height, width]``.
 
     Returns:
-        The images with zeros where patches are hidden, all patches ``[n, P, C·PATCH²]``, which are hidden
-        ``[n, P]``.
+        The images with masked patches set to zero, all original patches ``[n, P, C·PATCH²]``, and the mask ``[n,
+        P]``.
     """
     patches = functional.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
-    hidden = torch.rand(patches.shape[:2]) < MASKED_PATCHES
+    mask = torch.rand(patches.shape[:2]) < MASKED_PATCHES
     masked = functional.fold(
-        patches.masked_fill(hidden[..., None], 0.0).transpose(1, 2), images.shape[-2:], PATCH, stride=PATCH
+        patches.masked_fill(mask[..., None], 0.0).transpose(1, 2), images.shape[-2:], PATCH, stride=PATCH
     )
-    return masked, patches, hidden
+    return masked, patches, mask
 
 
 def render_pictures(
     attributes: Attributes, pixels: int, rng: np.random.Generator
 ) -> tuple[ViTImageProcessorPil, torch.Tensor]:
-    """The preprocessing, and each product's picture after it, ``[n, 3, pixels, pixels]``."""
+    """Return an image processor and the preprocessed picture of each product, ``[n, 3, pixels, pixels]``."""
     blocks = np.array_split(attributes, max(1, len(attributes) // 256))
     size = {"height": pixels, "width": pixels}
     processor = ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)

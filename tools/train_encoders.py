@@ -1,23 +1,24 @@
 """Train the demo's small encoders: ``python tools/train_encoders.py``.
 
-They stand in for BERT, ViT, AST, VideoMAE and a model that writes captions as downloaded: pretrained on products
-of the same kind as the catalogue's but on none of the catalogue's, for objectives that are not recommendation.
+They stand in for downloaded models (BERT, ViT, AST, VideoMAE and a captioner): pretrained on products like those
+of the catalogue, but on none of the catalogue itself, and for objectives other than recommendation.
 
-- Text: the last block tells masked words and the category, an inner block tells one tag.
-- Image: the last block tells category and shape, an inner block tells one tag and the pixels of hidden patches.
-- Audio and video: the last block tells the timbre or the motion, an inner block the content of hidden patches.
-- Captioner: a ViT, and a GPT-2 that looks at its states, say what a picture shows.
+- Text: the last layer predicts masked words and the category, an inner layer predicts a tag.
+- Image: the last layer predicts category and shape, an inner layer predicts a tag and the pixels of masked
+  patches.
+- Audio and video: the last layer predicts timbre or motion, an inner layer the content of masked patches.
+- Captioner: a ViT and a GPT-2 that attends to its states generate a description of a picture.
 
-A tag is a value of one of the product's four attributes, drawn by chance, as weak labels from the web are. One
-label and one tag in ten are wrong; sentences are right. What comes out, by linear probes of all levels on
-products never seen: the text model's states tell all four attributes of a title, averaged over words a little
-less at the last level than further in; the image model's tell category and colour, shape mostly, and pattern in
-two of three pictures; the small and tiny ones tell less; the audio and the video model's tell the timbre and the
-motion of all but one in a hundred products. The captioner, on 2,000 pictures never seen, is right about colour and
-frame of all (100%), the pattern of 96%, the shape of 80%; 78% of its sentences are wholly right.
+A tag is a random one of the product's four attributes, like weak labels from the web. One label and one tag in ten
+are wrong; descriptions are correct. Results of linear probes of all levels on unseen products: the text encoder's
+states predict all four attributes of a title, token means slightly worse at the last level than at inner ones;
+those of the image encoder predict category and colour, mostly shape, and the pattern of two pictures in three; the
+small and tiny encoders predict less; audio and video encoder predict timbre and motion of 99% of the products. On
+2,000 unseen pictures, the captioner gets colour and frame right in 100%, the pattern in 96%, the shape in 80%, and
+the whole sentence in 78%.
 
-Deterministic in the seed on one machine, one thread and one set of library versions; fifteen to twenty minutes of
-one core for all. The folders written are ordinary Hugging Face folders.
+Deterministic for one seed, machine, thread count and set of library versions; takes 15 to 20 minutes on one core.
+The output folders are ordinary Hugging Face folders.
 """
 
 import argparse
@@ -64,7 +65,7 @@ from pretraining import (
     SPECIAL,
     TEXT_STREAM,
     Size,
-    hide_patches,
+    mask_patches,
     noisy_labels,
     render_pictures,
     train_steps,
@@ -72,15 +73,15 @@ from pretraining import (
 from train_media import train_audio, train_captioner, train_video
 
 FOLDER = ENCODERS
-COMMON = 1000  # a word that stands in one title of so many is a token; others are spelt
+COMMON = 1000  # words in at least one of this many titles become tokens, others are spelt
 MASKED_WORDS = 0.25
 
 
 def training_titles(seed: int, count: int) -> tuple[list[str], Attributes]:
-    """Write titles of ``count`` products; those that occur in the default catalogue are left out.
+    """Generate titles of ``count`` products, without those of the default catalogue.
 
     Returns:
-        At most ``count`` titles, and their products' attributes.
+        At most ``count`` titles and the attributes of their products.
     """
     rng = np.random.default_rng([seed, TEXT_STREAM])
     attributes = draw_attributes(count, rng)
@@ -91,10 +92,9 @@ def training_titles(seed: int, count: int) -> tuple[list[str], Attributes]:
 
 
 def vocabulary(titles: list[str]) -> list[str]:
-    """List the tokens: special ones, characters to spell rare words with, common words.
+    """Build the vocabulary: special tokens, characters to spell rare words with, common words.
 
-    The trainers of the tokenizers library break ties at random, so they cannot be used where the same seed
-    must give the same file.
+    The trainers of the tokenizers library break ties at random, which is not reproducible.
     """
     words = Counter(word for title in titles for word in re.findall(r"\w+|[^\w\s]", title.lower()))
     common = {word for word, count in words.items() if count * COMMON >= len(titles)}
@@ -103,7 +103,7 @@ def vocabulary(titles: list[str]) -> list[str]:
 
 
 class _TextPretext(nn.Module):
-    """A BERT with the heads of its objectives."""
+    """A BERT with an output layer per objective."""
 
     def __init__(self, config: BertConfig, size: Size) -> None:
         super().__init__()
@@ -118,17 +118,17 @@ class _TextPretext(nn.Module):
         self, tokens: dict[str, torch.Tensor], words: torch.Tensor, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         output = self.pretraining.bert(**tokens, output_hidden_states=True)
-        guessed = words != IGNORED
-        guess = self.pretraining.cls.predictions(output.last_hidden_state[guessed])
+        masked = words != IGNORED
+        logits = self.pretraining.cls.predictions(output.last_hidden_state[masked])
         return {
-            "words": functional.cross_entropy(guess, words[guessed]),
+            "words": functional.cross_entropy(logits, words[masked]),
             "category": functional.cross_entropy(self.category(output.pooler_output), labels[:, 0]),
             "tags": functional.cross_entropy(self.tags(output.hidden_states[self.inner][:, 0]), labels[:, 1]),
         }
 
 
 def train_text(folder: Path, size: Size, seed: int, steps: int, count: int = 30_000) -> None:
-    """Make the vocabulary, train the BERT, and save both to ``folder``."""
+    """Build the vocabulary, train the BERT, and save both to ``folder``."""
     titles, attributes = training_titles(seed, count)
     labels = noisy_labels(attributes, ("category",), TEXT_ATTRIBUTES, np.random.default_rng([seed, LABEL_STREAM]))
     tokenizer = BertTokenizer(
@@ -138,7 +138,7 @@ def train_text(folder: Path, size: Size, seed: int, steps: int, count: int = 30_
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.width,
-        num_hidden_layers=size.blocks,
+        num_hidden_layers=size.layers,
         num_attention_heads=HEADS,
         intermediate_size=4 * size.width,
         max_position_embeddings=POSITIONS,
@@ -156,14 +156,14 @@ def train_text(folder: Path, size: Size, seed: int, steps: int, count: int = 30_
 
     train_steps("text", model, losses, len(titles), steps, seed)
     bert = model.pretraining.bert
-    # Whoever fine-tunes it gets BERT's usual dropout; this short pretraining is better off without.
+    # The short pretraining works better without dropout; fine-tuning gets BERT's default.
     bert.config.hidden_dropout_prob = bert.config.attention_probs_dropout_prob = 0.1
     bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 class _ImagePretext(nn.Module):
-    """A ViT with the heads of its objectives."""
+    """A ViT with an output layer per objective."""
 
     def __init__(self, config: ViTConfig, size: Size) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _ImagePretext(nn.Module):
         self.pixels = nn.Sequential(nn.LayerNorm(size.width), nn.Linear(size.width, 3 * PATCH**2))
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        masked, patches, hidden = hide_patches(images)
+        masked, patches, mask = mask_patches(images)
         output = self.vit(masked, output_hidden_states=True)
         inner = output.hidden_states[self.inner]
         category, shape = self.labels(output.last_hidden_state[:, 0]).split(NUM_VALUES, dim=1)
@@ -184,7 +184,7 @@ class _ImagePretext(nn.Module):
             "category": functional.cross_entropy(category, labels[:, 0]),
             "shape": functional.cross_entropy(shape, labels[:, 1]),
             "tags": functional.cross_entropy(self.tags(inner[:, 0]), labels[:, 2]),
-            "pixels": (self.pixels(inner[:, 1:]) - patches)[hidden].square().mean(),
+            "pixels": (self.pixels(inner[:, 1:]) - patches)[mask].square().mean(),
         }
 
 
@@ -200,7 +200,7 @@ def train_image(folder: Path, size: Size, seed: int, steps: int, count: int = 12
         image_size=RESIZED,
         patch_size=PATCH,
         hidden_size=size.width,
-        num_hidden_layers=size.blocks,
+        num_hidden_layers=size.layers,
         num_attention_heads=HEADS,
         intermediate_size=4 * size.width,
     )
@@ -211,11 +211,11 @@ def train_image(folder: Path, size: Size, seed: int, steps: int, count: int = 12
 
 
 def main() -> None:
-    """Train the encoders and write them into the package, or elsewhere with ``--out``."""
+    """Train the encoders and write them into the package, or to ``--out``."""
     trainings: dict[str, Callable[[Path, int], None]] = {}
-    for ending, size in SIZES.items():
-        trainings[f"{TEXT}{ending}"] = partial(train_text, size=size, steps=1000)
-        trainings[f"{IMAGE}{ending}"] = partial(train_image, size=size, steps=2000)
+    for suffix, size in SIZES.items():
+        trainings[f"{TEXT}{suffix}"] = partial(train_text, size=size, steps=1000)
+        trainings[f"{IMAGE}{suffix}"] = partial(train_image, size=size, steps=2000)
     trainings[AUDIO] = partial(train_audio, size=MEDIA_SIZE, steps=800)
     trainings[VIDEO] = partial(train_video, size=MEDIA_SIZE, steps=1500)
     trainings[CAPTIONER] = partial(train_captioner, steps=2000)

@@ -1,4 +1,4 @@
-"""Train the demo's small models of tones and clips, and the one that writes captions; see ``train_encoders``."""
+"""Train the demo's small audio and video encoders and its captioner; see ``train_encoders``."""
 
 from pathlib import Path
 
@@ -40,19 +40,19 @@ from pretraining import (
     SPECIAL,
     VIDEO_STREAM,
     Size,
-    hide_patches,
+    mask_patches,
     noisy_labels,
     render_pictures,
     train_steps,
 )
 
 BANDS = 32
-WINDOWS = 40  # of 10 ms: the whole tone
-TUBELET = 2  # frames that make one token
+WINDOWS = 40  # spectrogram frames of 10 ms: the whole tone
+TUBELET = 2  # frames per token
 
 
 def train_captioner(folder: Path, seed: int, steps: int, count: int = 12_000) -> None:
-    """Train a ViT with a GPT-2 on pictures and sentences about them, and save all that it needs to ``folder``."""
+    """Train a ViT with a GPT-2 on pictures and their descriptions, and save model and processors to ``folder``."""
     rng = np.random.default_rng([seed, CAPTION_STREAM])
     attributes = draw_attributes(count, rng)
     processor, images = render_pictures(attributes, pictures.SIZE, rng)
@@ -94,9 +94,9 @@ def train_captioner(folder: Path, seed: int, steps: int, count: int = 12_000) ->
     model = VisionEncoderDecoderModel(config).train()
 
     def losses(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        guess = model(pixel_values=images[rows], decoder_input_ids=tokens[rows, :-1]).logits
+        logits = model(pixel_values=images[rows], decoder_input_ids=tokens[rows, :-1]).logits
         return {
-            "words": functional.cross_entropy(guess.flatten(0, 1), targets[rows].flatten(), ignore_index=IGNORED)
+            "words": functional.cross_entropy(logits.flatten(0, 1), targets[rows].flatten(), ignore_index=IGNORED)
         }
 
     train_steps("captioner", model, losses, count, steps, seed)
@@ -106,30 +106,30 @@ def train_captioner(folder: Path, seed: int, steps: int, count: int = 12_000) ->
 
 
 class _MediaPretext(nn.Module):
-    """An AST or a VideoMAE with the heads of its objectives.
+    """An AST or a VideoMAE with an output layer per objective.
 
     Args:
-        tower: the model.
-        values: numbers in a patch, as ``hide_patches`` gives them.
-        size: of the model.
+        encoder: The model.
+        values: Number of values in a patch of ``mask_patches``.
+        size: Size of the model.
     """
 
-    def __init__(self, tower: nn.Module, values: int, size: Size) -> None:
+    def __init__(self, encoder: nn.Module, values: int, size: Size) -> None:
         super().__init__()
         self.inner = size.inner
-        self.tower = tower
+        self.encoder = encoder
         self.label = nn.Sequential(nn.LayerNorm(size.width), nn.Linear(size.width, NUM_VALUES))
         self.content = nn.Sequential(nn.LayerNorm(size.width), nn.Linear(size.width, values))
 
     def forward(
-        self, masked: torch.Tensor, patches: torch.Tensor, hidden: torch.Tensor, labels: torch.Tensor
+        self, masked: torch.Tensor, patches: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        output = self.tower(masked, output_hidden_states=True)
-        # Class tokens, of which only AST has some, stand before the patches.
+        output = self.encoder(masked, output_hidden_states=True)
+        # Skip the class tokens that AST puts before the patches; VideoMAE has none.
         inner = output.hidden_states[self.inner][:, -patches.shape[1] :]
         return {
             "label": functional.cross_entropy(self.label(output.last_hidden_state.mean(1)), labels),
-            "content": (self.content(inner) - patches)[hidden].square().mean(),
+            "content": (self.content(inner) - patches)[mask].square().mean(),
         }
 
 
@@ -156,20 +156,20 @@ def train_audio(folder: Path, size: Size, seed: int, steps: int, count: int = 12
         frequency_stride=PATCH,
         time_stride=PATCH,
         hidden_size=size.width,
-        num_hidden_layers=size.blocks,
+        num_hidden_layers=size.layers,
         num_attention_heads=HEADS,
         intermediate_size=4 * size.width,
     )
-    tower = ASTModel(config)
-    model = _MediaPretext(tower, PATCH**2, size).train()
+    encoder = ASTModel(config)
+    model = _MediaPretext(encoder, PATCH**2, size).train()
 
     def losses(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        # AST numbers its patches along the bands' axis first.
-        masked, patches, hidden = hide_patches(spectra[rows].transpose(1, 2)[:, None])
-        return model(masked[:, 0].transpose(1, 2), patches, hidden, labels[rows])
+        # AST orders its patches by band first.
+        masked, patches, mask = mask_patches(spectra[rows].transpose(1, 2)[:, None])
+        return model(masked[:, 0].transpose(1, 2), patches, mask, labels[rows])
 
     train_steps(AUDIO, model, losses, count, steps, seed)
-    tower.save_pretrained(folder)
+    encoder.save_pretrained(folder)
     extractor.save_pretrained(folder)
 
 
@@ -178,7 +178,7 @@ def train_video(folder: Path, size: Size, seed: int, steps: int, count: int = 12
     rng = np.random.default_rng([seed, VIDEO_STREAM])
     attributes = draw_attributes(count, rng, EXTENDED_ATTRIBUTES)
     blocks = np.array_split(attributes, max(1, count // 256))
-    films = torch.cat([torch.from_numpy(clips.render(block, rng)).movedim(-1, 2) for block in blocks])
+    videos = torch.cat([torch.from_numpy(clips.render(block, rng)).movedim(-1, 2) for block in blocks])
     labels = noisy_labels(attributes, (), VIDEO_ATTRIBUTES, rng)[:, 0]
     side = {"height": clips.SIZE, "width": clips.SIZE}
     processor = VideoMAEImageProcessorPil(
@@ -192,22 +192,23 @@ def train_video(folder: Path, size: Size, seed: int, steps: int, count: int = 12
         num_frames=clips.FRAMES,
         tubelet_size=TUBELET,
         hidden_size=size.width,
-        num_hidden_layers=size.blocks,
+        num_hidden_layers=size.layers,
         num_attention_heads=HEADS,
         intermediate_size=4 * size.width,
     )
-    tower = VideoMAEModel(config)
-    model = _MediaPretext(tower, 3 * TUBELET * PATCH**2, size).train()
+    encoder = VideoMAEModel(config)
+    model = _MediaPretext(encoder, 3 * TUBELET * PATCH**2, size).train()
 
     def losses(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        # As the processor does it, without its copies of all clips in fp32; frames of a tubelet are channels.
-        tubelets = (films[rows] / 127.5 - 1).reshape(-1, 3 * TUBELET, clips.SIZE, clips.SIZE)
-        masked, patches, hidden = hide_patches(tubelets)
+        # Same values as from the processor, without fp32 copies of all clips; the frames of a tubelet become
+        # channels.
+        tubelets = (videos[rows] / 127.5 - 1).reshape(-1, 3 * TUBELET, clips.SIZE, clips.SIZE)
+        masked, patches, mask = mask_patches(tubelets)
         tokens = (len(rows), -1, patches.shape[-1])
         return model(
-            masked.reshape(films[rows].shape), patches.reshape(tokens), hidden.reshape(tokens[:2]), labels[rows]
+            masked.reshape(videos[rows].shape), patches.reshape(tokens), mask.reshape(tokens[:2]), labels[rows]
         )
 
     train_steps(VIDEO, model, losses, count, steps, seed)
-    tower.save_pretrained(folder)
+    encoder.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Content-aware next-item recommendation from frozen text and image models.
 
-The names of a session are here: ``Dataset``, ``StateStore``, ``Recommender``, ``cache_states``, ``load_config``.
-They are imported when they are first used, so that ``import iisan`` stays light.
+The main entry points are ``Dataset``, ``StateStore``, ``Recommender``, ``cache_states`` and ``load_config``. They
+are imported on first use, so that ``import iisan`` stays fast.
 """
 
 from importlib import import_module

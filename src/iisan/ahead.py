@@ -1,4 +1,4 @@
-"""Work that is done while the results before it are used."""
+"""Prefetching: results are computed in threads while earlier ones are used."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -10,15 +10,15 @@ B = TypeVar("B")
 
 
 def ahead(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Generator[B]:
-    """``map`` whose next results are computed in threads while the latest is used.
+    """``map`` that computes the next results in threads while the caller uses the current one.
 
-    Whoever stops early must close it, by ``contextlib.closing``: left to the garbage collection, which runs in any
-    thread, its threads might be told to wait for themselves.
+    To stop early, close the generator (``contextlib.closing``): garbage collection may run in one of its own
+    threads, which would then wait for itself.
 
     Args:
-        function: is called once with each argument.
-        arguments: are taken in the caller's thread.
-        workers: threads; without any it is ``map``.
+        function: Function of one argument.
+        arguments: Arguments, iterated in the caller's thread.
+        workers: Number of threads; with 0, this is plain ``map``.
     """
     if not workers:
         yield from map(function, arguments)

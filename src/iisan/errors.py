@@ -1,13 +1,13 @@
-"""What can go wrong, said in one sentence: what was got, what was expected, what cures it."""
+"""Errors whose message is one sentence: what was found, what was expected, how to fix it."""
 
 
 class IisanError(Exception):
-    """Bad input or an unusable environment; the command line prints it and exits with code 2.
+    """Base class for bad input or an unusable environment; the command line prints it and exits with code 2.
 
     Args:
-        got: the offending value and where it stands.
-        expected: what would have been right.
-        cure: what to do now, as an instruction.
+        got: The offending value and its location.
+        expected: Description of valid input.
+        cure: Instruction that fixes the problem.
     """
 
     def __init__(self, got: str, expected: str, cure: str) -> None:
@@ -29,15 +29,15 @@ class DataError(IisanError):
 
 
 class EncoderError(IisanError):
-    """A pretrained model or its processor that cannot be loaded or is not understood."""
+    """A pretrained model or processor that cannot be loaded or is not supported."""
 
 
 class StoreError(IisanError):
-    """A state store that is damaged, foreign, incomplete or made under other settings."""
+    """A state store that is damaged, foreign, incomplete or has different settings."""
 
 
 class RunError(IisanError):
-    """A run folder that cannot be used, or a training that cannot go on."""
+    """A run folder that cannot be used, or a training run that cannot continue."""
 
 
 class MissingExtraError(IisanError):

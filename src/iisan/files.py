@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write aside, then rename; manifests go last."""
+"""Atomic writing (a temporary file, then a rename), manifests and hashes."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that replaces it when the block ends without an error."""
+    """Yield a temporary path that replaces ``path`` when the context exits without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -50,23 +50,23 @@ def locked(folder: Path, error: type[IisanError]) -> contextlib.AbstractContextM
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` atomically as indented JSON."""
     with aside(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(path: Path, kind: str, schema: int, error: type[IisanError], cure: str) -> dict[str, Any]:
-    """Read the JSON manifest of an artefact and check that it is one of ours and not newer than we are.
+    """Read the JSON manifest of an artefact and check its kind and schema version.
 
     Args:
-        path: the manifest file.
-        kind: the value its ``kind`` field must have, such as ``"iisan-dataset"``.
-        schema: the newest schema version understood here.
-        error: the class to raise.
-        cure: what to do when the artefact is absent or unreadable, as an instruction.
+        path: Path of the manifest.
+        kind: Required value of its field ``kind``, such as ``"iisan-dataset"``.
+        schema: Newest supported schema version.
+        error: Exception class to raise.
+        cure: Instruction for the case that the manifest is missing or unreadable.
 
     Raises:
-        IisanError: (of class ``error``) absent, not JSON, foreign, or written by a newer iisan.
+        IisanError: (of class ``error``) The manifest is missing, not JSON, of another kind, or of a newer schema.
     """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -87,11 +87,11 @@ def read_manifest(path: Path, kind: str, schema: int, error: type[IisanError], c
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON value, independent of key order."""
+    """SHA-256 of a JSON value, hexadecimal and independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Cross-entropy over candidate items, debiased by how likely each was to become a candidate."""
+"""Cross-entropy over candidate items, debiased by their sampling probabilities."""
 
 from typing import Literal
 
@@ -15,23 +15,23 @@ def candidate_cross_entropy(
     excluded: Tensor,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Debiased cross-entropy over distinct items (P1 eqs. 4–5), equal to the one over batch slots.
+    """Debiased cross-entropy over distinct items (IISAN, eqs. 4–5), equal to the one over batch slots.
 
-    A candidate j that stands in several slots counts several times, so ``log multiplicity_j`` is added to
-    its logit; the target counts once. Logits are ``ŷ − log q``, q the probability with which an item becomes a
-    candidate: its popularity among the batch's own items, mixed with uniform draws where there are any.
+    A candidate j in several slots counts once per slot, so ``log multiplicity_j`` is added to its logit; the
+    target counts once. Logits are ``ŷ − log q`` with q the sampling probability of an item: its popularity, mixed
+    with the uniform distribution if there are extra negatives.
 
     Args:
-        queries: ``[P, E]``, one per position that is predicted.
-        targets: ``[P]`` index of the target among the U candidates.
-        items: ``[U, E]`` embeddings of the distinct candidates.
-        log_q: ``[U]``.
-        log_multiplicity: ``[U]``.
-        excluded: ``[P, U]`` true where a candidate is no negative for the position; ignored at its target.
-        reduction: over positions.
+        queries: Query vectors ``[P, E]``, one per predicted position.
+        targets: Indices ``[P]`` of the targets among the U candidates.
+        items: Embeddings ``[U, E]`` of the distinct candidates.
+        log_q: Log sampling probabilities ``[U]``.
+        log_multiplicity: Log numbers of slots ``[U]``.
+        excluded: Mask ``[P, U]``, true where a candidate is not a negative of the position; ignored at the target.
+        reduction: Reduction over positions.
 
     Returns:
-        Scalar in nats.
+        The scalar loss in nats.
     """
     logits = (queries @ items.T).float() + (log_multiplicity - log_q)
     target = targets[:, None]

@@ -1,4 +1,4 @@
-"""The one network: state source + item encoder + sequence encoder."""
+"""The model: state source, item encoder and sequence encoder."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,12 +18,12 @@ from iisan.nn.sequences import GRU4Rec, NextItNet, SASRec
 from iisan.states.corruption import hide_modalities
 from iisan.states.sources import ItemBatch, StateSource
 
-#: Items are encoded in multiples of this many.
-_EVEN = 32
+#: Items are encoded in batches of a multiple of this size.
+_MULTIPLE = 32
 
 
 def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
-    """The sequence encoder that the configuration names, for embeddings of width E."""
+    """Build the configured sequence encoder for embeddings of width E."""
     match config.kind:
         case "sasrec":
             return SASRec(width, config.max_length, config.num_layers, config.num_heads, config.dropout)
@@ -34,15 +34,15 @@ def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
 
 
 def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Module:
-    """The item encoder that the configuration names.
+    """Build the configured item encoder.
 
     Args:
-        config: complete.
-        num_items: N.
-        source: gives the states, and says how many, how wide, and whether every item has them.
+        config: A complete configuration.
+        num_items: Number of items N.
+        source: Source of the states, which decides their levels and widths and whether some are missing.
 
     Raises:
-        ConfigError: a modality whose name torch has taken.
+        ConfigError: A modality has the name of an attribute of ``torch.nn.ModuleDict``.
     """
     for name in source.widths:
         if hasattr(nn.ModuleDict, name):
@@ -50,7 +50,7 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
                 f"a modality named '{name}'", "a name that torch's ModuleDict does not use", "rename that column"
             )
     items = config.items
-    # Modality dropout takes away what every item has.
+    # Modality dropout makes modalities missing that every item has.
     missing = source.missing or config.training.modality_dropout > 0
     match items.kind:
         case "table":
@@ -64,18 +64,18 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
 
 
 class SequentialRecommender(nn.Module):
-    """Scores the next item of a history as a dot product.
+    """Scores the next item of a history by a dot product.
 
     Args:
-        source: rows of the catalogue -> hidden states.
-        items: hidden states -> ``[U, E]``.
-        sequence: ``[B, S, E]`` -> ``[B, S, E]``.
-        num_items: N.
-        length: S.
-        modality_dropout: probability that a modality of an item is hidden in training.
+        source: State source, from rows of the catalogue to hidden states.
+        items: Item encoder, from hidden states to embeddings ``[U, E]``.
+        sequence: Sequence encoder, from ``[B, S, E]`` to ``[B, S, E]``.
+        num_items: Number of items N.
+        length: Maximum history length S.
+        modality_dropout: Probability of hiding a modality of an item in training.
 
     Attributes:
-        autocast: whether items are encoded in bf16 in training.
+        autocast: Whether items are encoded in bf16 in training.
     """
 
     autocast = False
@@ -99,7 +99,7 @@ class SequentialRecommender(nn.Module):
 
     @classmethod
     def build(cls, config: Config, num_items: int, source: StateSource) -> "SequentialRecommender":
-        """Build what the configuration says, with weights drawn from ``config.training.seed``."""
+        """Build the configured model; ``config.training.seed`` determines the initial weights."""
         torch.manual_seed(config.training.seed)
         items = item_encoder(config, num_items, source)
         sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
@@ -108,15 +108,15 @@ class SequentialRecommender(nn.Module):
         )
 
     def read_items(self, rows: Tensor) -> ItemBatch:
-        """Hidden states of distinct items ``[U]``, and of some more where that is quicker."""
-        # Kernels of low precision want even sizes, and are made anew for each size that they meet.
-        beyond = -len(rows) % _EVEN if self._low and self.source.stored else 0
+        """Read the hidden states of distinct items ``[U]``, padded by further items where that is faster."""
+        # Low-precision kernels are fast at even sizes, and are compiled anew for each size.
+        padding = -len(rows) % _MULTIPLE if self._in_bf16 and self.source.stored else 0
         with self._precision(rows.device):
-            batch: ItemBatch = self.source(nn.functional.pad(rows, (0, beyond)))
+            batch: ItemBatch = self.source(nn.functional.pad(rows, (0, padding)))
         return batch
 
     def encode_items(self, rows: Tensor, batch: ItemBatch | None = None) -> Tensor:
-        """Embeddings of distinct items, ``[U] -> [U, E]`` fp32; ``batch`` is what ``read_items`` gave for them."""
+        """Encode distinct items ``[U]`` to fp32 ``[U, E]``; ``batch`` is the output of ``read_items``, if any."""
         batch = self.read_items(rows) if batch is None else batch
         if self.training and self.modality_dropout:
             batch = hide_modalities(batch, self.modality_dropout)
@@ -125,48 +125,48 @@ class SequentialRecommender(nn.Module):
         return embeddings[: len(rows)].float()
 
     @property
-    def _low(self) -> bool:
+    def _in_bf16(self) -> bool:
         return self.training and self.autocast
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Only encoders and item encoders multiply matrices wide enough for a low precision to pay."""
-        return torch.autocast(device.type, torch.bfloat16) if self._low else without_autocast(device)
+        """Precision of encoders and item encoders; the sequence encoder is too narrow to benefit from bf16."""
+        return torch.autocast(device.type, torch.bfloat16) if self._in_bf16 else without_autocast(device)
 
     def forward(self, items: Tensor, slots: Tensor) -> Tensor:
-        """Query vectors of histories.
+        """Encode histories to query vectors.
 
         Args:
-            items: ``[U, E]`` embeddings of distinct items.
-            slots: ``[B, S]`` position in ``items``, or ``PAD``.
+            items: Embeddings ``[U, E]`` of distinct items.
+            slots: Positions ``[B, S]`` in ``items``, or ``PAD``.
 
         Returns:
-            ``[B, S, E]``; at padded positions anything finite.
+            Query vectors ``[B, S, E]``; arbitrary finite values at padded positions.
         """
         return encode_histories(self.sequence, items, slots)
 
     @torch.no_grad()
     def item_embeddings(self, block: int = 512) -> Tensor:
-        """Embeddings of the whole catalogue, ``[N, E]`` fp32, in evaluation mode, block by block."""
+        """Encode the whole catalogue to ``[N, E]`` fp32, in evaluation mode and in blocks of items."""
         self.eval()
         device = next(self.items.parameters()).device
         rows = torch.arange(self.num_items, device=device)
         return torch.cat([self.encode_items(part) for part in rows.split(block)])
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and values of the parameters that are trained, and hence saved."""
+        """Iterate over names and values of the trained parameters, which are the saved ones."""
         return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
 
 
 def trainable_state(network: SequentialRecommender) -> dict[str, Tensor]:
-    """A copy of the trained parameters, by name, on the CPU."""
+    """Copy the trained parameters to the CPU, by name."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.trainable()}
 
 
 def load_trainable(network: SequentialRecommender, state: dict[str, Tensor]) -> None:
-    """Put saved parameters back.
+    """Load saved parameters into a network.
 
     Raises:
-        RunError: names or shapes differ from the network's.
+        RunError: Names or shapes differ from those of the network.
     """
     parameters = dict(network.trainable())
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
@@ -184,24 +184,24 @@ def load_trainable(network: SequentialRecommender, state: dict[str, Tensor]) -> 
 
 
 def encode_histories(sequence: nn.Module, items: Tensor, slots: Tensor) -> Tensor:
-    """Gather ``items [U, E]`` at ``slots [B, S]`` (``PAD`` = nothing) and encode -> ``[B, S, E]``."""
+    """Gather ``items [U, E]`` at ``slots [B, S]`` (or ``PAD``) and encode them to ``[B, S, E]``."""
     mask = slots != PAD
-    # index_select, because the gradient of items[slots] adds up repeats in whatever order the threads come.
+    # Unlike items[slots], index_select has a deterministic gradient for repeated items.
     x = items.index_select(0, slots.clamp_min(0).flatten()).unflatten(0, slots.shape) * mask[..., None]
     return sequence(x, mask)
 
 
 @torch.no_grad()
 def encode_queries(sequence: nn.Module, items: Tensor, histories: npt.NDArray[np.int64]) -> Tensor:
-    """Query vector of each history's end, in evaluation mode.
+    """Encode histories to the query vectors of their last positions, in evaluation mode.
 
     Args:
-        sequence: a sequence encoder.
-        items: ``[N, E]`` embeddings of the catalogue.
-        histories: ``[B, S]`` item indices, left-padded with ``PAD``.
+        sequence: A sequence encoder.
+        items: Embeddings ``[N, E]`` of the catalogue.
+        histories: Item indices ``[B, S]``, left-padded with ``PAD``.
 
     Returns:
-        ``[B, E]`` fp32.
+        Query vectors ``[B, E]`` in fp32.
     """
     sequence.eval()
     return encode_histories(sequence, items, torch.from_numpy(histories).to(items.device))[:, -1].float()

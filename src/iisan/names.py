@@ -1,4 +1,4 @@
-"""The names of all columns and kinds of content, in one place."""
+"""Names of columns and kinds of content."""
 
 import re
 from typing import Final
@@ -9,38 +9,38 @@ USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
 
-#: Kinds of content. A modality is a column of the items with a kind; the first of a kind has its name.
+#: Kinds of content. A modality is a column of the items with a kind; the default column of a kind has its name.
 TEXT: Final = "text"
 IMAGE: Final = "image"
 AUDIO: Final = "audio"
 VIDEO: Final = "video"
-#: Kinds that an encoder reads.
+#: Kinds with encoders.
 KINDS = (IMAGE, TEXT, AUDIO, VIDEO)
-#: The kind of a modality whose states were made elsewhere: one entry per item, no content to encode.
+#: Kind of modalities with imported states: one entry per item, no content to encode.
 IMPORTED = "imported"
 
-#: The tower across modalities.
+#: Name of the inter-modal tower.
 INTER = "inter"
 
-#: The pseudo-level of an encoder's own answer (``last_hidden_state``, after any final norm).
+#: Level of an encoder's final output (``last_hidden_state``, after any final norm).
 LAST: Final = "last"
 
-#: Index that marks an empty position of a left-padded history.
+#: Index of an empty position in a left-padded history.
 PAD = -1
 
 
 def check_modality(name: str, kind: str) -> None:
-    """Make sure that a column of a kind can be called that: folders and parameters are named after it.
+    """Check the name of a modality, after which folders and parameters are named.
 
     Raises:
-        DataError: other characters than letters, digits and ``_``, or a name that means something else.
+        DataError: Characters other than letters, digits and ``_``, or a reserved name.
     """
-    # States that were made elsewhere may stand for any kind.
+    # Imported states may have the name of any kind.
     others = [] if kind == IMPORTED else [other for other in (*KINDS, IMPORTED) if other != kind]
-    taken = (*others, INTER)
-    if not re.fullmatch(r"\w+", name) or name in taken:
+    reserved = (*others, INTER)
+    if not re.fullmatch(r"\w+", name) or name in reserved:
         raise DataError(
             f"a column named '{name}'",
-            f"letters, digits and _, and none of {', '.join(taken)}",
+            f"letters, digits and _, and none of {', '.join(reserved)}",
             "choose another name",
         )

@@ -1,4 +1,4 @@
-"""Progress bars on standard error; silent when that is not a terminal."""
+"""Progress bars on standard error, shown only in a terminal."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield from ``iterable`` under a progress bar that disappears when it ends."""
+    """Yield from ``iterable`` and show a progress bar, which disappears at the end."""
     if not (sys.stderr.isatty() and first_process()):
         yield from iterable
         return

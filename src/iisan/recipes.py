@@ -1,4 +1,4 @@
-"""Named configurations: functions that return a complete configuration."""
+"""Recipes: named functions that return a complete configuration."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +24,7 @@ Method = Literal["full", "bias", "lora", "adapter"]
 
 
 def default() -> Config:
-    """Our own settings, chosen on validation data alone; see ``results/``."""
+    """Our own settings, selected on validation data only; see ``results/``."""
     return Config(
         recipe="default",
         items=ItemEncoderConfig(embedding_dim=128, bottleneck=128, level_norm="layer", fusion_scale=0.15),
@@ -36,7 +36,7 @@ def default() -> Config:
 
 
 def paper() -> Config:
-    """To the letter of "IISAN" (P1)."""
+    """The settings of the IISAN paper."""
     return Config(
         recipe="paper",
         text=StatesConfig(pooling="cls", max_tokens=30),
@@ -49,7 +49,7 @@ def paper() -> Config:
 
 
 def reference() -> Config:
-    """What the authors' published code does where it differs from the paper (METHOD §9)."""
+    """The settings of the published code, which differ from the paper; see ``docs/method.md``."""
     return Config(
         recipe="reference",
         text=StatesConfig(pooling="cls", max_tokens=30),
@@ -70,7 +70,7 @@ def reference() -> Config:
 
 
 def versa() -> Config:
-    """IISAN-Versa (P2) with the settings that its authors published for MicroLens: encoders may differ."""
+    """IISAN-Versa with the settings published for MicroLens; encoders may differ in width and depth."""
     levels = StatesConfig(pooling="mean", levels="group-6")
     return paper().model_copy(
         update={
@@ -92,7 +92,7 @@ def versa() -> Config:
 
 
 def frozen() -> Config:
-    """The ``default`` training on frozen last states: a projection, no side network."""
+    """``default`` with a projection of the frozen last states in place of the side network."""
     return default().model_copy(
         update={
             "recipe": "frozen",
@@ -104,46 +104,46 @@ def frozen() -> Config:
 
 
 def ids() -> Config:
-    """The ``default`` training on item ids alone (SASRec)."""
+    """``default`` with item ids only (SASRec)."""
     return default().model_copy(
         update={"recipe": "ids", "modalities": (), "items": ItemEncoderConfig(kind="table", embedding_dim=128)}
     )
 
 
 def _tuned(name: str, method: Method, **tuning: Any) -> Config:
-    """The ``frozen`` recipe with encoders that run live and are trained by a method."""
+    """``frozen`` with live encoders, trained by a tuning method."""
     changes = {"recipe": name, "source": "live", "tuning": TuningConfig(method=method, **tuning)}
     return frozen().model_copy(update=changes)
 
 
 def fft() -> Config:
-    """Full fine-tuning: every weight of the encoders."""
+    """Full fine-tuning of the encoders."""
     return _tuned("fft", "full")
 
 
 def adapter() -> Config:
-    """Houlsby's adapters after attention and feed-forward of every block."""
+    """Houlsby's adapters after attention and feed-forward of every layer."""
     return _tuned("adapter", "adapter", learning_rate=1e-3)
 
 
 def lora() -> Config:
-    """LoRA on the query and value projections of every block."""
+    """LoRA on the query and value projections of every layer."""
     return _tuned("lora", "lora", learning_rate=1e-3)
 
 
 def bitfit() -> Config:
-    """BitFit: the biases of the encoders alone."""
+    """BitFit: only the biases of the encoders."""
     return _tuned("bitfit", "bias", learning_rate=1e-3)
 
 
 def partial() -> Config:
-    """The last two blocks of the encoders trained, from stored token states below them."""
+    """Fine-tuning of the last two layers of the encoders, from stored token states below them."""
     config = _tuned("partial", "full", last_n_layers=2)
     return config.model_copy(update={"source": "partial"})
 
 
 def uncached() -> Config:
-    """``default`` with the frozen encoders run on the fly: the same training, for comparing the cost."""
+    """``default`` with frozen encoders that run in every step: the same training at a higher cost."""
     return default().model_copy(update={"recipe": "uncached", "source": "live"})
 
 
@@ -157,15 +157,15 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
-#: The recipes that are methods of their own, from the cheapest to train on.
+#: Recipes that differ in method, by ascending training cost.
 METHODS = ("ids", "frozen", "default", "uncached", "partial", "bitfit", "lora", "adapter", "fft")
 
 
 def recipe(name: str) -> Config:
-    """The configuration of that name.
+    """Return the configuration of a recipe.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: An unknown recipe.
     """
     if name not in RECIPES:
         raise ConfigError(f"no recipe '{name}'", f"one of {', '.join(RECIPES)}", "choose one of them")
@@ -173,13 +173,13 @@ def recipe(name: str) -> Config:
 
 
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """A recipe by name, or a YAML file; then ``key.key=value`` overrides.
+    """Load a recipe or a YAML file and apply ``key.key=value`` overrides.
 
-    A file states only what differs from the recipe that its key ``recipe`` names (``default`` where absent).
-    One that has all sections, such as the ``config.yaml`` of a run, is complete and stands for itself.
+    A YAML file states only what differs from the recipe named by its key ``recipe`` (``default`` if absent). A
+    file with all sections, such as the ``config.yaml`` of a run, is complete.
 
     Raises:
-        ConfigError: unknown recipe, file or key, or a value that does not fit.
+        ConfigError: An unknown recipe, file or key, or an invalid value.
     """
     if str(source) in RECIPES:
         return recipe(str(source)).override(overrides)

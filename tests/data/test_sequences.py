@@ -33,9 +33,9 @@ def test_ragged_lists_every_pair(lists):
 
 def test_ragged_of_overlapping_ranges_in_any_order():
     items = np.array([7, 8, 9])
-    rows, taken = ragged(items, np.array([1, 0, 2]), np.array([3, 2, 2]))
+    rows, listed = ragged(items, np.array([1, 0, 2]), np.array([3, 2, 2]))
     assert rows.tolist() == [0, 0, 1, 1]
-    assert taken.tolist() == [8, 9, 7, 8]
+    assert listed.tolist() == [8, 9, 7, 8]
 
 
 def test_round_trip_maps_the_files_and_forgets_old_timestamps(tmp_path):

@@ -61,7 +61,7 @@ def test_another_rate_is_converted(native):
     np.testing.assert_allclose(samples[inner], tone(440, 1, 16_000)[inner], atol=5e-3)
 
 
-def test_what_the_wanted_rate_cannot_hold_is_filtered_out_not_folded_down():
+def test_frequencies_above_the_new_nyquist_are_filtered_out():
     samples = open_sound(encode(tone(15_000, 1, 44_100), 44_100, subtype="FLOAT"), 16_000, 1)
     assert np.abs(samples[200:-200]).max() < 0.01
 
@@ -73,20 +73,20 @@ def test_long_sounds_all_become_equally_long(native):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>not found</html>"])
-def test_what_is_no_sound_is_refused(data):
+def test_bytes_that_are_not_a_sound_are_refused(data):
     with pytest.raises(DataError, match="not a sound"):
         open_sound(data, 16_000, 1)
 
 
 def test_empty_and_too_short_sounds_are_refused():
-    for length, said in ((0, "0 ms"), (199, "25 ms")):
-        with pytest.raises(DataError, match=f"a sound of {said}"):
+    for length, duration in ((0, "0 ms"), (199, "25 ms")):
+        with pytest.raises(DataError, match=f"a sound of {duration}"):
             open_sound(encode(np.zeros(length), 8_000), 16_000, 1)
     assert len(open_sound(encode(np.zeros(200), 8_000), 16_000, 1)) == 400
 
 
 @pytest.mark.parametrize("rate", [1_000, 400_000])
-def test_senseless_rates_are_refused(rate):
+def test_unusable_rates_are_refused(rate):
     with pytest.raises(DataError, match=f"a sound at {rate:,} Hz"):
         open_sound(encode(np.zeros(rate), rate), 16_000, 1)
 

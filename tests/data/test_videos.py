@@ -34,7 +34,7 @@ def encode(pictures, form="mp4", codec="libx264", rate=10, gop=250, rotation=0):
 
 
 def greys(count):
-    """Pictures that each have a grey of their own."""
+    """Images of distinct greys."""
     return [np.full((32, 32, 3), 40 + 160 * number // count, dtype=np.uint8) for number in range(count)]
 
 
@@ -66,7 +66,7 @@ def test_short_videos_repeat_frames():
         np.testing.assert_array_equal(image, frame)
 
 
-def test_stretches_without_wanted_frames_are_not_decoded(monkeypatch):
+def test_segments_without_requested_frames_are_not_decoded(monkeypatch):
     decoded = []
     original = videos._decode
 
@@ -83,7 +83,7 @@ def test_stretches_without_wanted_frames_are_not_decoded(monkeypatch):
     assert len(decoded) <= 10
 
 
-def test_open_stretches_decode_what_their_first_frames_refer_to():
+def test_open_segments_decode_the_frames_that_they_refer_to():
     generator = np.random.default_rng(0)
     pictures = [generator.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(40)]
     buffer = io.BytesIO()
@@ -96,8 +96,8 @@ def test_open_stretches_decode_what_their_first_frames_refer_to():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     data = buffer.getvalue()
-    _, stretches = videos._index(av, data)
-    assert any(len(needed) == 2 for needed in stretches.values())
+    _, segments = videos._index(av, data)
+    assert any(len(needed) == 2 for needed in segments.values())
     frames = every_frame(data)
     for count in range(1, 41):
         for part, image in enumerate(sample_frames(data, count)):
@@ -122,7 +122,7 @@ def test_pictures_are_videos_of_one_frame():
 @pytest.mark.parametrize(
     "data", [b"", b"<html>not found</html>", b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n"]
 )
-def test_what_is_no_video_is_refused(data):
+def test_bytes_that_are_not_a_video_are_refused(data):
     with pytest.raises(DataError, match="not a video"):
         sample_frames(data, 2)
 
@@ -135,7 +135,7 @@ def test_a_file_with_sound_only_is_refused():
         frame.sample_rate = 16_000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(DataError, match="without moving pictures"):
+    with pytest.raises(DataError, match="without a video stream"):
         sample_frames(buffer.getvalue(), 2)
 
 

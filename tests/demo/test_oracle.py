@@ -28,12 +28,12 @@ def tiny() -> Process:
     )
 
 
-def emission(process: Process, style: int, item: int, taken: list[int], launched: bool) -> float:
+def emission(process: Process, style: int, item: int, history: list[int], launched: bool) -> float:
     def weight(i: int) -> float:
         matches = process.attributes[i] == process.preferences[style]
         return process.popularity[i] * np.exp(sum(process.weights[matches]))
 
-    available = [i for i in range(6) if i not in taken and (launched or not process.is_new[i])]
+    available = [i for i in range(6) if i not in history and (launched or not process.is_new[i])]
     return weight(item) / sum(map(weight, available)) if item in available else 0.0
 
 
@@ -61,7 +61,7 @@ def test_filter_equals_enumeration_of_all_paths(tiny, history, launched):
     )
 
 
-def test_probabilities_sum_to_one_over_what_can_be_taken():
+def test_probabilities_sum_to_one_over_the_available_items():
     catalogue = generate(1, 200, 60)
     histories = leave_one_out(catalogue.log, 200).test.histories(30)
     for launched in (True, False):
@@ -74,7 +74,7 @@ def test_probabilities_sum_to_one_over_what_can_be_taken():
             np.testing.assert_array_equal(row == 0, impossible)
 
 
-def test_scorer_speaks_the_datasets_row_numbers():
+def test_scorer_uses_the_datasets_row_numbers():
     catalogue = generate(1, 200, 60)
     rng = np.random.default_rng(0)
     rows_to_items = rng.permutation(200)[:150]

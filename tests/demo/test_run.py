@@ -16,7 +16,7 @@ def test_a_folder_is_of_one_catalogue(tmp_path):
         demo_dataset(one, tmp_path)
     with pytest.raises(DataError, match="holds a catalogue with extended = False, not True"):
         demo_dataset(generate(0, 100, 20, extended=True), tmp_path)
-    # Stopped before anything was prepared: pictures of the one would be taken for the other's.
+    # Interrupted before anything was prepared: images of both catalogues would be mixed.
     (tmp_path / "dataset" / "dataset.json").unlink()
     with pytest.raises(DataError, match="seed = 0, not 1"):
         demo_dataset(one, tmp_path)

@@ -169,7 +169,7 @@ def test_models_that_do_not_fit(model_folders, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
     fused, albert = Blueprint.of_folder(str(model_folders["gpt2"]), "text"), transformers.AlbertConfig(**TEXT)
     for wrong, message in [
-        (lambda: counted("fft", "tuning.last_n_layers=13"), "the last 13 blocks"),
+        (lambda: counted("fft", "tuning.last_n_layers=13"), "the last 13 layers"),
         (lambda: counted("default", "text.levels=[0,13]"), "level '13'"),
         (
             lambda: counted("lora", model=fused),
@@ -181,7 +181,7 @@ def test_models_that_do_not_fit(model_folders, tmp_path):
         (lambda: Blueprint.of_folder(str(tmp_path / "none"), "text"), "there is no folder"),
         (
             lambda: counted("fft", model=Blueprint("text", albert, (5,))),
-            "not understood",
+            "layers of AlbertModel are not recognised",
         ),
         (lambda: counted("fft", model=Blueprint("image", VIT.config, (3, 40, 40))), "cannot be counted .*40"),
     ]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-# Waiting for a second thread takes longer than the work.
+# Synchronising a second thread takes longer than the work.
 torch.set_num_threads(1)
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
@@ -65,7 +65,7 @@ def save(models: Mapping[str, tuple[Any, Any]], root: Path) -> dict[str, Path]:
     for name, (config, processor) in models.items():
         torch.manual_seed(len(name))
         model = hf.AutoModel.from_config(config)
-        for parameter in model.parameters():  # norms stay as they are, or all contents become alike
+        for parameter in model.parameters():  # norms keep their weights; otherwise all contents would become alike
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
         folders[name] = root / name

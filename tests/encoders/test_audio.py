@@ -48,13 +48,13 @@ def states(encoder: AudioEncoder, contents: list[bytes], levels: tuple[Level, ..
 
 @torch.inference_mode()
 def reference(folder: Path, clip: np.ndarray) -> list[torch.Tensor]:
-    """All hidden states [S, D] of one sound, h_4 raw, and the answer."""
+    """All hidden states [S, D] of one sound, h_4 raw, and the final output."""
     model: Any = hf.AutoModel.from_pretrained(folder).eval()
     model = model.get_encoder() if model.config.is_encoder_decoder else model
     inputs = hf.AutoFeatureExtractor.from_pretrained(folder)(clip, sampling_rate=RATE, return_tensors="pt")
-    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4)
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4)
     raw = []
-    blocks[-1].register_forward_hook(lambda _, __, output: raw.append(output))
+    layers[-1].register_forward_hook(lambda _, __, output: raw.append(output))
     output = model(inputs[model.main_input_name], output_hidden_states=True)
     top = raw[0][0] if isinstance(raw[0], tuple) else raw[0]
     assert len(output.hidden_states) == 5
@@ -89,7 +89,7 @@ def test_neighbours_order_and_batches_do_not_matter(audio_folders: dict[str, Pat
 def test_sounds_of_one_length_run_together(audio_folders: dict[str, Path]) -> None:
     encoder = load_audio(str(audio_folders["wav2vec2"]))
     batches = []
-    encoder.blocks[0].register_forward_pre_hook(lambda _, args: batches.append(tuple(args[0].shape[:2])))
+    encoder.layers[0].register_forward_pre_hook(lambda _, args: batches.append(tuple(args[0].shape[:2])))
     states(encoder, SOUNDS)
     # 20 samples a frame
     assert batches == [(2, 159), (1, 207), (1, 247)]
@@ -108,12 +108,12 @@ def test_gradients_are_the_sum_over_sounds_of_all_lengths(audio_folders: dict[st
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
-def test_training_skips_no_block(audio_folders: dict[str, Path], name: str) -> None:
+def test_training_skips_no_layer(audio_folders: dict[str, Path], name: str) -> None:
     encoder = load_audio(str(audio_folders[name]))
     encoder.active = [encoder.tower]
     ran: list[int] = []
-    for block in encoder.blocks:
-        block.register_forward_hook(lambda *_: ran.append(1))
+    for layer in encoder.layers:
+        layer.register_forward_hook(lambda *_: ran.append(1))
     with torch.no_grad():
         encoder.train()(encoder.prepare(SOUNDS[:1]), ALL)
     assert len(ran) == 4
@@ -154,8 +154,8 @@ def test_max_seconds_cuts_and_belongs_to_the_settings(audio_folders: dict[str, P
     torch.testing.assert_close(states(short, [SOUNDS[1]]), states(default, [cut]))
     assert load_audio(str(audio_folders["whisper"])).max_seconds == 1
     assert load_audio(str(audio_folders["ast"])).max_seconds == 0.32
-    for name, length, said in (("wav2vec2", 0.0, "at least 0.025"), ("whisper", 1.5, "0.025 to 1")):
-        with pytest.raises(EncoderError, match=f"max_seconds {length} for .* expected {said}"):
+    for name, length, expected in (("wav2vec2", 0.0, "at least 0.025"), ("whisper", 1.5, "0.025 to 1")):
+        with pytest.raises(EncoderError, match=f"max_seconds {length} for .* expected {expected}"):
             load_audio(str(audio_folders[name]), max_seconds=length)
 
 

@@ -240,7 +240,7 @@ VIDEO_FAMILIES = {
 REFUSED = {
     "ALBERT": (
         encoder("albert/albert-base-v2", lambda: hf.AlbertConfig(embedding_size=8, **ENCODER)),
-        r"blocks of AlbertModel are not understood \(num_hidden_layers 3, .*whose blocks are not shared",
+        r"layers of AlbertModel are not recognised \(num_hidden_layers 3, .*whose layers are not shared",
     ),
     "OPT with a projection": (
         decoder(
@@ -370,7 +370,7 @@ def test_text_states_are_those_of_every_text_alone(name: str, folder_of: Callabl
         assert got.shape == (len(TEXTS), DEPTH + 2, WIDTH)
         for index, text in enumerate(TEXTS):
             alone = {"input_ids": encoder.tokenizer([text], return_tensors="pt")["input_ids"]}
-            hidden = raw_states(tower, encoder.block_path, alone)
+            hidden = raw_states(tower, encoder.layer_path, alone)
             wanted = torch.stack([POOLED[pooling](level[0]) for level in hidden])
             torch.testing.assert_close(got[index], wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
         together = states(encoder, TEXTS[::-1]).flip(0)
@@ -393,7 +393,7 @@ def test_the_side_of_padding_does_not_matter(name: str, folder_of: Callable[[str
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     tower = reference_tower(folder_of(name), INNER.get(name))
     inputs = {"input_ids": padded, "attention_mask": mask, "position_ids": positions}
-    hidden = raw_states(tower, encoder.block_path, inputs)
+    hidden = raw_states(tower, encoder.layer_path, inputs)
     last = states(load_text(str(folder_of(name)), "last"), TEXTS)
     for level, values in enumerate(hidden):
         scale = float(values.abs().max())
@@ -434,7 +434,7 @@ def test_image_states_are_those_of_every_image_alone(name: str, folder_of: Calla
         for index, content in enumerate(contents):
             inputs = encoder.prepare([content])
             mask = inputs.get("pixel_attention_mask")
-            hidden = raw_states(tower, encoder.block_path, inputs)
+            hidden = raw_states(tower, encoder.layer_path, inputs)
             wanted = torch.stack(
                 [naive_pool(name, pooling, level[0], None if mask is None else mask[0]) for level in hidden]
             )
@@ -532,7 +532,7 @@ def test_the_last_stage_can_be_trained(name: str, folder_of: Callable[[str], Pat
     tune(encoder, "full", last_n_layers=1)
     trained = {parameter for parameter, weight in encoder.named_parameters() if weight.requires_grad}
     assert trained
-    assert all(f"{encoder.block_path}.3." in parameter for parameter in trained)
+    assert all(f"{encoder.layer_path}.3." in parameter for parameter in trained)
     encoder(encoder.prepare(pictures(2)), ["last"]).square().sum().backward()
     assert all(weight.grad is not None for weight in encoder.parameters() if weight.requires_grad)
 

@@ -32,7 +32,7 @@ def test_layer_drop_counts_pairs_from_the_top(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "blocks"),
+    ("depth", "layers"),
     [
         (80, [4, 19, 34, 49, 64, 79]),
         (32, [1, 7, 13, 19, 25, 31]),
@@ -41,17 +41,17 @@ def test_layer_drop_counts_pairs_from_the_top(depth: int) -> None:
         (12, [1, 3, 5, 7, 9, 11]),
     ],
 )
-def test_group_layer_dropping_keeps_the_published_blocks(depth: int, blocks: list[int]) -> None:
-    """METHOD §2: 0-based blocks b are the states h_{b+1}, with h_0 in front."""
-    assert group_drop(depth, 6) == (0, *(block + 1 for block in blocks))
-    assert parse_levels("group-6", depth) == (0, *(block + 1 for block in blocks), "last")
+def test_group_layer_dropping_keeps_the_published_layers(depth: int, layers: list[int]) -> None:
+    """Published code: 0-based layers l are the states h_{l+1}, after h_0."""
+    assert group_drop(depth, 6) == (0, *(layer + 1 for layer in layers))
+    assert parse_levels("group-6", depth) == (0, *(layer + 1 for layer in layers), "last")
 
 
 @pytest.mark.parametrize(
     ("depth", "count", "fits"), [(12, 8, "4 or 6"), (12, 1, "2 or 3"), (4, 9, "2 or 4"), (12, 0, "2 or 3")]
 )
-def test_group_layer_dropping_that_would_leave_the_first_blocks_out(depth: int, count: int, fits: str) -> None:
-    with pytest.raises(EncoderError, match=f"{count} out of {depth} blocks.*such as {fits}: "):
+def test_group_layer_dropping_that_would_leave_the_first_layers_out(depth: int, count: int, fits: str) -> None:
+    with pytest.raises(EncoderError, match=f"{count} out of {depth} layers.*such as {fits}: "):
         group_drop(depth, count)
 
 

@@ -63,10 +63,10 @@ def test_no_length_is_the_usual_one(sentence_folder: Any) -> None:
         ({"pooling_mode_max_tokens": True}, "max_tokens"),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls_token and mean_tokens"),
         ({"pooling_mode": "weightedmean"}, "weightedmean"),
-        ({}, "nothing that is known"),
+        ({}, "no known method"),
     ],
 )
-def test_a_pooling_that_is_not_ours_is_asked_for(sentence_folder: Any, config: dict[str, Any], named: str) -> None:
+def test_an_unsupported_pooling_is_refused(sentence_folder: Any, config: dict[str, Any], named: str) -> None:
     folder = sentence_folder(config)
     with pytest.raises(EncoderError, match=f"pools its tokens by {named}.* choose a pooling yourself"):
         load_text(folder)
@@ -93,7 +93,9 @@ def test_a_damaged_file_is_one_sentence(sentence_folder: Any) -> None:
         ("sentence_bert_config.json", {"max_seq_length": 0}, "max_tokens 0 .*expected 3 to 40"),
     ],
 )
-def test_what_is_no_such_file_is_one_sentence(sentence_folder: Any, file: str, content: Any, message: str) -> None:
+def test_a_file_with_unusable_values_is_one_sentence(
+    sentence_folder: Any, file: str, content: Any, message: str
+) -> None:
     folder = sentence_folder({"pooling_mode": "mean"})
     (Path(folder) / file).write_text(json.dumps(content))
     with pytest.raises(EncoderError, match=message):

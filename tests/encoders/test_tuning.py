@@ -1,4 +1,4 @@
-"""What each method adds to an encoder and trains of it, for every family of models."""
+"""The weights that each tuning method adds and trains, for every family of models."""
 
 import copy
 from pathlib import Path
@@ -67,43 +67,43 @@ def test_counts_follow_the_formulas(name: str, model_folders: dict[str, Path]) -
     r, h = 2, 3
     encoder = load(model_folders, name)
     tune(encoder, "lora", rank=r)
-    # Query and value of each block: A is r × D, B is D × r.
+    # Query and value of each layer: A is r × D, B is D × r.
     assert count(encoder) == T * 2 * (2 * D * r)
     encoder = load(model_folders, name)
     tune(encoder, "adapter", bottleneck=h)
-    # Two adapters a block, each down D → H and up H → D with biases.
+    # Two adapters per layer, each down D → H and up H → D with biases.
     assert count(encoder) == T * 2 * (2 * D * h + h + D)
 
 
 def test_counts_of_bert_by_hand(model_folders: dict[str, Path]) -> None:
     # Four biases of attention, two of feed-forward, two layer norms; one norm after the embeddings. The pooler,
-    # which the answer does not depend on, is not counted.
+    # which the output does not depend on, is not counted.
     encoder = load(model_folders, "bert")
     tune(encoder, "bias")
     assert count(encoder) == T * (4 * D + F + D + 2 * D) + D
     vocabulary = encoder.tower.embeddings.word_embeddings.num_embeddings  # type: ignore[union-attr]
-    block = 4 * (D * D + D) + D * F + F + F * D + D + 4 * D
+    layer = 4 * (D * D + D) + D * F + F + F * D + D + 4 * D
     encoder = load(model_folders, "bert")
     tune(encoder, "full")
-    assert count(encoder) == (vocabulary + 40 + 2) * D + 2 * D + T * block
+    assert count(encoder) == (vocabulary + 40 + 2) * D + 2 * D + T * layer
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "dinov2", "deberta-v2"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_only_the_top_is_trained(method: str, name: str, model_folders: dict[str, Path]) -> None:
+def test_only_the_last_layers_are_trained(method: str, name: str, model_folders: dict[str, Path]) -> None:
     encoder = load(model_folders, name)
     tune(encoder, method, last_n_layers=1)
     names = set(trained(encoder))
-    assert any(f"{encoder.block_path}.{T - 1}." in key for key in names)
+    assert any(f"{encoder.layer_path}.{T - 1}." in key for key in names)
     assert not any("embeddings" in key for key in names)
-    assert not any(f"{encoder.block_path}.{index}." in key for key in names for index in range(T - 1))
+    assert not any(f"{encoder.layer_path}.{index}." in key for key in names for index in range(T - 1))
     encoder.train()
-    assert encoder.blocks[T - 1].training
-    assert not encoder.blocks[0].training
+    assert encoder.layers[T - 1].training
+    assert not encoder.layers[0].training
 
 
 @pytest.mark.parametrize("name", [*TEXTS, *IMAGES])
-def test_a_resumed_encoder_gives_the_same_answer(name: str, model_folders: dict[str, Path]) -> None:
+def test_a_resumed_encoder_has_the_same_output(name: str, model_folders: dict[str, Path]) -> None:
     encoder = load(model_folders, name)
     inputs = inputs_of(encoder)
     mask = inputs.get("attention_mask")
@@ -135,7 +135,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_folders: dict[str, Pat
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         runs: list[int] = []
-        attention = next(iter(encoder.blocks[0].children()))
+        attention = next(iter(encoder.layers[0].children()))
         attention.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         encoder.train()(inputs_of(encoder), [LAST]).square().sum().backward()
         assert len(runs) == 1 + checkpointing  # once more in the backward pass
@@ -152,15 +152,15 @@ def test_a_fused_projection_is_refused_with_its_name(model_folders: dict[str, Pa
 def test_an_unknown_structure_is_refused(model_folders: dict[str, Path]) -> None:
     encoder = load_text(str(model_folders["gpt2"]))
     for method in ("lora", "adapter"):
-        with pytest.raises(EncoderError, match="linear layers of a block: none"):
+        with pytest.raises(EncoderError, match="linear modules of a layer: none"):
             tune(encoder, method)
 
 
-def test_more_blocks_than_there_are(model_folders: dict[str, Path]) -> None:
+def test_more_layers_than_there_are(model_folders: dict[str, Path]) -> None:
     encoder = load(model_folders, "bert")
     assert first_trained_layer(encoder, None) == 0
     assert first_trained_layer(encoder, T) == 0
-    with pytest.raises(EncoderError, match="the last 5 blocks"):
+    with pytest.raises(EncoderError, match="the last 5 layers"):
         tune(encoder, "full", last_n_layers=5)
 
 

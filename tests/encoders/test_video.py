@@ -42,16 +42,16 @@ def test_states_of_video_models_equal_hidden_states(video_folders: dict[str, Pat
     assert got.shape == (3, 6, 16)
     model: Any = hf.AutoModel.from_pretrained(video_folders[name]).eval()
     processor = hf.VideoMAEImageProcessorPil.from_pretrained(video_folders[name])
-    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4)
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4)
     raw: list[torch.Tensor] = []
-    blocks[0].register_forward_pre_hook(lambda _, args: raw.append(args[0]))
-    for block in blocks:
-        block.register_forward_hook(lambda _, __, output: raw.append(output))
+    layers[0].register_forward_pre_hook(lambda _, args: raw.append(args[0]))
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, output: raw.append(output))
     for number, content in enumerate(VIDEOS):
         raw.clear()
         pixels = processor(sample_frames(content, 4), return_tensors="pt")["pixel_values"]
-        answer = model(pixels.reshape(1, 4, 3, 16, 16)).last_hidden_state
-        for level, hidden in enumerate([*raw, answer]):
+        output = model(pixels.reshape(1, 4, 3, 16, 16)).last_hidden_state
+        for level, hidden in enumerate([*raw, output]):
             tokens = hidden[0] if isinstance(hidden, tuple) else hidden
             torch.testing.assert_close(got[number, level], tokens[0].mean(0), rtol=1e-5, atol=1e-5)
 
@@ -111,8 +111,8 @@ def test_the_number_of_frames_belongs_to_the_settings(
     assert load_video(folder, frames=2).settings["frames"] == 2
     assert load_video(folder).settings["kind"] == "video"
     assert load_video(folder).settings["processor_digest"] != load_image(folder).settings["processor_digest"]
-    for name, frames, said in (("videomae", 8, "4, as it was trained"), ("vit", 0, "at least 1")):
-        with pytest.raises(EncoderError, match=f"{frames} frames for .* expected {said}"):
+    for name, frames, expected in (("videomae", 8, "4, as it was trained"), ("vit", 0, "at least 1")):
+        with pytest.raises(EncoderError, match=f"{frames} frames for .* expected {expected}"):
             load_video(str((video_folders | model_folders)[name]), frames=frames)
 
 

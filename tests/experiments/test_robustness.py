@@ -1,4 +1,4 @@
-"""What is left of a run when a modality is missing or wrong."""
+"""Quality of a run when a modality is missing or corrupted."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def runs(prepared, tmp_path_factory):
     return out
 
 
-def test_nothing_harmed_is_the_run_as_it_was_evaluated(runs):
+def test_without_corruption_metrics_are_those_of_the_run(runs):
     test = json.loads((runs / "plain" / "result.json").read_text())["test"]
     found = decline(runs / "plain", "text", [0.0, 1.0], "remove")
     assert found.evaluations[0].metrics == pytest.approx(test)
@@ -51,7 +51,7 @@ def test_without_any_text_a_run_is_one_of_images_alone(runs):
     assert not torch.isclose(before[0], after[0]).all()
 
 
-def test_only_the_named_items_are_harmed(runs):
+def test_only_the_named_items_are_corrupted(runs):
     whole = decline(runs / "plain", "text", [0.0], "remove")
     lacking = decline(runs / "plain", "text", [1.0], "remove", ids=["i3", "i5"])  # items without a text
     assert lacking.evaluations[0].per_user.equals(whole.evaluations[0].per_user)
@@ -98,7 +98,7 @@ def test_runs_in_folders_of_one_name_are_told_apart(runs, tmp_path, iisan):
     assert list(compare_runs(folders, PAPER).tpme) == ["plain/run", "dropout/run"]
 
 
-def test_ids_that_are_no_text(runs, tmp_path, iisan):
+def test_ids_that_are_not_text(runs, tmp_path, iisan):
     (tmp_path / "ids").write_bytes("é".encode("latin-1"))
     code, _, error = iisan("robustness", runs / "plain", "--modality", "text", "--items", tmp_path / "ids")
     assert (code, error.count("\n")) == (2, 1)
@@ -111,7 +111,7 @@ def test_an_id_is_a_line(runs, tmp_path, iisan):
     assert (code, "unknown item 'i 5'" in error) == (2, True)
 
 
-def test_seeds_that_are_no_decimal_numbers(iisan):
+def test_seeds_that_are_not_decimal_numbers(iisan):
     code, _, error = iisan("experiment", "table-3", "--seeds", "0,²")
     assert (code, error.count("\n")) == (2, 1)
     assert "the seeds '0,²'" in error

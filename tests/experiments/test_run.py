@@ -170,18 +170,18 @@ def test_seconds_of_an_epoch_are_typical_of_a_whole_cycle():
     assert _typical([4.0], 3) == 4.0
 
 
-def test_kept_blocks_of_the_paper():
+def test_kept_layers_of_the_paper():
     assert kept_levels(12) == [
         (0, 6, 12), (0, 4, 8, 12), (0, 3, 6, 9, 12), (0, 2, 4, 6, 8, 10, 12), tuple(range(13)),
     ]  # fmt: skip
 
 
-def test_deeper_encoders_keep_about_as_many_blocks():
+def test_deeper_encoders_keep_about_as_many_layers():
     assert even_levels(12, 6) == even_levels(2, 6) == "layerdrop"
     assert even_levels(24, 6) == even_levels(80, 6) == "group-6"
-    # LayerDrop keeps 3 of 6 blocks; two evenly spaced ones are the first and the last.
+    # LayerDrop keeps 3 of 6 layers; two evenly spaced ones are the first and the last.
     assert even_levels(6, 2) == "group-2"
-    # Group layer-dropping cannot take 7 of 16 blocks, but 6 of them.
+    # Group layer-dropping cannot keep 7 of 16 layers, but 6.
     assert even_levels(16, 7) == "group-6"
 
 

@@ -101,7 +101,7 @@ def test_the_full_scale_caches_what_is_missing_and_takes_the_papers_settings(pre
     # Published with another pooling than the paper's, of which there is a store, too.
     published = resolve(experiment("versa-microlens")(scale)["IISAN-Versa"])
     assert (published.text.pooling, published.training.batch_size) == ("mean", 512)
-    with pytest.raises(EncoderError, match="group layer-dropping of 6 out of 4 blocks"):
+    with pytest.raises(EncoderError, match="group layer-dropping of 6 out of 4 layers"):
         build(published)
     build(published.override(("text.levels=all", "image.levels=all")))
 

@@ -25,7 +25,7 @@ def states_of(seed: int, scale: float = 1.0) -> torch.Tensor:
 
 
 @given(st.integers(0, 2**31), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from(list(DTYPES)))
-def test_what_is_read_is_what_was_written_up_to_rounding(seed: int, scale: float, dtype: str) -> None:
+def test_a_round_trip_is_exact_up_to_rounding(seed: int, scale: float, dtype: str) -> None:
     states = states_of(seed, scale) + 10 * scale
     mean = level_means(states, dtype)
     encoded = encode(states, mean, dtype)
@@ -50,7 +50,7 @@ def test_int8_by_hand() -> None:
     assert decoded.tolist() == [[[259.0, -123.0, 7.0]], [[5.0, 5.0, 5.0]]]
 
 
-def test_a_common_vector_costs_no_precision_when_it_is_taken_out() -> None:
+def test_a_subtracted_common_vector_costs_no_precision() -> None:
     states = states_of(0) + 1000
     centred = encode(states, level_means(states, "bf16"), "bf16")["states"]
     error = relative_errors(decode(centred, None, states.mean(0)), states)
@@ -73,7 +73,7 @@ def test_one_huge_channel_does_not_hide_the_error_of_the_others() -> None:
     states[:, 0, 5] = torch.tensor([1e5, -1e5]).repeat(32)
     encoded = encode(states, level_means(states, "int8"), "int8")
     stored = decode(encoded["states"], encoded["scales"], level_means(states, "int8"))
-    # Over all values the error is small, because one channel is nearly all that there is; the others are gone.
+    # Over all values the error is small, because one channel dominates; the others are rounded to zero.
     assert (stored - states).square().mean().sqrt() / (states - states.mean(0)).square().mean().sqrt() < 0.01
     assert relative_errors(stored, states) == [pytest.approx(1.0)]
     by_bf16 = decode(encode(states, states.mean(0), "bf16")["states"], None, states.mean(0))

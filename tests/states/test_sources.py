@@ -1,4 +1,4 @@
-"""The doors: stored and live states are the same numbers, and live weights behave."""
+"""State sources: stored and live states have the same values, and live weights are trained and saved."""
 
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def test_ids_have_no_states() -> None:
     assert source(rows).modalities == {}
 
 
-def test_the_store_is_no_part_of_a_checkpoint(cached: CachedStates) -> None:
+def test_the_store_is_not_part_of_a_checkpoint(cached: CachedStates) -> None:
     assert cached.state_dict() == {}
     assert list(cached.parameters()) == []
 
@@ -180,7 +180,7 @@ def test_held_states_are_computed_once_and_are_those_of_the_weights_as_they_are(
     # 37 items with a text, eight at a time; dropout is off meanwhile, and on again afterwards.
     assert len(passes) == 5
     assert tuned.training
-    assert encoder.blocks[3].training
+    assert encoder.layers[3].training
     torch.testing.assert_close(served, before.detach(), rtol=1e-5, atol=1e-5)
     assert torch.equal(where, positions)
     assert not served.requires_grad
@@ -189,7 +189,7 @@ def test_held_states_are_computed_once_and_are_those_of_the_weights_as_they_are(
     assert len(passes) == 5
 
     with torch.no_grad():
-        encoder.blocks[3].output.dense.weight.mul_(2)
+        encoder.layers[3].output.dense.weight.mul_(2)
     tuned.hold(False)
     after = tuned(rows).modalities["text"][0].detach()
     assert (after - before).abs().max() > 0.1
@@ -197,7 +197,7 @@ def test_held_states_are_computed_once_and_are_those_of_the_weights_as_they_are(
     torch.testing.assert_close(tuned(rows).modalities["text"][0], after, rtol=1e-5, atol=1e-5)
 
 
-def test_held_states_are_the_same_bits_wherever_they_are_first_asked_for(tuned: LiveStates) -> None:
+def test_held_states_are_the_same_bits_in_training_and_evaluation(tuned: LiveStates) -> None:
     rows = torch.arange(38)
     tuned.eval().hold(True)
     first = tuned(rows).modalities["text"][0]
@@ -208,7 +208,7 @@ def test_held_states_are_the_same_bits_wherever_they_are_first_asked_for(tuned: 
         second = tuned(rows[:3]).modalities["text"][0]
     drawn = torch.rand(3)
     assert torch.equal(second, first[:3])
-    # The training step that asks first draws the same dropout as one that does not.
+    # The training step that fills the cache draws the same dropout as one that does not.
     torch.manual_seed(0)
     assert torch.equal(torch.rand(3), drawn)
 
@@ -257,9 +257,9 @@ def test_a_removed_modality_is_gone_for_the_chosen_items_alone(cached: CachedSta
     whole = cached(rows)
     chosen = np.zeros(38, dtype=bool)
     chosen[[3, 20]] = True
-    harmed = CorruptedStates(cached, "text", chosen, "remove")
-    assert harmed.missing
-    batch = harmed(rows)
+    corrupted = CorruptedStates(cached, "text", chosen, "remove")
+    assert corrupted.missing
+    batch = corrupted(rows)
     assert batch.modalities["text"][1].tolist() == [0, 2]
     assert torch.equal(batch.modalities["text"][0], whole.modalities["text"][0][[0, 2]])
     assert torch.equal(batch.modalities["image"][0], whole.modalities["image"][0])
@@ -283,14 +283,14 @@ def test_swapped_contents_are_those_of_other_chosen_items(cached: CachedStates) 
 
 
 def test_noise_is_as_strong_as_the_states_and_depends_on_no_batch(cached: CachedStates) -> None:
-    harmed = CorruptedStates(cached, "text", np.ones(38, dtype=bool), "noise", seed=3)
+    corrupted = CorruptedStates(cached, "text", np.ones(38, dtype=bool), "noise", seed=3)
     rows = torch.arange(36)
-    whole, noisy = cached(rows).modalities["text"][0], harmed(rows).modalities["text"][0]
+    whole, noisy = cached(rows).modalities["text"][0], corrupted(rows).modalities["text"][0]
     ratio = ((noisy - whole) / whole.std(-1, keepdim=True)).std()
     assert abs(float(ratio) - 1) < 0.1  # 36 × 3 × 16 draws
-    assert torch.equal(harmed(torch.tensor([11])).modalities["text"][0][0], noisy[11])
+    assert torch.equal(corrupted(torch.tensor([11])).modalities["text"][0][0], noisy[11])
     without = (~cached.present["text"]).nonzero().flatten()
-    assert len(harmed(without).modalities["text"][0]) == 0
+    assert len(corrupted(without).modalities["text"][0]) == 0
     some = np.arange(38) % 2 == 0
     half = CorruptedStates(cached, "text", some, "noise", seed=3)(rows).modalities["text"][0]
     assert torch.equal(half[::2], noisy[::2])

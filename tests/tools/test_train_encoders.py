@@ -76,7 +76,7 @@ def test_all_are_ordinary_small_folders():
     ):
         config = json.loads((FOLDER / name / "config.json").read_text())
         assert config["architectures"] == [kind]
-        assert (config["num_hidden_layers"], config["hidden_size"]) == (size.blocks, size.width)
+        assert (config["num_hidden_layers"], config["hidden_size"]) == (size.layers, size.width)
         assert "auto_map" not in config
 
 
@@ -121,13 +121,13 @@ def test_captions_are_mostly_right_about_pictures_never_seen(catalogue):
     images = [Image.fromarray(picture) for picture in catalogue.render_images()]
     captions = [captioner(images[start : start + 50]) for start in range(0, len(images), 50)]
     # "a striped red circle in a square": pattern, colour, shape and frame.
-    said = np.array([caption.split(" ", 4)[1:] for batch in captions for caption in batch])
+    described = np.array([caption.split(" ", 4)[1:] for batch in captions for caption in batch])
     shown = np.array([each.split(" ", 4)[1:] for each in pictures.describe(catalogue.process.attributes)])
-    assert said.shape == shown.shape == (600, 4)
-    right = (said == shown).mean(axis=0)
+    assert described.shape == shown.shape == (600, 4)
+    right = (described == shown).mean(axis=0)
     # Measured on 2,000 pictures: 0.96, 1.00, 0.80 and 1.00, and 0.78 for all four; by chance each is 0.17.
     assert (right > [0.9, 0.97, 0.75, 0.97]).all(), right
-    assert (said == shown).all(axis=1).mean() > 0.7
+    assert (described == shown).all(axis=1).mean() > 0.7
 
 
 def test_a_picture_is_described_by_its_attributes():
@@ -137,13 +137,13 @@ def test_a_picture_is_described_by_its_attributes():
 
 
 def test_the_sizes_are_three_and_each_knows_its_modality(catalogue):
-    assert all(one.width > other.width and one.blocks > other.blocks for one, other in pairwise(SIZES.values()))
+    assert all(one.width > other.width and one.layers > other.layers for one, other in pairwise(SIZES.values()))
     titles = [title or "" for title in catalogue.titles]
     pixels = catalogue.render_images()
     category = catalogue.process.attributes[:, ATTRIBUTES.index("category")]
     for ending, size in SIZES.items():
         for states in (text_states(titles, f"text{ending}"), image_states(pixels, f"image{ending}")):
-            assert states.shape == (600, size.blocks + 1, size.width)
+            assert states.shape == (600, size.layers + 1, size.width)
             # By chance one in six.
             assert best_level(states, category) > 0.5
 
@@ -158,7 +158,7 @@ def test_states_of_tones_and_clips_know_their_one_attribute_only(kind, library, 
         (tones.write, extended.render_tones()) if kind == "audio" else (clips.write, extended.render_clips())
     )
     encoder = load_encoder(kind, str(FOLDER / kind))
-    levels = range(MEDIA_SIZE.blocks + 1)
+    levels = range(MEDIA_SIZE.layers + 1)
     states = []
     with torch.inference_mode():
         for each in media:

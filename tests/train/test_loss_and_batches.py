@@ -120,7 +120,7 @@ def test_full_softmax_is_plain_cross_entropy_without_own_items():
 
 @pytest.mark.parametrize(("pool", "items"), [("trained", [0, 1, 2, 4]), ("catalogue", [0, 1, 2, 3, 4, 5])])
 def test_the_pool_decides_which_items_can_be_negatives(pool, items):
-    """Items 3 and 5 are taken in the held-out parts only, or never."""
+    """Nobody interacts with items 3 and 5 in the training subset."""
     split = leave_one_out(sequences_of([[0, 1, 2, 3, 3], [4, 1, 0, 1]]), 6)
     full = Batches(split, 4, 2, LossConfig(candidates="all", pool=pool), "last", 0)
     (batch,) = full.epoch(1)

@@ -198,11 +198,11 @@ def test_states_from_memory_train_like_states_that_are_computed_anew(source, pla
 
     def naive(self, modality, items, device):
         training = self.training
-        states = self.eval()._run(modality, items, device).detach()
+        states = self.eval()._live(modality, items, device).detach()
         self.train(training)
         return states
 
-    monkeypatch.setattr(ComputedStates, "_serve", naive)
+    monkeypatch.setattr(ComputedStates, "_cached", naive)
     train(config, tmp_path / "naive")
     torch.testing.assert_close(losses(tmp_path / "memory"), losses(tmp_path / "naive"), rtol=1e-5, atol=1e-6)
 

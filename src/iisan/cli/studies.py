@@ -71,14 +71,14 @@ def compare(
 @app.command()
 def robustness(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="What `iisan train` wrote.")],
-    modality: Annotated[str, typer.Option(help="What is harmed.")],
+    modality: Annotated[str, typer.Option(help="What is corrupted.")],
     how: Annotated[
         Literal["remove", "noise", "swap"],
         typer.Option(help="Remove it, add noise to its states, or swap contents among items."),
     ] = "remove",
     rates: Annotated[str, typer.Option(metavar="R,R,…", help="Shares of the items.")] = "0,0.1,0.3,0.5,1",
     items: Annotated[
-        Path | None, typer.Option(help="File of item ids, one a line, that may be harmed; all by default.")
+        Path | None, typer.Option(help="File of item ids, one a line, that may be corrupted; all by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of items.")] = 0,
     out: Annotated[Path | None, typer.Option(help="SVG file of the decline.")] = None,
@@ -86,7 +86,7 @@ def robustness(
 ) -> None:
     """How quality declines when a modality is missing or wrong for more and more items."""
     from iisan.experiments.charts import decline_lines, svg
-    from iisan.experiments.robustness import HARMED, decline
+    from iisan.experiments.robustness import CORRUPTED, decline
     from iisan.files import aside
     from iisan.runs.naming import short_names
 
@@ -105,12 +105,12 @@ def robustness(
     if out is not None:
         with aside(out) as temporary:
             lines = {each.name: each.values("hr@10") for each in found}
-            chart = decline_lines(lines, shares, f"{HARMED[how]} {modality}", "HR@10")
+            chart = decline_lines(lines, shares, f"{CORRUPTED[how]} {modality}", "HR@10")
             temporary.write_text(svg(chart), encoding="utf-8")
     if as_json:
         print_json([each.as_json() for each in found])
         return
-    print_declines(found, f"{HARMED[how]} {modality}")
+    print_declines(found, f"{CORRUPTED[how]} {modality}")
 
 
 @app.command()

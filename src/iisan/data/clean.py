@@ -1,4 +1,4 @@
-"""From raw columns to clean ones: ids, texts, timestamps. Pure functions on polars series."""
+"""Cleaning of raw columns: ids, texts, timestamps. Pure functions on polars series."""
 
 import html
 from typing import Any
@@ -7,7 +7,7 @@ import polars as pl
 
 from iisan.errors import DataError
 
-#: Formats of date strings, after ``T`` became a space and ``Z`` an offset.
+#: Formats of date strings, with ``T`` replaced by a space and ``Z`` by an offset.
 _NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M")
 _WITH_OFFSET = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%z")
 _LARGEST = 2.0**63
@@ -15,7 +15,7 @@ _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 
 def storable(frame: pl.DataFrame) -> list[str]:
-    """Columns that a dataset can hold and hash: not Python objects, bytes inside others, or structs of nothing."""
+    """Columns that a dataset can store and hash: no Python objects, nested bytes or empty structs."""
     return [name for name, dtype in frame.schema.items() if _is_storable(dtype)]
 
 
@@ -28,10 +28,10 @@ def _is_storable(dtype: Any, inside: bool = False) -> bool:
 
 
 def clean_ids(ids: pl.Series, table: str) -> pl.Series:
-    """Ids as strings; a number loses the fraction that a missing value elsewhere in its column gave it.
+    """Convert ids to strings; whole numbers read as floats, because of missing values, lose their fraction.
 
     Raises:
-        DataError: ids that are neither strings nor whole numbers.
+        DataError: Ids that are neither strings nor whole numbers.
     """
     if ids.dtype.is_float():
         whole = ids.cast(pl.Int64, strict=False)
@@ -50,12 +50,12 @@ def clean_ids(ids: pl.Series, table: str) -> pl.Series:
 
 
 def clean_texts(texts: pl.Series) -> pl.Series:
-    """Texts without HTML entities and with single spaces, case kept; null where nothing is left.
+    """Unescape HTML entities and normalise white space; empty texts become null.
 
     Lists of texts are joined with spaces.
 
     Raises:
-        DataError: values that are no texts, such as structs.
+        DataError: Values that are not texts, such as structs.
     """
     inner = texts.dtype.inner if isinstance(texts.dtype, pl.List | pl.Array) else texts.dtype
     if inner.is_nested() or inner in (pl.Binary, pl.Duration, pl.Object):
@@ -76,16 +76,16 @@ def clean_texts(texts: pl.Series) -> pl.Series:
 
 
 def clean_timestamps(timestamps: pl.Series) -> tuple[pl.Series, str]:
-    """Timestamps as whole numbers.
+    """Convert timestamps to whole numbers.
 
-    Numbers keep the source's unit, unless one has a fraction: then all are multiplied by a million. Dates, as
-    datetimes or ISO strings, become microseconds since 1970 in UTC (the zone assumed where none is given).
+    Numbers keep their unit, unless one has a fraction: then all are multiplied by a million. Datetimes and ISO
+    strings become microseconds since 1970 in UTC, which is also the default time zone.
 
     Returns:
-        Int64, null where unparsable, and the unit.
+        Timestamps as Int64, null where unparsable, and their unit.
 
     Raises:
-        DataError: neither numbers nor dates nor strings.
+        DataError: Neither numbers nor dates nor strings.
     """
     if timestamps.dtype.is_temporal() and timestamps.dtype not in (pl.Time, pl.Duration):
         return timestamps.cast(pl.Datetime("us")).dt.epoch("us"), "microseconds"
@@ -103,8 +103,8 @@ def clean_timestamps(timestamps: pl.Series) -> tuple[pl.Series, str]:
         return whole, "as in the source"
     numbers = texts.cast(pl.Float64, strict=False)
     if 2 * numbers.count() >= texts.count():
-        other_than_whole = numbers.filter(whole.is_null() & numbers.is_not_null())
-        return _from_floats(numbers) if len(other_than_whole) else (whole, "as in the source")
+        fractional = numbers.filter(whole.is_null() & numbers.is_not_null())
+        return _from_floats(numbers) if len(fractional) else (whole, "as in the source")
     return _from_dates(texts), "microseconds"
 
 
@@ -124,8 +124,8 @@ def _from_dates(texts: pl.Series) -> pl.Series:
         if not parsed.null_count():
             break
         zone = "UTC" if form in _WITH_OFFSET else None
-        # `exact`: a date with something behind it is no date.
-        moments = texts.str.strptime(pl.Datetime("us", zone), form, strict=False, exact=True)
-        frame = pl.DataFrame({"parsed": parsed, "more": moments.dt.replace_time_zone(None)})
-        parsed = frame.select(pl.coalesce("parsed", "more")).to_series()
+        # `exact`: no trailing characters.
+        dates = texts.str.strptime(pl.Datetime("us", zone), form, strict=False, exact=True)
+        frame = pl.DataFrame({"parsed": parsed, "dates": dates.dt.replace_time_zone(None)})
+        parsed = frame.select(pl.coalesce("parsed", "dates")).to_series()
     return parsed.dt.epoch("us")

@@ -1,4 +1,4 @@
-"""Which interactions stay. Pure functions on index arrays; nothing here loops over users or interactions."""
+"""Filters of interactions: pure, vectorised functions on index arrays."""
 
 from dataclasses import dataclass
 
@@ -16,24 +16,24 @@ class Events:
     """Interactions, ordered by user, then by time.
 
     Attributes:
-        users: ``[interactions]`` user number.
-        items: ``[interactions]`` item number.
-        timestamps: ``[interactions]`` int64, or None.
+        users: User numbers ``[interactions]``.
+        items: Item numbers ``[interactions]``.
+        timestamps: Timestamps ``[interactions]``, int64, or None.
     """
 
     users: npt.NDArray[np.integer]
     items: npt.NDArray[np.integer]
     timestamps: Index | None
 
-    def where(self, kept: Mask) -> "Events":
-        """The interactions of a mask."""
-        if kept.all():
+    def where(self, mask: Mask) -> "Events":
+        """Select the interactions of a mask."""
+        if mask.all():
             return self
-        timestamps = None if self.timestamps is None else self.timestamps[kept]
-        return Events(self.users[kept], self.items[kept], timestamps)
+        timestamps = None if self.timestamps is None else self.timestamps[mask]
+        return Events(self.users[mask], self.items[mask], timestamps)
 
     def counts(self) -> dict[str, int]:
-        """Distinct users and items, and interactions."""
+        """Count distinct users, distinct items, and interactions."""
         return {
             "users": int(np.count_nonzero(np.bincount(self.users))),
             "items": int(np.count_nonzero(np.bincount(self.items))),
@@ -42,51 +42,51 @@ class Events:
 
 
 def k_core(events: Events, k: int) -> Events:
-    """Drop users and items with fewer than ``k`` interactions until none is left to drop."""
+    """Iteratively drop users and items with fewer than ``k`` interactions (the k-core)."""
     while True:
-        enough_of_user = np.bincount(events.users) >= k
-        enough_of_item = np.bincount(events.items) >= k
-        kept: Mask = enough_of_user[events.users] & enough_of_item[events.items]
-        if kept.all():
+        frequent_users = np.bincount(events.users) >= k
+        frequent_items = np.bincount(events.items) >= k
+        mask: Mask = frequent_users[events.users] & frequent_items[events.items]
+        if mask.all():
             return events
-        events = events.where(kept)
+        events = events.where(mask)
 
 
-def min_length(events: Events, least: int) -> Events:
-    """Drop users with fewer than ``least`` interactions."""
-    return events.where((np.bincount(events.users) >= least)[events.users])
+def min_length(events: Events, length: int) -> Events:
+    """Drop users with fewer than ``length`` interactions."""
+    return events.where((np.bincount(events.users) >= length)[events.users])
 
 
-def keep_last(events: Events, most: int) -> Events:
-    """Keep the latest ``most`` interactions of every user."""
+def keep_last(events: Events, count: int) -> Events:
+    """Keep the last ``count`` interactions of every user."""
     ends = np.cumsum(np.bincount(events.users))
-    return events.where(ends[events.users] - np.arange(len(events.users)) <= most)
+    return events.where(ends[events.users] - np.arange(len(events.users)) <= count)
 
 
 def apply_filters(events: Events, filters: Filters) -> tuple[Events, list[dict[str, str | int]]]:
-    """Apply the filters that are on, in their order.
+    """Apply the enabled filters in the order k-core, minimum length, last interactions.
 
     Returns:
-        What stays, and per step the users, items with interactions and interactions after it.
+        The remaining interactions, and the numbers of users, items and interactions after each step.
     """
     steps: list[dict[str, str | int]] = [{"step": "read", **events.counts()}]
-    for name, least, rule in (("k_core", 2, k_core), ("min_length", 2, min_length), ("keep_last", 1, keep_last)):
+    for name, lowest, apply in (("k_core", 2, k_core), ("min_length", 2, min_length), ("keep_last", 1, keep_last)):
         value = getattr(filters, name)
-        if value >= least and len(events.users):
-            events = rule(events, value)
+        if value >= lowest and len(events.users):
+            events = apply(events, value)
             steps.append({"step": f"{name}={value}", **events.counts()})
     return events, steps
 
 
 def renumber(numbers: npt.NDArray[np.integer], size: int) -> tuple[Index, npt.NDArray[np.integer]]:
-    """Number the values that occur from 0 on, in their order.
+    """Renumber the occurring values consecutively from 0, in ascending order.
 
     Args:
-        numbers: values below ``size``.
-        size: how many values there may be.
+        numbers: Values below ``size``.
+        size: Number of possible values.
 
     Returns:
-        The old number of every new one, and ``numbers`` in new ones.
+        The old value of every new one, and ``numbers`` renumbered.
     """
     occurs = np.bincount(numbers, minlength=size) > 0
     new = np.cumsum(occurs, dtype=numbers.dtype) - 1
@@ -94,6 +94,6 @@ def renumber(numbers: npt.NDArray[np.integer], size: int) -> tuple[Index, npt.ND
 
 
 def to_sequences(events: Events, num_users: int) -> Sequences:
-    """The interactions of users ``0 … num_users − 1`` as index arrays."""
+    """Convert the interactions of users ``0 … num_users − 1`` to flat index arrays."""
     offsets = np.concatenate([[0], np.cumsum(np.bincount(events.users, minlength=num_users))])
     return Sequences(offsets.astype(np.int64), events.items.astype(np.int32), events.timestamps)

@@ -1,4 +1,4 @@
-"""Bad rows: stop at the first kind of them, or skip, count and list them."""
+"""Invalid rows: raise an error at the first, or skip, count and list them."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,22 +10,22 @@ from iisan.files import aside
 
 OnBad = Literal["stop", "skip"]
 
-#: Columns of a list of bad rows: where it stands and the offending value.
+#: Columns of a table of invalid rows: location, offending value, reason.
 WHERE, VALUE, REASON = "where", "value", "reason"
 _SCHEMA = {REASON: pl.String, WHERE: pl.String, VALUE: pl.String}
 _SHOWN = 120
 
 
 def printable(text: str) -> str:
-    """A text on one line, whatever cannot be printed escaped."""
+    """Escape the non-printable characters of a text, line breaks included."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Problems:
-    """Collects bad rows under one policy.
+    """Collects invalid rows.
 
     Args:
-        on_bad: ``stop`` raises at the first report, ``skip`` keeps the list.
+        on_bad: ``stop`` raises at the first report, ``skip`` collects all.
     """
 
     def __init__(self, on_bad: OnBad) -> None:
@@ -33,16 +33,16 @@ class Problems:
         self._reports: list[pl.DataFrame] = []
 
     def report(self, rows: pl.DataFrame, reason: str, expected: str, hint: str = "") -> None:
-        """Take note of bad rows, which the caller leaves out; no rows are no problem.
+        """Report invalid rows, which the caller leaves out; an empty table is ignored.
 
         Args:
-            rows: columns ``where`` and ``value``, in file order.
-            reason: what is wrong with them, such as "duplicate item id".
-            expected: what would have been right.
-            hint: what else cures it, to be put behind the rest.
+            rows: Columns ``where`` and ``value``, in file order.
+            reason: Description of the fault, such as "duplicate item id".
+            expected: Description of valid values.
+            hint: Further cure, appended to the message.
 
         Raises:
-            DataError: the policy is ``stop``; names the first row and the number of rows.
+            DataError: The policy is ``stop``; names the first row and the number of rows.
         """
         if rows.is_empty():
             return
@@ -63,23 +63,23 @@ class Problems:
 
     @property
     def skipped(self) -> pl.DataFrame:
-        """All bad rows: ``reason``, ``where``, ``value``."""
+        """All invalid rows: ``reason``, ``where``, ``value``."""
         return pl.concat([pl.DataFrame(schema=_SCHEMA), *self._reports])
 
 
 def write_skipped(skipped: pl.DataFrame, path: Path) -> None:
-    """Write a list of bad rows as JSON lines; an empty list gives an empty file."""
+    """Write a table of invalid rows as JSON lines; an empty table gives an empty file."""
     with aside(path) as temporary:
         skipped.write_ndjson(temporary)
 
 
 def read_skipped(path: Path) -> pl.DataFrame:
-    """Read what ``write_skipped`` wrote."""
+    """Read a file of ``write_skipped``."""
     if not path.stat().st_size:
         return pl.DataFrame(schema=_SCHEMA)
     return pl.read_ndjson(path, schema=_SCHEMA)
 
 
 def skipped_counts(skipped: pl.DataFrame) -> dict[str, int]:
-    """Number of bad rows per reason."""
+    """Number of invalid rows by reason."""
     return dict(skipped.group_by(REASON, maintain_order=True).len().iter_rows())

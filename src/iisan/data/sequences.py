@@ -17,12 +17,12 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class Sequences:
-    """All users' interactions, oldest first, one user after the other.
+    """The interactions of all users, user after user, oldest first.
 
     Attributes:
-        offsets: ``[users + 1]`` int64; user ``u`` owns ``items[offsets[u]:offsets[u + 1]]``.
-        items: ``[interactions]`` int32 item indices (row numbers of ``items.parquet``).
-        timestamps: ``[interactions]`` int64, or None where the source had none.
+        offsets: Offsets ``[users + 1]``, int64; the history of user ``u`` is ``items[offsets[u]:offsets[u + 1]]``.
+        items: Item indices ``[interactions]`` (rows of ``items.parquet``), int32.
+        timestamps: Timestamps ``[interactions]``, int64, or None if the source had none.
     """
 
     offsets: Index
@@ -36,11 +36,11 @@ class Sequences:
 
     @property
     def lengths(self) -> Index:
-        """Interactions of each user, ``[users]``."""
+        """Number of interactions of each user, ``[users]``."""
         return np.diff(self.offsets)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the arrays as ``.npy`` files into ``folder``; returns those that were written."""
+        """Write the arrays as ``.npy`` files into ``folder``; return their paths."""
         arrays: dict[str, npt.NDArray[np.integer] | None] = {
             "offsets": self.offsets,
             "items": self.items,
@@ -57,7 +57,7 @@ class Sequences:
 
     @classmethod
     def load(cls, folder: Path) -> "Sequences":
-        """Map the arrays that ``save`` wrote; nothing is read until it is used."""
+        """Memory-map the arrays of ``save``."""
         timestamps = folder / "timestamps.npy"
         return cls(
             np.load(folder / "offsets.npy", mmap_mode="r"),
@@ -67,10 +67,10 @@ class Sequences:
 
 
 def padded(items: npt.NDArray[np.integer], starts: Index, ends: Index, length: int) -> Index:
-    """Cut the last ``length`` items of each range ``items[start:end]``.
+    """Return the last ``length`` items of each range ``items[start:end]``.
 
     Returns:
-        ``[len(starts), length]`` int64, left-padded with ``PAD``.
+        Items ``[len(starts), length]``, int64, left-padded with ``PAD``.
     """
     if not len(items):
         return np.full((len(starts), length), PAD, dtype=np.int64)
@@ -80,19 +80,19 @@ def padded(items: npt.NDArray[np.integer], starts: Index, ends: Index, length: i
 
 
 def ragged(items: npt.NDArray[np.integer], starts: Index, ends: Index) -> tuple[Index, Index]:
-    """List all items of the ranges ``items[start:end]``.
+    """Concatenate the ranges ``items[start:end]``.
 
     Returns:
-        ``(rows, items)``, both ``[sum(ends - starts)]`` int64: the range's number and the item.
+        Range numbers and items, both ``[sum(ends - starts)]``, int64.
     """
     lengths = ends - starts
     rows = np.repeat(np.arange(len(starts)), lengths)
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return rows, np.asarray(items[starts[rows] + within], dtype=np.int64)
+    positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return rows, np.asarray(items[starts[rows] + positions], dtype=np.int64)
 
 
 def item_counts(items: npt.NDArray[np.integer], starts: Index, ends: Index, num_items: int) -> Index:
-    """Count how often every item stands in the ranges ``items[start:end]``, ``[num_items]``.
+    """Count how often every item occurs in the ranges ``items[start:end]``, ``[num_items]``.
 
     Reads a block of ranges at a time, so memory does not grow with the interactions.
     """

@@ -1,4 +1,4 @@
-"""Opening sounds that come from anywhere."""
+"""Decoding of sounds from untrusted sources."""
 
 import io
 import math
@@ -8,32 +8,32 @@ import numpy as np
 
 from iisan.errors import DataError, MissingExtraError
 
-#: Sampling rates in Hz that are taken: below, little of a sound is left; above, nothing is recorded.
+#: Accepted sampling rates in Hz: lower ones lose most of a sound, higher ones are never recorded.
 RATES = (4_000, 384_000)
 
-#: One analysis window of the usual audio models; anything shorter has no spectrum.
+#: Duration of one analysis window of common audio models; shorter sounds have no spectrum.
 MIN_SECONDS = 0.025
 
 _CURE = "replace the sound, or leave it out"
 
 
 def open_sound(data: bytes, rate: int, seconds: float) -> np.ndarray:
-    """Decode the middle of a sound as one channel at a wanted sampling rate.
+    """Decode the middle of a sound to mono at a given sampling rate.
 
-    The middle, because recordings tend to begin and end with silence. Channels are averaged; another sampling
-    rate is converted with a polyphase filter.
+    Recordings tend to begin and end with silence, hence the middle. Channels are averaged; other sampling rates
+    are converted by a polyphase filter.
 
     Args:
-        data: the bytes of a file that libsndfile reads: WAV, FLAC, OGG, MP3, AIFF and more.
-        rate: samples per second of the result.
-        seconds: longest part that is taken; no more than this is decoded.
+        data: Bytes of a file in a format of libsndfile: WAV, FLAC, OGG, MP3, AIFF and more.
+        rate: Sampling rate of the result in Hz.
+        seconds: Maximum duration; only this part is decoded.
 
     Returns:
-        Samples in fp32, at most ``int(seconds * rate)``, of a sound that is long enough exactly so many.
+        ``int(seconds * rate)`` samples in fp32, fewer if the sound is shorter.
 
     Raises:
-        DataError: not a sound, empty, shorter than 25 ms, damaged, or at a sampling rate out of ``RATES``.
-        MissingExtraError: the extra ``audio`` is not installed.
+        DataError: Not a sound, empty, shorter than 25 ms, damaged, or with a sampling rate outside ``RATES``.
+        MissingExtraError: The extra ``audio`` is not installed.
     """
     soundfile = _soundfile()
     try:
@@ -53,7 +53,7 @@ def open_sound(data: bytes, rate: int, seconds: float) -> np.ndarray:
             )
         wanted = min(file.frames, math.ceil(seconds * file.samplerate))
         start = (file.frames - wanted) // 2
-        # An MP3 frame may borrow bits from frames before it, so the first ones after a jump come out wrong.
+        # MP3 frames may use bits of earlier frames, so the first frames after a seek decode wrongly.
         lead = min(start, file.samplerate)
         try:
             file.seek(start - lead)
@@ -67,21 +67,21 @@ def open_sound(data: bytes, rate: int, seconds: float) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise _damaged("samples that are not finite")
     if native != rate:
-        # Loading it takes longer than most commands, and every command that opens a dataset comes by here.
+        # Imported here, because it takes longer than most commands that open a dataset.
         from scipy.signal import resample_poly
 
-        shared = math.gcd(native, rate)
-        samples = resample_poly(samples, rate // shared, native // shared)
+        divisor = math.gcd(native, rate)
+        samples = resample_poly(samples, rate // divisor, native // divisor)
     return samples[: int(seconds * rate)]
 
 
 def _damaged(reason: str) -> DataError:
-    return DataError(f"an unreadable or truncated sound ({reason})", "a whole sound", _CURE)
+    return DataError(f"an unreadable or truncated sound ({reason})", "a complete sound", _CURE)
 
 
 def _soundfile() -> Any:
     try:
         import soundfile
-    except (ImportError, OSError):  # OSError: the package is there, its library is not
+    except (ImportError, OSError):  # OSError: the package is installed without its library
         raise MissingExtraError("soundfile", "audio", "reading sounds") from None
     return soundfile

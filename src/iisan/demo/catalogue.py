@@ -1,6 +1,6 @@
-"""The demo's catalogue: products with titles and pictures, users who follow a known process, raw files.
+"""The synthetic catalogue of the demo: products with titles and images, users of known behaviour, raw files.
 
-In the extended catalogue every product has a tone and a clip, too.
+In the extended catalogue every product also has a tone and a clip.
 """
 
 from collections.abc import Callable
@@ -40,22 +40,23 @@ START = 1_672_531_200  # 2023-01-01, seconds
 LAUNCH = START + 330 * 86_400
 END = START + 365 * 86_400
 
-# Independent random streams, so that changing one part of the catalogue leaves the others as they are.
+# Independent random streams, so that a change to one part of the catalogue leaves the others unchanged.
 _PRODUCTS, _TITLES, _PICTURES, _PROCESS, _USERS, _GAPS, _EXTENSION, _TONES, _CLIPS = range(9)
 _BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A synthetic catalogue and its log, with the truth about both.
+    """A synthetic catalogue and its interaction log, with the process that generated them.
 
     Attributes:
-        seed: the number that everything was drawn from.
-        process: the users' behaviour and the items' attributes; see ``oracle`` for what follows from it.
-        titles: ``[N]`` titles; None where missing.
-        has_image: ``[N]`` whether the item has a picture. No item lacks both.
-        log: all interactions, oldest first per user. Every user's last one, and no other, is later than
-            ``LAUNCH``, the moment at which new items become available.
+        seed: Seed of all random draws.
+        process: Behaviour of the users and attributes of the items; ``oracle`` derives exact probabilities from
+            it.
+        titles: Titles ``[N]``; None where missing.
+        has_image: Whether each item has an image, ``[N]``. No item lacks both title and image.
+        log: All interactions, oldest first per user. Only the last one of each user is later than ``LAUNCH``, the
+            moment at which new items become available.
     """
 
     seed: int
@@ -66,12 +67,12 @@ class Catalogue:
 
     @cached_property
     def item_ids(self) -> list[str]:
-        """The id of each item, ``[N]``."""
+        """Item ids, ``[N]``."""
         return [f"p{number:05d}" for number in range(len(self.titles))]
 
     @cached_property
     def user_ids(self) -> list[str]:
-        """The id of each user."""
+        """User ids."""
         return [f"u{number:05d}" for number in range(self.log.num_users)]
 
     @property
@@ -80,15 +81,15 @@ class Catalogue:
         return len(self.process.names) > len(ATTRIBUTES)
 
     def render_images(self, start: int = 0, end: int | None = None) -> pictures.Pixels:
-        """Draw the pictures of items ``start:end``, ``[n, 64, 64, 3]`` uint8, also of items that lack one."""
+        """Render the images of items ``start:end``, ``[n, 64, 64, 3]`` uint8, whether or not the item has one."""
         return self._render(pictures.render, _PICTURES, start, end)
 
     def render_tones(self, start: int = 0, end: int | None = None) -> tones.Tones:
-        """Play the tones of items ``start:end`` of an extended catalogue, ``[n, 6400]`` int16."""
+        """Render the tones of items ``start:end`` of an extended catalogue, ``[n, 6400]`` int16."""
         return self._render(tones.render, _TONES, start, end)
 
     def render_clips(self, start: int = 0, end: int | None = None) -> pictures.Pixels:
-        """Film the clips of items ``start:end`` of an extended catalogue, ``[n, 8, 32, 32, 3]`` uint8."""
+        """Render the clips of items ``start:end`` of an extended catalogue, ``[n, 8, 32, 32, 3]`` uint8."""
         return self._render(clips.render, _CLIPS, start, end)
 
     def _render(
@@ -98,10 +99,10 @@ class Catalogue:
         start: int,
         end: int | None,
     ) -> npt.NDArray[Any]:
-        """Render items ``start:end``; the draws belong to blocks, so that a part equals that part of the whole."""
+        """Render items ``start:end``; random streams belong to blocks, so any slice equals that of the whole."""
         numbers = range(*slice(start, end).indices(len(self.titles)))
         blocks = range(numbers.start // _BLOCK * _BLOCK, numbers.stop, _BLOCK)
-        drawn = [
+        rendered = [
             render(
                 self.process.attributes[block : block + _BLOCK],
                 np.random.default_rng([self.seed, stream, block]),
@@ -110,22 +111,22 @@ class Catalogue:
         ]
         first = numbers.start - (blocks.start if blocks else 0)
         empty = render(self.process.attributes[:0], np.random.default_rng())
-        return np.concatenate([empty, *drawn])[first : first + len(numbers)]
+        return np.concatenate([empty, *rendered])[first : first + len(numbers)]
 
     def write(self, folder: Path) -> None:
-        """Write ``items.csv``, ``interactions.csv`` (in order of time) and ``images/<item_id>.png``.
+        """Write ``items.csv``, ``interactions.csv`` (by time) and ``images/<item_id>.png``.
 
-        Of an extended catalogue also ``sounds/<item_id>.wav`` and ``clips/<item_id>.mkv``; the columns ``image``,
-        ``audio`` and ``video`` of its items hold all files' paths.
+        An extended catalogue also has ``sounds/<item_id>.wav`` and ``clips/<item_id>.mkv``; the columns ``image``,
+        ``audio`` and ``video`` of its items hold the paths.
 
         Raises:
-            MissingExtraError: the extra ``video``, which writes clips, is not installed.
+            MissingExtraError: The extra ``video`` is not installed (extended catalogue only).
         """
         (folder / "images").mkdir(parents=True, exist_ok=True)
         items: dict[str, list[str | None]] = {ITEM_ID: [*self.item_ids], "title": self.titles}
         if self.extended:
             items |= self._write_media(folder)
-        for start in track(range(0, len(self.titles), _BLOCK), "drawing products"):
+        for start in track(range(0, len(self.titles), _BLOCK), "rendering images"):
             for number, pixels in enumerate(self.render_images(start, start + _BLOCK), start):
                 if self.has_image[number]:
                     Image.fromarray(pixels).save(folder / "images" / f"{self.item_ids[number]}.png")
@@ -146,7 +147,7 @@ class Catalogue:
                 table.write_csv(temporary)
 
     def _write_media(self, folder: Path) -> dict[str, list[str | None]]:
-        """Write tones and clips; returns the columns of all files' paths."""
+        """Write tones and clips; return the columns of file paths."""
         for name in ("sounds", "clips"):
             (folder / name).mkdir(exist_ok=True)
         columns: dict[str, list[str | None]] = {
@@ -157,7 +158,7 @@ class Catalogue:
             AUDIO: [f"sounds/{item}.wav" for item in self.item_ids],
             VIDEO: [f"clips/{item}.mkv" for item in self.item_ids],
         }
-        for start in track(range(0, len(self.titles), _BLOCK), "playing and filming products"):
+        for start in track(range(0, len(self.titles), _BLOCK), "rendering sounds and clips"):
             media = zip(
                 self.render_tones(start, start + _BLOCK), self.render_clips(start, start + _BLOCK), strict=True
             )
@@ -168,24 +169,24 @@ class Catalogue:
 
 
 def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000, extended: bool = False) -> Catalogue:
-    """Draw a catalogue and its users' interactions.
+    """Generate a catalogue and the interactions of its users.
 
-    About 4% of the items lack a title, another 4% a picture, and 8% are new: nobody can take them before
-    his last interaction. Every user has between 5 and 30 interactions, 8 on average, with no item twice.
+    About 4% of the items lack a title, another 4% an image, and 8% are new: they are available at each user's last
+    interaction only. Every user interacts with 5 to 30 distinct items, 8 on average.
 
     Args:
-        seed: same seed and sizes, same catalogue, to the last pixel.
-        num_items: ``N``, at least 100.
-        num_users: at least 1.
-        extended: give every product a timbre and a motion, too, which neither title nor picture tells and which
-            users have tastes in. Titles and pictures are those of the ordinary catalogue, its users are others.
+        seed: Random seed; the same seed and sizes give the same catalogue, to the last pixel.
+        num_items: Number of items ``N``, at least 100.
+        num_users: Number of users, at least 1.
+        extended: Whether products also have a timbre and a motion, which users have preferences for and which only
+            tones and clips reveal. Titles and images equal those of the ordinary catalogue, interactions do not.
 
     Raises:
-        ConfigError: a negative seed, or too few items or users.
+        ConfigError: A negative seed, or too few items or users.
     """
     for name, value, least in (("seed", seed, 0), ("num_items", num_items, 100), ("num_users", num_users, 1)):
         if value < least:
-            raise ConfigError(f"{name} = {value}", f"at least {least}", f"ask for {least} or more")
+            raise ConfigError(f"{name} = {value}", f"at least {least}", f"choose {least} or more")
 
     def stream(number: int) -> np.random.Generator:
         return np.random.default_rng([seed, number])
@@ -193,8 +194,8 @@ def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000, extend
     rng = stream(_PRODUCTS)
     attributes = draw_attributes(num_items, rng)
     if extended:
-        more = draw_attributes(num_items, stream(_EXTENSION), AUDIO_ATTRIBUTES + VIDEO_ATTRIBUTES)
-        attributes = np.column_stack([attributes, more])
+        extension = draw_attributes(num_items, stream(_EXTENSION), AUDIO_ATTRIBUTES + VIDEO_ATTRIBUTES)
+        attributes = np.column_stack([attributes, extension])
     without_image, without_title, _ = np.split(
         rng.permutation(num_items),
         np.cumsum([round(MISSING_IMAGE_SHARE * num_items), round(MISSING_TITLE_SHARE * num_items)]),
@@ -209,18 +210,18 @@ def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000, extend
     rng = stream(_USERS)
     surplus = rng.geometric(1 / (MEAN_INTERACTIONS - MIN_INTERACTIONS + 1), num_users) - 1
     lengths = np.minimum(MIN_INTERACTIONS + surplus, MAX_INTERACTIONS)
-    taken = simulate(process, lengths, rng)
+    histories = simulate(process, lengths, rng)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    log = Sequences(offsets, taken[taken != PAD].astype(np.int32), _timestamps(lengths, stream(_GAPS)))
+    log = Sequences(offsets, histories[histories != PAD].astype(np.int32), _timestamps(lengths, stream(_GAPS)))
     return Catalogue(seed, process, titles, has_image, log)
 
 
 def _timestamps(lengths: Index, rng: np.random.Generator) -> Index:
-    """Draw the moments of all interactions, rising within a user, the last one alone after the launch."""
+    """Draw the timestamps of all interactions, ascending per user, only the last one after the launch."""
     owners = np.repeat(np.arange(len(lengths)), lengths)
     ends = np.cumsum(lengths)
     moments = rng.integers(START, LAUNCH - MAX_INTERACTIONS, len(owners))
     moments[ends - 1] = rng.integers(LAUNCH, END - MAX_INTERACTIONS, len(lengths))
     moments = moments[np.lexsort((moments, owners))]
-    # Counting up within the user parts interactions that were drawn into the same second.
+    # Adding the position in the history separates interactions drawn into the same second.
     return moments + np.arange(len(owners)) - np.repeat(ends - lengths, lengths)

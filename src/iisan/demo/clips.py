@@ -1,7 +1,6 @@
-"""Short clips of products, computed for whole blocks of items: a blob that drifts in one of six directions.
+"""Short clips of products, rendered for whole blocks of items: a blob that drifts in one of six directions.
 
-What leaves the picture on one side comes in on the other, and the start is drawn by chance, so that no single
-frame tells the direction.
+The frame wraps around and the start is random, so that no single frame reveals the direction.
 """
 
 from pathlib import Path
@@ -19,14 +18,14 @@ _PER_SECOND = 8
 
 
 def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
-    """Film each product.
+    """Render a clip of each product.
 
     Args:
-        attributes: ``[n, 9]`` value numbers, columns as in ``EXTENDED_ATTRIBUTES``.
-        rng: source of start, speed, direction (±12°), size, colours, background and noise.
+        attributes: Attribute values ``[n, 9]``, columns as in ``EXTENDED_ATTRIBUTES``.
+        rng: Source of start, speed, direction (±12°), size, colours, background and noise.
 
     Returns:
-        ``[n, FRAMES, SIZE, SIZE, 3]`` uint8, RGB.
+        RGB frames ``[n, FRAMES, SIZE, SIZE, 3]``, uint8.
     """
     count = len(attributes)
     (motion,) = attributes[:, columns(("motion",))].T
@@ -39,7 +38,7 @@ def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
     axis = (np.arange(SIZE, dtype=np.float32) + 0.5) * (2 / SIZE) - 1
 
     def offsets(direction: Field) -> Field:
-        """Distance from the centre along one axis, ``[n, FRAMES, SIZE]``, around a picture without edges."""
+        """Distance from the centre along one axis that wraps around, ``[n, FRAMES, SIZE]``."""
         centre = uniform(-1, 1, 1) + travelled * direction
         return np.mod(axis - centre[..., None] + 1, 2) - 1
 
@@ -54,10 +53,10 @@ def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
 
 
 def write(clip: Pixels, path: Path) -> None:
-    """Write one clip, ``[FRAMES, SIZE, SIZE, 3]``, without loss as a Matroska file, the same bytes every time.
+    """Write one clip, ``[FRAMES, SIZE, SIZE, 3]``, as a lossless Matroska file with reproducible bytes.
 
     Raises:
-        MissingExtraError: the extra ``video`` is not installed.
+        MissingExtraError: The extra ``video`` is not installed.
     """
     av = import_av("writing videos")
     with av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"}) as container:

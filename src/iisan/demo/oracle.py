@@ -1,11 +1,9 @@
-"""The best that any recommender can do on the synthetic catalogue, computed from the process itself.
+"""The best achievable recommendations on the synthetic catalogue, computed from the process itself.
 
-The claim, precisely: for a history that lies before the launch and a next step after it, which is what
-leave-one-out asks at test, the probabilities are exactly ``P(next item | history)`` under the process, so
-no ranking from the history alone has a higher expected HR@k or NDCG@k. A history that contains a new item
-is handled as well (that step was after the launch), but where it was the old catalogue that served a step
-after the launch, history alone cannot tell, and such a history is treated as one before the launch.
-Validation queries lie before the launch: ask with ``launched=False``.
+For a history before the launch and a next step after it, as in the leave-one-out test subset, the probabilities
+are exactly ``P(next item | history)`` under the process, so no ranking by the history alone has a higher expected
+HR@k or NDCG@k. A step with a new item is known to lie after the launch; a step with an old one is assumed to lie
+before it. Validation queries lie before the launch: pass ``launched=False``.
 """
 
 import numpy as np
@@ -24,34 +22,34 @@ def next_item_probabilities(
     """Compute ``P(next item | history)`` by forward filtering over the hidden styles.
 
     Args:
-        process: the users' behaviour.
-        histories: ``[B, S]`` item numbers, oldest first, left-padded with ``PAD``; complete histories.
-        launched: whether new items are available at the step asked about.
-        attributes: what the observer sees of the items; with all of them (None) the result is exact, with fewer
-            it is that of an observer who takes the others as having no effect.
+        process: Behaviour of the users.
+        histories: Complete histories ``[B, S]`` of item numbers, oldest first, left-padded with ``PAD``.
+        launched: Whether new items are available at the next step.
+        attributes: Names of the attributes that the observer knows. Defaults to all, which makes the result exact;
+            other attributes are assumed to have no effect.
 
     Returns:
-        ``[B, N]``; rows sum to 1, items of the history have probability 0.
+        Probabilities ``[B, N]``; rows sum to 1, items of the history have probability 0.
     """
     after = process.attraction(attributes)
     before = after * ~process.is_new
     total = after.sum(axis=1)
     total_before = before.sum(axis=1)
     belief = np.tile(process.initial, (len(histories), 1))
-    taken = np.zeros_like(belief)
-    taken_before = np.zeros_like(belief)
+    seen = np.zeros_like(belief)
+    seen_before = np.zeros_like(belief)
     for items in histories.T:
         rows = np.flatnonzero(items != PAD)
         chosen = items[rows]
         is_new = process.is_new[chosen, None]
         attraction = after[:, chosen].T
-        available = np.where(is_new, total - taken[rows], total_before - taken_before[rows])
+        available = np.where(is_new, total - seen[rows], total_before - seen_before[rows])
         posterior = belief[rows] * attraction / available
         posterior /= posterior.sum(axis=1, keepdims=True)
         belief[rows] = posterior @ process.transitions
-        taken[rows] += attraction
-        taken_before[rows] += before[:, chosen].T
-    attraction, available = (after, total - taken) if launched else (before, total_before - taken_before)
+        seen[rows] += attraction
+        seen_before[rows] += before[:, chosen].T
+    attraction, available = (after, total - seen) if launched else (before, total_before - seen_before)
     probabilities = (belief / available) @ attraction
     rows, columns = np.nonzero(histories != PAD)
     probabilities[rows, histories[rows, columns]] = 0.0
@@ -59,16 +57,16 @@ def next_item_probabilities(
 
 
 class OracleScorer:
-    """Scores every item with its true probability of being next.
+    """Scores every item by its true probability of being next.
 
     Args:
-        catalogue: the synthetic catalogue.
-        item_order: ids of the dataset's items in row order; histories and columns use these row numbers.
-        launched: as in ``next_item_probabilities``; False for validation queries.
-        attributes: as in ``next_item_probabilities``.
+        catalogue: The synthetic catalogue.
+        item_order: Ids of the dataset's items in row order; histories and scores refer to these rows.
+        launched: See ``next_item_probabilities``; False for validation queries.
+        attributes: See ``next_item_probabilities``.
 
     Raises:
-        DataError: ``item_order`` names an item that is not in the catalogue.
+        DataError: An item of ``item_order`` is not in the catalogue.
     """
 
     def __init__(
@@ -95,11 +93,11 @@ class OracleScorer:
         self._attributes = attributes
 
     def start(self, histories: Index) -> torch.Tensor:
-        """Compute the probabilities once for complete histories ``[B, S]``, left-padded with ``PAD``."""
+        """Compute the probabilities for complete histories ``[B, S]``, left-padded with ``PAD``."""
         numbers = np.where(histories == PAD, PAD, self._numbers[histories])
         probabilities = next_item_probabilities(self._process, numbers, self._launched, self._attributes)
         return torch.from_numpy(probabilities[:, self._numbers].astype(np.float32))
 
     def score(self, query: torch.Tensor, items: torch.Tensor | slice) -> torch.Tensor:
-        """Give the probabilities of some items (row numbers or a slice), ``[B, n]`` float32, a copy."""
+        """Return a copy of the probabilities of some items (row numbers or a slice), ``[B, n]`` float32."""
         return query[:, items].clone()

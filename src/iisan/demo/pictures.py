@@ -1,7 +1,7 @@
-"""Pictures of products, computed for whole blocks of items from coordinate fields.
+"""Pictures of products, rendered for whole blocks of items from coordinate fields.
 
-A picture shows a filled shape (shape, colour, pattern) inside a frame that stands for the category, with
-random position, scale, rotation, tint and noise.
+A picture shows a filled shape (attributes shape, colour and pattern) inside a frame (category), with random
+position, scale, rotation, tint and noise.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def _triangle(u: Field, v: Field) -> Field:
     return np.hypot(u, v) * np.cos(angle) - 0.58
 
 
-#: Distance from the outline, negative inside, in coordinates where the shape fills about [-1, 1]².
+#: Signed distance from the outline, negative inside, in coordinates in which the shape fills about [-1, 1]².
 _SHAPES: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda u, v: np.hypot(u, v) - 0.9,
     lambda u, v: np.maximum(abs(u), abs(v)) - 0.8,
@@ -33,7 +33,7 @@ _SHAPES: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda u, v: abs(np.hypot(u, v) - 0.66) - 0.3,
 )
 _WAVE = 9.0
-#: Where the second colour goes: everywhere the field is positive.
+#: The second colour is used where the field is positive.
 _PATTERNS: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda u, v: np.full_like(u, -1.0),
     lambda u, v: np.sin(_WAVE * v),
@@ -42,7 +42,7 @@ _PATTERNS: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda u, v: np.sin(0.8 * _WAVE * u) * np.sin(0.8 * _WAVE * v),
     lambda u, v: np.sin(1.2 * _WAVE * np.hypot(u, v)),
 )
-#: Frames in picture coordinates, negative where the line is.
+#: Frames in picture coordinates; negative on the line.
 _FRAMES: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda x, y: np.full_like(x, 1.0),
     lambda x, y: abs(np.maximum(abs(x), abs(y)) - 0.88) - 0.045,
@@ -58,7 +58,7 @@ _COLOURS: Final = np.array(
     ],
     dtype=np.float32,
 )  # fmt: skip
-#: What is seen of each attribute, value by value.
+#: Words for each attribute, by value.
 _WORDS: Final[dict[str, tuple[str, ...]]] = {
     "pattern": ("plain", "banded", "striped", "dotted", "checked", "ringed"),
     "colour": ("red", "orange", "green", "teal", "blue", "purple"),
@@ -80,14 +80,14 @@ def _select(fields: tuple[Callable[[Field, Field], Field], ...], values: Attribu
 
 
 def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
-    """Draw a picture of each product.
+    """Render a picture of each product.
 
     Args:
-        attributes: ``[n, 7]`` value numbers, columns as in ``ATTRIBUTES``.
-        rng: source of position (±0.15 of half the width), scale, rotation (±17°), tint and noise.
+        attributes: Attribute values ``[n, 7]``, columns as in ``ATTRIBUTES``.
+        rng: Source of position (±0.15 of half the width), scale, rotation (±17°), tint and noise.
 
     Returns:
-        ``[n, SIZE, SIZE, 3]`` uint8, RGB.
+        RGB pixels ``[n, SIZE, SIZE, 3]``, uint8.
     """
     count = len(attributes)
     category, shape, colour, pattern = (
@@ -104,7 +104,7 @@ def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
     u = (x * np.cos(angle) + y * np.sin(angle)) / scale
     v = (y * np.cos(angle) - x * np.sin(angle)) / scale
 
-    # Half a pixel of softness on either side of an outline is anti-aliasing.
+    # Anti-aliasing: outlines fade over half a pixel on either side.
     sharpness = SIZE / 2
     inside = np.clip(0.5 - _select(_SHAPES, shape, u, v) * scale * sharpness, 0, 1)[..., None]
     second = np.clip(0.5 + 4 * _select(_PATTERNS, pattern, u, v), 0, 1)[..., None]
@@ -123,10 +123,10 @@ def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
 
 
 def describe(attributes: Attributes) -> list[str]:
-    """Say what each product's picture shows, such as ``a striped red circle in a square``.
+    """Describe each product's picture, as in ``a striped red circle in a square``.
 
     Args:
-        attributes: ``[n, 7]`` value numbers, columns as in ``ATTRIBUTES``.
+        attributes: Attribute values ``[n, 7]``, columns as in ``ATTRIBUTES``.
     """
     words = [[_WORDS[name][value] for value in attributes[:, ATTRIBUTES.index(name)]] for name in _WORDS]
     return [f"a {' '.join(each)}" for each in zip(*words, strict=True)]

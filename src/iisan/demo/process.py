@@ -1,7 +1,7 @@
-"""How the users of the synthetic catalogue choose: a process whose every probability is known.
+"""The behaviour of users of the synthetic catalogue: a process with known probabilities.
 
-A user has a hidden style, which prefers one value of each attribute. Step by step the user takes an item
-that was not taken before, with probability proportional to ``W[style, item]``, then the style may change.
+A user has a hidden style, which prefers one value of each attribute. In each step the user interacts with an item
+that is not in the history yet, with probability proportional to ``W[style, item]``; then the style may change.
 """
 
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ from iisan.names import PAD
 
 Floats = npt.NDArray[np.float64]
 
-# Many styles and few purchases, so that content matters: with 60 to 400 styles ids alone overtook it.
+# Many styles and short histories, so that content matters: with 60 to 400 styles, ids alone were better.
 NUM_STYLES = 700
 DRIFT = 0.1  # probability that the style changes between two steps
-SUCCESSORS = 4  # styles that a style usually changes to
+SUCCESSORS = 4  # usual next styles of a style
 NEW_ITEM_SHARE = 0.08
-CATEGORY_WEIGHT, OTHER_WEIGHT = 1.8, 3.0  # log of the factor that a preferred value brings
-APPEAL, LUCK = 0.9, 0.35  # spread of log popularity: what comes from an item's values, and the rest
+CATEGORY_WEIGHT, OTHER_WEIGHT = 1.8, 3.0  # log of the factor for a preferred value
+APPEAL, LUCK = 0.9, 0.35  # standard deviations of log popularity: from an item's attributes, and random
 
 
 @dataclass(frozen=True)
 class Process:
-    """The parameters of the users' behaviour, ``Z`` styles, ``N`` items, ``A`` attributes.
+    """Parameters of the users' behaviour with ``Z`` styles, ``N`` items and ``A`` attributes.
 
     Attributes:
-        attributes: ``[N, A]`` value numbers of the items.
-        popularity: ``[N]`` how much an item is taken regardless of taste.
-        is_new: ``[N]`` items launched before the last step of every user, and unavailable until then.
-        preferences: ``[Z, A]`` the value that a style prefers.
-        weights: ``[A]`` log of the factor that a preferred value brings.
-        initial: ``[Z]`` probability of the first style.
-        transitions: ``[Z, Z]`` probability of the next step's style (column) given this one's (row).
+        attributes: Attribute values of the items, ``[N, A]``.
+        popularity: Popularity of the items regardless of style, ``[N]``.
+        is_new: Items that are available at each user's last step only, ``[N]``.
+        preferences: Preferred attribute values of the styles, ``[Z, A]``.
+        weights: Log of the factor for a preferred value, ``[A]``.
+        initial: Probabilities of the first style, ``[Z]``.
+        transitions: Probabilities of the next style (column) given the current one (row), ``[Z, Z]``.
     """
 
     attributes: Attributes
@@ -49,15 +49,14 @@ class Process:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the attributes, ``[A]``."""
+        """Names of the attributes, ``[A]``."""
         return EXTENDED_ATTRIBUTES[: self.attributes.shape[1]]
 
     def attraction(self, attributes: tuple[str, ...] | None = None) -> Floats:
         """``W[z, i] = popularity_i · exp(Σ_a w_a [item i has style z's value of a])``, ``[Z, N]``.
 
         Args:
-            attributes: names of the attributes that count, all where None; those left out are taken as having
-                no effect.
+            attributes: Names of the attributes that have an effect. Defaults to all.
         """
         logits = np.zeros((len(self.preferences), len(self.attributes)))
         for column in columns(self.names if attributes is None else attributes):
@@ -68,7 +67,7 @@ class Process:
 
     @cached_property
     def attraction_before_launch(self) -> Floats:
-        """``attraction`` before the launch: new items cannot be taken."""
+        """``attraction`` before the launch, zero for new items."""
         return self.attraction() * ~self.is_new
 
 
@@ -76,11 +75,11 @@ def draw_process(attributes: Attributes, rng: np.random.Generator) -> Process:
     """Draw popularities, new items, styles and their transitions for a catalogue.
 
     Args:
-        attributes: ``[N, A]`` value numbers of the items.
-        rng: source of all draws.
+        attributes: Attribute values of the items, ``[N, A]``.
+        rng: Source of all draws.
     """
     count, kinds = attributes.shape
-    # Most of what makes an item popular can be seen on it, or content could not predict it at all.
+    # Popularity depends mostly on the attributes; otherwise content could not predict it.
     appeals = rng.standard_normal((kinds, NUM_VALUES))
     appeal = appeals[np.arange(kinds), attributes].sum(axis=1) / np.sqrt(kinds)
     popularity = np.exp(APPEAL * appeal + LUCK * rng.standard_normal(count))
@@ -104,7 +103,7 @@ def draw_process(attributes: Attributes, rng: np.random.Generator) -> Process:
 
 
 class _Draw:
-    """Draws column numbers from rows of probabilities, many at a time."""
+    """Vectorised sampling of column numbers from rows of probabilities."""
 
     def __init__(self, weights: Floats) -> None:
         cumulative = np.cumsum(weights, axis=1)
@@ -119,25 +118,25 @@ class _Draw:
 
 
 def simulate(process: Process, lengths: Index, rng: np.random.Generator) -> Index:
-    """Let users take ``lengths[u]`` items each; new items are available at each user's last step only.
+    """Draw ``lengths[u]`` interactions of each user; new items are available at the last step only.
 
     Returns:
-        ``[users, max(lengths)]`` item numbers, oldest first, right-padded with ``PAD``.
+        Item numbers ``[users, max(lengths)]``, oldest first, right-padded with ``PAD``.
     """
     before, after = _Draw(process.attraction_before_launch), _Draw(process.attraction())
     next_style = _Draw(process.transitions)
-    taken = np.full((len(lengths), lengths.max()), PAD, dtype=np.int64)
+    histories = np.full((len(lengths), lengths.max()), PAD, dtype=np.int64)
     styles = rng.choice(len(process.initial), size=len(lengths), p=process.initial)
-    for step in range(taken.shape[1]):
+    for step in range(histories.shape[1]):
         for users, draw in (
             (np.flatnonzero(lengths - 1 > step), before),
             (np.flatnonzero(lengths - 1 == step), after),
         ):
-            # Drawing again what was taken before leaves exactly the distribution over the items not taken.
+            # Redrawing items of the history gives exactly the distribution over the other items.
             while len(users):
                 items = draw(styles[users], rng)
-                fresh = (taken[users, :step] != items[:, None]).all(axis=1)
-                taken[users[fresh], step] = items[fresh]
+                fresh = (histories[users, :step] != items[:, None]).all(axis=1)
+                histories[users[fresh], step] = items[fresh]
                 users = users[~fresh]
         styles = next_style(styles, rng)
-    return taken
+    return histories

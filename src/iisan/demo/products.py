@@ -1,8 +1,7 @@
-"""Products with seven attributes, and the titles that name four of them.
+"""Products with seven attributes, and titles that name four of them.
 
-Category stands in the title and in the picture; use, material and brand only in the title; shape, colour
-and pattern only in the picture. Products of the extended catalogue have two more: timbre, heard in a tone
-alone, and motion, seen in a clip alone.
+The category shows in title and picture; use, material and brand only in the title; shape, colour and pattern only
+in the picture. Products of the extended catalogue have two more: timbre (tone only) and motion (clip only).
 """
 
 from typing import Final
@@ -12,9 +11,9 @@ import numpy.typing as npt
 
 Attributes = npt.NDArray[np.int64]
 
-#: Values of every attribute.
+#: Number of values of each attribute.
 NUM_VALUES: Final = 6
-#: The values of the attributes that titles name; a value is the list of words that may stand for it.
+#: Attributes named in titles; each value is a tuple of synonyms.
 TITLE_WORDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "category": (
         ("mug", "cup", "beaker"),
@@ -80,7 +79,7 @@ def columns(names: tuple[str, ...]) -> list[int]:
 
 
 def draw_attributes(count: int, rng: np.random.Generator, names: tuple[str, ...] = ATTRIBUTES) -> Attributes:
-    """Draw products whose attributes are independent and uniform, ``[count, len(names)]``."""
+    """Draw independent, uniform attribute values, ``[count, len(names)]``."""
     return rng.integers(NUM_VALUES, size=(count, len(names)))
 
 
@@ -88,8 +87,8 @@ def write_titles(attributes: Attributes, rng: np.random.Generator) -> list[str]:
     """Write a title for each product: a synonym of each of its four values, fillers, a random word order.
 
     Args:
-        attributes: ``[n, 7]`` value numbers, columns as in ``ATTRIBUTES``.
-        rng: source of synonyms, fillers and word orders.
+        attributes: Attribute values ``[n, 7]``, columns as in ``ATTRIBUTES``.
+        rng: Source of synonyms, fillers and word orders.
     """
     draws = rng.random((len(attributes), len(TITLE_WORDS) + 4))
     return [_title(row, draw) for row, draw in zip(attributes.tolist(), draws.tolist(), strict=True)]
@@ -106,5 +105,5 @@ def _title(values: list[int], draws: list[float]) -> str:
     title = pick(_ORDERS).format(lead=pick(_LEADS), detail=pick(_DETAILS), **words)
     title = " ".join(title.split()).replace(" ,", ",").rstrip(",")
     number = int(draws.pop() * 3000)
-    # One title in three ends in a model number, which says nothing about the product.
+    # One title in three ends in a model number, which carries no information.
     return f"{title} No. {number}" if number < 1000 else title

@@ -1,4 +1,4 @@
-"""``iisan demo``: the whole path on the built-in catalogue, with the same functions as on anyone's own data."""
+"""``iisan demo``: the complete pipeline on the built-in catalogue, with the same functions as for real data."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,18 +25,17 @@ from iisan.states.caching import cache
 from iisan.train.run import train
 
 ENCODERS = Path(__file__).parent / "encoders"
-#: The one of them that writes captions.
+#: Name of the model that writes captions.
 CAPTIONER = "captioner"
 
-#: Beside the raw files: which catalogue they are of.
+#: Manifest beside the raw files, identifying their catalogue.
 CATALOGUE = "catalogue.json"
 KIND = "iisan-catalogue"
 SCHEMA = 1
 
 Runs = dict[str, tuple[str, tuple[str, ...]]]
 
-#: Name in the table -> recipe and its changes. The catalogue is small, so a small network, few epochs and high
-#: rates do.
+#: Name in the table -> recipe and its overrides. A small network, few epochs and high learning rates suffice here.
 RUNS: Runs = {
     "ids (SASRec)": ("ids", ()),
     "frozen states": ("frozen", ()),
@@ -44,7 +43,7 @@ RUNS: Runs = {
     "IISAN, images only": ("default", ("modalities=[image]",)),
     "IISAN": ("default", ()),
 }
-#: The same for the extended catalogue: one modality more in each row, then all of them with modality dropout.
+#: The same for the extended catalogue: one more modality per row, then all of them with modality dropout.
 EXTENDED_RUNS: Runs = {
     "IISAN, text only": ("default", ("modalities=[text]",)),
     "IISAN, text and images": ("default", ("modalities=[image,text]",)),
@@ -69,13 +68,13 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo found.
+    """Results of the demo.
 
     Attributes:
-        protocol: what the numbers mean.
-        metrics: row name -> test metrics, as shares of 1.
-        recommended: what the last run recommends to one user.
-        folder: where everything lies.
+        protocol: Protocol of the evaluation.
+        metrics: Test metrics by row name, as fractions.
+        recommended: Recommendations of IISAN for one user.
+        folder: Folder of all artefacts.
     """
 
     protocol: str
@@ -84,16 +83,16 @@ class DemoReport:
     folder: str
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return a JSON-serialisable dictionary."""
         return asdict(self)
 
     @property
     def share_of_oracle(self) -> float:
-        """HR@10 of IISAN as a share of the best achievable."""
+        """HR@10 of IISAN as a fraction of the oracle's."""
         return self.metrics["IISAN"]["hr@10"] / self.metrics["oracle (best achievable)"]["hr@10"]
 
     def table(self) -> tuple[str, list[str], list[list[str]]]:
-        """Title, columns and rows for a person."""
+        """Title, column names and rows of the printed table."""
         names = ("hr@10", "ndcg@10", "cold_hr@10")
         rows = [
             [name, *(f"{100 * found[key]:.2f}" if key in found else "–" for key in names)]
@@ -102,17 +101,17 @@ class DemoReport:
         return f"{self.protocol}; in %", ["", "HR@10#", "NDCG@10#", "cold HR@10#"], rows
 
     def closing(self) -> str:
-        """What the table means, and what to do next."""
+        """Interpretation of the table and suggested next commands."""
         folder = self.folder
         return (
             f"IISAN reaches {100 * self.share_of_oracle:.0f}% of the oracle's HR@10. The oracle knows the process "
             "that generated the users;\nno recommender can beat it.\n"
-            "All of this data is GENERATED: it shows that the path works, not what your data will give.\n\n"
-            "Look around:\n"
+            "All of this data is GENERATED: it shows that the pipeline works, not what to expect on your data.\n\n"
+            "Next steps:\n"
             f"  iisan describe {folder}/dataset\n"
             f"  iisan evaluate {folder}/runs/iisan\n"
             f"  iisan recommend {folder}/runs/iisan --user u00001\n\n"
-            "Your own data (a table of items, a table of purchases, a folder of images):\n"
+            "With your own data (a table of items, a table of interactions, a folder of images):\n"
             "  iisan prepare table items.csv purchases.csv --images photos --out my-data\n"
             "  iisan cache my-data --text MODEL --image MODEL --out my-states\n"
             "  iisan train default --dataset my-data --states my-states --out my-run\n"
@@ -123,33 +122,33 @@ class DemoReport:
 def run_demo(
     out: Path, seed: int = 0, extended: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> DemoReport:
-    """Generate, prepare, cache, train five models, evaluate them next to popularity and oracle, recommend.
+    """Generate, prepare, cache, train five models, compare them with popularity and the oracle, recommend.
 
-    Finished steps are kept: a second call goes on where the first one stopped.
+    Finished steps are kept, so an interrupted call can be repeated.
 
     Args:
-        out: folder for everything.
-        seed: of the catalogue and of all trainings.
-        extended: products have tones and clips, too; models with more and more modalities are trained.
-        say: called with lines for a person.
+        out: Output folder.
+        seed: Random seed of the catalogue and of all training runs.
+        extended: Whether products also have tones and clips; then each model adds a modality.
+        say: Callback for progress messages.
 
     Raises:
-        ConfigError: a negative seed.
+        ConfigError: A negative seed.
         DataError: ``out`` holds another catalogue.
         MissingExtraError: ``extended`` without the extras ``audio`` and ``video``.
     """
     modalities = (IMAGE, TEXT, *((AUDIO, VIDEO) if extended else ()))
-    planned = EXTENDED_RUNS if extended else RUNS
+    methods = EXTENDED_RUNS if extended else RUNS
     say(f"1/5 generating a catalogue (seed {seed}) and preparing it")
     catalogue = generate(seed, extended=extended)
     dataset = demo_dataset(catalogue, out)
     say(f"    {dataset.num_items:,} items, {dataset.num_users:,} users, {dataset.num_interactions:,} interactions")
     say(f"2/5 caching the hidden states of {len(modalities)} small encoders")
     cache(dataset, out / "states", {name: str(ENCODERS / name) for name in modalities}, say=say)
-    say(f"3/5 training {len(planned)} models")
-    runs = {name: _run(name, *run, out, seed, say) for name, run in planned.items()}
+    say(f"3/5 training {len(methods)} models")
+    runs = {name: _run(name, *run, out, seed, say) for name, run in methods.items()}
     say("4/5 ranking the whole catalogue for every user")
-    evaluations = _references(runs["IISAN"].config, dataset, catalogue)
+    evaluations = _evaluate_baselines(runs["IISAN"].config, dataset, catalogue)
     oracle = evaluations.popitem()
     metrics = {name: found.metrics for name, found in evaluations.items()}
     metrics |= {name: run.result["test"] for name, run in runs.items()}
@@ -160,14 +159,14 @@ def run_demo(
 
 
 def demo_dataset(catalogue: Catalogue, out: Path) -> Dataset:
-    """Write a catalogue's raw files and prepare them, or open what an earlier call prepared.
+    """Write a catalogue's raw files and prepare them, or open the dataset of an earlier call.
 
     Raises:
         DataError: ``out`` holds another catalogue.
     """
     raw, folder = out / "raw", out / "dataset"
     prepared = (folder / "dataset.json").exists()
-    _claim(raw / CATALOGUE, catalogue, prepared)
+    _check_catalogue(raw / CATALOGUE, catalogue, prepared)
     if prepared:
         return Dataset.load(folder)
     catalogue.write(raw)
@@ -178,11 +177,11 @@ def demo_dataset(catalogue: Catalogue, out: Path) -> Dataset:
     return prepare("table", [raw / "items.csv", raw / "interactions.csv"], folder, options)
 
 
-def _claim(path: Path, catalogue: Catalogue, prepared: bool) -> None:
-    """Note which catalogue a folder holds, before there is anything of it, or check that it is this one."""
+def _check_catalogue(path: Path, catalogue: Catalogue, prepared: bool) -> None:
+    """Write the manifest of a catalogue before its first file, or check the existing manifest against it."""
     ours = {"seed": catalogue.seed, "extended": catalogue.extended}
     if not path.exists():
-        if not prepared:  # else by a version that noted nothing
+        if not prepared:  # early versions wrote datasets without this manifest
             write_json(path, {"kind": KIND, "schema": SCHEMA, **ours})
         return
     cure = "choose another --out"
@@ -191,7 +190,7 @@ def _claim(path: Path, catalogue: Catalogue, prepared: bool) -> None:
         if theirs.get(name) != value:
             raise DataError(
                 f"'{path.parent}' holds a catalogue with {name} = {theirs.get(name)!r}, not {value!r}",
-                "a new folder, or one of the same catalogue",
+                "a new folder, or one with the same catalogue",
                 cure,
             )
 
@@ -208,8 +207,8 @@ def _run(name: str, base: str, changes: tuple[str, ...], out: Path, seed: int, s
     return Run.load(folder)
 
 
-def _references(config: Config, dataset: Dataset, catalogue: Catalogue) -> dict[str, Evaluation]:
-    """Popularity and oracle, under the protocol of the runs."""
+def _evaluate_baselines(config: Config, dataset: Dataset, catalogue: Catalogue) -> dict[str, Evaluation]:
+    """Evaluate popularity and the oracle under the protocol of the runs."""
     subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
     scorers: dict[str, Scorer] = {
         "most popular": most_popular(subsets),

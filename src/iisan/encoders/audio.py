@@ -1,6 +1,6 @@
-"""Audio encoders of Hugging Face as encoders.
+"""Audio encoders from Hugging Face.
 
-Legend: n sounds in the batch, L samples or spectrogram frames, S tokens, K wanted levels, D width.
+Legend: n sounds in a batch, L samples or spectrogram frames, S tokens, K requested levels, D width.
 """
 
 import io
@@ -13,40 +13,40 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from iisan.data.sounds import MIN_SECONDS, open_sound
-from iisan.encoders.blocks import Pool, has_class_token, masked_mean, pooled_states
 from iisan.encoders.encoder import Encoder
+from iisan.encoders.layers import Pool, has_class_token, masked_mean, pooled_states
 from iisan.encoders.levels import Level
 from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import AUDIO
 
-#: The longest part that is heard by models without a window of their own.
+#: Default ``max_seconds`` of models without a window of their own.
 DEFAULT_MAX_SECONDS = 10.0
 
-#: How bytes become samples before the feature extractor; part of the fingerprint.
+#: How bytes are decoded for the feature extractor; part of the fingerprint.
 _DECODING = {"decoder": "soundfile", "part": "middle", "resampler": "scipy.signal.resample_poly"}
 _LENGTH = "length"
 
-#: In training mode these skip whole blocks, whose states are wanted, and mask parts of the input.
+#: Switched off: in training mode these skip layers whose states are requested, and mask parts of the input.
 _NOISE = {"layerdrop": 0.0, "apply_spec_augment": False}
 
 
 class AudioEncoder(Encoder):
-    """An audio tower and its feature extractor; contents are the bytes of sound files.
+    """An audio model and its feature extractor; contents are the bytes of sound files.
 
-    Of each sound the middle ``max_seconds`` are heard, and every sound as if it were alone:
+    The middle ``max_seconds`` of a sound are encoded, independently of the other sounds of a batch:
 
-    - Towers that read samples (Wav2Vec2, HuBERT, WavLM) get each sound at its own length. Some of them normalise
-      over all samples of a clip and were trained without an attention mask, so padding would change their states;
-      sounds of equal length run together, others by themselves.
-    - Whisper's encoder hears a window of 30 s that is filled up with silence; the mean is over the frames of the
-      sound itself.
-    - AST hears a window of 10 s, filled up likewise; its tokens are patches of the spectrogram, and the mean is
-      over all of them.
+    - Models of raw samples (Wav2Vec2, HuBERT, WavLM) get each sound at its own length: some normalise over all
+      samples of a sound and were trained without an attention mask, so padding would change their states. Only
+      sounds of equal length share a forward pass.
+    - Whisper's encoder reads a window of 30 s, padded with silence; the mean is over the frames of the sound
+      itself.
+    - AST reads a window of 10 s, padded likewise; its tokens are patches of the spectrogram, all of which are
+      averaged.
 
     Attributes:
-        max_seconds: longest part of a sound that is heard.
+        max_seconds: Maximum duration of the encoded part of a sound, in seconds.
     """
 
     kind: ClassVar[str] = AUDIO
@@ -54,21 +54,21 @@ class AudioEncoder(Encoder):
 
     def __init__(
         self,
-        tower: nn.Module,
+        model: nn.Module,
         source: Source,
         pooling: str,
         extractor: Any,
         max_seconds: float | None,
         loading: Loading = PLAIN,
     ) -> None:
-        super().__init__(tower, source, pooling, loading)
+        super().__init__(model, source, pooling, loading)
         self.extractor = extractor
         self._input: str = extractor.model_input_names[0]
-        # Samples in the window of Whisper and of AST, which counts in hops of 160.
+        # Window of Whisper and AST in samples; AST counts it in hops of 160.
         self._whisper: int | None = getattr(extractor, "n_samples", None)
         self._window = self._whisper or 160 * getattr(extractor, "max_length", 0)
         self.max_seconds = self._resolve_max_seconds(max_seconds)
-        if pooling == "cls" and not has_class_token(tower):
+        if pooling == "cls" and not has_class_token(model):
             raise EncoderError(
                 f"pooling 'cls' for '{source.name}', which has no class token",
                 "pooling 'mean' for audio models other than AST",
@@ -78,22 +78,22 @@ class AudioEncoder(Encoder):
             raise EncoderError(
                 f"the token states of '{source.name}'",
                 "an audio model with equally many tokens for all sounds (AST)",
-                "leave audio out of partial training, or use such a model",
+                "exclude audio from partial training, or use such a model",
             )
-        for owner in (tower, tower.config):
+        for owner in (model, model.config):
             for name, off in _NOISE.items():
                 if hasattr(owner, name):
                     setattr(owner, name, off)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the states' values, as JSON."""
+        """Every setting that the states' values depend on, as JSON."""
         return {**super().settings, "max_seconds": self.max_seconds}
 
     @property
     def processor_digest(self) -> str:
-        """SHA-256 over the feature extractor's configuration and the way sounds are decoded."""
-        # AST computes with torchaudio where that is installed, which gives slightly other values.
+        """SHA-256 of the feature extractor's configuration and of how sounds are decoded."""
+        # With torchaudio installed, the feature extractor of AST gives slightly different values.
         kaldi = bool(self._window) and not hasattr(self.extractor, "mel_filters")
         return sha256_json({**self.extractor.to_dict(), **_DECODING, "torchaudio": kaldi})
 
@@ -101,11 +101,11 @@ class AudioEncoder(Encoder):
         """Decode n sounds and extract their features: padded [n, L] or [n, L, …], and lengths [n].
 
         Raises:
-            DataError: bytes that are not a sound.
+            DataError: Bytes that are not a sound.
         """
         rate = self.extractor.sampling_rate
         sounds = [open_sound(content, rate, self.max_seconds) for content in contents]
-        # One by one, so that nothing of a neighbour gets into a sound.
+        # One by one, so that no sound is padded or normalised with another.
         features = [
             self.extractor(sound, sampling_rate=rate, return_tensors="pt")[self._input][0] for sound in sounds
         ]
@@ -113,7 +113,7 @@ class AudioEncoder(Encoder):
         return {self._input: pad_sequence(features, batch_first=True), _LENGTH: torch.tensor(lengths)}
 
     def sample(self) -> bytes:
-        """A second of silence."""
+        """Return a second of silence."""
         buffer = io.BytesIO()
         with wave.open(buffer, "wb") as file:
             file.setnchannels(1)
@@ -123,7 +123,7 @@ class AudioEncoder(Encoder):
         return buffer.getvalue()
 
     def forward(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
-        """Compute the pooled states [n, K, D] of some levels; blocks above the highest are not run."""
+        """Compute the pooled states [n, K, D] of some levels; layers above the highest are not run."""
         lengths = inputs[_LENGTH]
         if self._window:
             return self._run(inputs, levels)
@@ -131,16 +131,16 @@ class AudioEncoder(Encoder):
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().squeeze(1)
             order.append(rows)
-            alike = {self._input: inputs[self._input][rows, :length], _LENGTH: lengths[rows]}
-            parts.append(self._run(alike, levels))
+            same_length = {self._input: inputs[self._input][rows, :length], _LENGTH: lengths[rows]}
+            parts.append(self._run(same_length, levels))
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def _run(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
-        read = {self._input: inputs[self._input]}
-        return pooled_states(self.tower, self.blocks, read, levels, self.pool(inputs), self.width)
+        features = {self._input: inputs[self._input]}
+        return pooled_states(self.tower, self.layers, features, levels, self.pool(inputs), self.width)
 
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """Mean over the sound's tokens, class token, or every token."""
+        """Return the pooling function: mean over the sound's tokens, class token, or all tokens."""
         if self.pooling == "tokens":
             return lambda hidden: hidden.float().flatten(0, 1)
         if self.pooling == "cls":
@@ -149,12 +149,12 @@ class AudioEncoder(Encoder):
             return lambda hidden: hidden.float().mean(1)
         samples, window = inputs[_LENGTH], self._whisper
 
-        def mean_of_sound(hidden: Tensor) -> Tensor:
+        def mean_without_silence(hidden: Tensor) -> Tensor:
             frames = (samples * hidden.shape[1] + window - 1) // window
             real = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]
             return masked_mean(hidden, real)
 
-        return mean_of_sound
+        return mean_without_silence
 
     def _resolve_max_seconds(self, requested: float | None) -> float:
         window = self._window / self.extractor.sampling_rate
@@ -179,17 +179,16 @@ def load_audio(
     """Load an audio encoder.
 
     Args:
-        name_or_folder: hub id or local folder of AST, Wav2Vec2, HuBERT, WavLM, Whisper (its encoder is taken) or
-            another audio transformer of constant width.
-        pooling: ``"mean"`` over the sound's tokens, which is what ``None`` stands for, or ``"cls"``, the
-            class token (AST only).
-        max_seconds: longest part of a sound that is heard, taken from its middle; ``None`` is the model's own
-            window (AST 10.24, Whisper 30), 10 where it has none.
-        trust_remote_code: run program code that comes with the model.
-        loading: how the weights of a large model are held.
+        name_or_folder: Hub id or local folder of AST, Wav2Vec2, HuBERT, WavLM, Whisper (its encoder) or another
+            audio transformer of constant width.
+        pooling: ``"mean"`` over the sound's tokens (the default), or ``"cls"``, the class token (AST only).
+        max_seconds: Maximum duration of the encoded part, the middle of the sound. Defaults to the model's own
+            window (AST 10.24, Whisper 30), else to 10.
+        trust_remote_code: Whether to run code that comes with the model.
+        loading: How to place and quantise the weights of a large model.
 
     Raises:
-        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
+        EncoderError: The model is not found, incomplete, of another kind, or does not support these settings.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
     from transformers import AutoFeatureExtractor
@@ -197,5 +196,5 @@ def load_audio(
     source = locate(name_or_folder)
     check_folder(source, trust_remote_code)
     extractor = load_processor(AutoFeatureExtractor, source, "audio feature extractor", trust_remote_code)
-    tower = load_tower(source, AUDIO, trust_remote_code, loading)
-    return AudioEncoder(tower, source, pooling or "mean", extractor, max_seconds, loading)
+    model = load_tower(source, AUDIO, trust_remote_code, loading)
+    return AudioEncoder(model, source, pooling or "mean", extractor, max_seconds, loading)

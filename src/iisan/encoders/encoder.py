@@ -1,6 +1,6 @@
-"""An encoder, frozen until it is tuned: contents in, pooled states of the wanted levels out.
+"""The base class of all encoders: contents in, pooled hidden states of the requested levels out.
 
-Legend: n contents in the batch, S tokens, K wanted levels, D width, T blocks.
+Legend: n contents in a batch, S tokens, K requested levels, D width, T layers.
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from iisan.encoders.blocks import Pool, find_blocks, pooled_states
+from iisan.encoders.layers import Pool, find_layers, pooled_states
 from iisan.encoders.levels import Level
 from iisan.encoders.loading import PLAIN, Loading, Source, module_weights
 from iisan.errors import EncoderError
@@ -26,12 +26,12 @@ from iisan.names import LAST
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-#: Entries of a configuration that say whose it is, which version wrote it and what its classes are called.
+#: Entries of a model's configuration that cannot change its outputs: names, versions, classes.
 _NAMES = {
     "_name_or_path",
     "architectures",
     "auto_map",
-    "dtype",  # stands in the settings, where it is not plain fp32
+    "dtype",  # recorded in the settings unless it is fp32
     "id2label",
     "label2id",
     "torch_dtype",
@@ -40,47 +40,47 @@ _NAMES = {
 
 
 class Encoder(nn.Module):
-    """One tower with its preprocessing; use :func:`load_text` and its siblings for other kinds to get one.
+    """A pretrained model with its preprocessing, frozen until it is tuned; see :func:`load_text` and its siblings.
 
     Attributes:
-        kind: of the contents it reads: ``"text"``, ``"image"``, ``"audio"`` or ``"video"``.
-        poolings: what it can make of a content's tokens. ``tokens`` keeps every token's state: one row per token,
-            the contents one after the other.
-        pooling: the one that is used.
-        width: D.
-        depth: T, the number of blocks.
-        parameter_count: of the tower as it was loaded, before it is tuned.
+        kind: Kind of its contents: ``"text"``, ``"image"``, ``"audio"`` or ``"video"``.
+        poolings: Supported poolings. ``tokens`` keeps the state of every token: one row per token, content after
+            content.
+        pooling: The pooling in use.
+        width: Width D of the hidden states.
+        depth: Number of layers T.
+        parameter_count: Number of parameters of the model as loaded, before tuning.
     """
 
     kind: ClassVar[str]
     poolings: ClassVar[tuple[str, ...]]
 
-    def __init__(self, tower: nn.Module, source: Source, pooling: str, loading: Loading = PLAIN) -> None:
+    def __init__(self, model: nn.Module, source: Source, pooling: str, loading: Loading = PLAIN) -> None:
         super().__init__()
         if pooling not in self.poolings:
             raise EncoderError(
                 f"pooling {pooling!r} of {self.kind}", " or ".join(self.poolings), "choose one of these"
             )
-        config: Any = tower.config
-        self.tower = tower
+        config: Any = model.config
+        self.tower = model  # the name is part of the parameters' names in checkpoints
         self.source = source
         self.pooling = pooling
         self.loading = loading
         # Convolutional models are lists of stages.
         stages = len(getattr(config, "depths", ())) or None
-        self.block_path = find_blocks(tower, getattr(config, "num_hidden_layers", None) or stages)
-        self.depth = len(self.blocks)
-        self.width = _width(tower, source)
-        self.parameter_count = sum(map(_size, tower.parameters()))
-        #: Modules that take part in training mode; the others stay in evaluation mode, so that frozen weights
-        #: compute what a store of their states holds. Filled by ``tune``.
+        self.layer_path = find_layers(model, getattr(config, "num_hidden_layers", None) or stages)
+        self.depth = len(self.layers)
+        self.width = _width(model, source)
+        self.parameter_count = sum(map(_size, model.parameters()))
+        #: Modules that follow ``train()``, filled by ``tune``; all others stay in evaluation mode, so that frozen
+        #: weights compute the states that a store holds.
         self.active: list[nn.Module] = []
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Encoder":
-        """Set the mode of the modules that are trained; batch normalisation keeps the statistics it came with.
+        """Set the mode of the trained modules; batch normalisation always uses its pretrained statistics.
 
-        They are in no checkpoint, and moving they would leave those that a store was made with.
+        Checkpoints do not contain these statistics, and a store was computed with the pretrained ones.
         """
         super().train(False)
         for module in self.active if mode else ():
@@ -91,20 +91,20 @@ class Encoder(nn.Module):
         return self
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        """The T blocks."""
-        blocks = self.tower.get_submodule(self.block_path)
-        assert isinstance(blocks, nn.ModuleList)
-        return blocks
+    def layers(self) -> nn.ModuleList:
+        """The T layers."""
+        layers = self.tower.get_submodule(self.layer_path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
 
     @cached_property
     def weight_digest(self) -> str:
-        """SHA-256 over the tower's parameters as they are when first asked, or before they are tuned."""
-        return weight_digest(self.tower, in_turn=self.loading.placed)
+        """SHA-256 of the parameters at the first access, which is before tuning."""
+        return weight_digest(self.tower, sequential=self.loading.placed)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the states' values, as JSON."""
+        """Every setting that the states' values depend on, as JSON."""
         return {
             "kind": self.kind,
             "encoder": self.source.full_name,
@@ -115,38 +115,38 @@ class Encoder(nn.Module):
             "processor_digest": self.processor_digest,
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
-            **self._unusual,
+            **self._weight_format,
         }
 
     @property
-    def _unusual(self) -> dict[str, str]:
-        """How the weights are held, where that is not plain fp32."""
-        tower: Any = self.tower
-        held = {"dtype": _DTYPE_NAMES.get(tower.dtype, str(tower.dtype)), "quantise": self.loading.quantise}
-        return {name: value for name, value in held.items() if value not in (None, "fp32")}
+    def _weight_format(self) -> dict[str, str]:
+        """Precision and quantisation of the weights; empty for plain fp32."""
+        model: Any = self.tower
+        formats = {"dtype": _DTYPE_NAMES.get(model.dtype, str(model.dtype)), "quantise": self.loading.quantise}
+        return {name: value for name, value in formats.items() if value not in (None, "fp32")}
 
     @property
     def max_tokens(self) -> int | None:
-        """Longest token sequence, special tokens included; ``None`` where contents are not cut."""
+        """Maximum number of tokens, special tokens included; ``None`` if contents are not truncated."""
         return None
 
     @property
     def processor_digest(self) -> str:
-        """SHA-256 over the preprocessing's settings."""
+        """SHA-256 of the preprocessing settings."""
         raise NotImplementedError
 
     def prepare(self, contents: Sequence[Any]) -> dict[str, Tensor]:
-        """Turn n contents into the tower's inputs, on the CPU."""
+        """Preprocess n contents into model inputs, on the CPU."""
         raise NotImplementedError
 
     def sample(self) -> Any:
-        """Some content, to try the tower with."""
+        """Return an arbitrary content for a trial forward pass."""
         raise NotImplementedError
 
     def inputs_like(self, mask: Tensor) -> dict[str, Tensor]:
-        """Inputs of n contents with the tokens of ``mask`` [n, S] (1 = real) and values that do not matter.
+        """Return inputs of n contents with the token ``mask`` [n, S] (1 = real) and arbitrary values.
 
-        Here the sample's, for kinds whose contents all have equally many tokens.
+        The default repeats the sample, for kinds whose contents all have the same number of tokens.
         """
         return {
             name: tensor.to(mask.device).expand(len(mask), *tensor.shape[1:])
@@ -158,40 +158,40 @@ class Encoder(nn.Module):
         return self.prepare([self.sample()])
 
     def lengths(self, contents: Sequence[Any]) -> list[int]:
-        """Relative cost of every content, by which they are put into batches."""
+        """Return the relative cost of every content; contents of similar cost share a batch."""
         return [1] * len(contents)
 
     def row_counts(self, inputs: dict[str, Tensor], rows: int) -> list[int]:
-        """How many of the pooled ``rows`` each of n contents has: all equally many, but for tokens of texts."""
+        """Return how many of the pooled ``rows`` belong to each of n contents."""
         contents = len(next(iter(inputs.values())))
         return [rows // contents] * contents
 
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """The pooling for one batch of inputs."""
+        """Return the pooling function for one batch of inputs."""
         raise NotImplementedError
 
     def forward(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
-        """Compute the pooled states of some levels; blocks above the highest are not run.
+        """Compute the pooled states of some levels; layers above the highest are not run.
 
         Args:
-            inputs: what :meth:`prepare` gave, on the tower's device.
-            levels: the K wanted levels.
+            inputs: Output of :meth:`prepare`, on the model's device.
+            levels: The K requested levels.
 
         Returns:
             States [n, K, D] in fp32, in the order of ``levels``.
         """
         if self.loading.placed:
-            # Wherever the caller computes: the tower begins where its first weights in memory lie.
+            # A sharded model starts on the device of its first materialised weights, wherever the caller computes.
             entry = next(weight.device for weight in self.tower.parameters() if not weight.is_meta)
             inputs = {name: tensor.to(entry) for name, tensor in inputs.items()}
-        return pooled_states(self.tower, self.blocks, inputs, levels, self.pool(inputs), self.width)
+        return pooled_states(self.tower, self.layers, inputs, levels, self.pool(inputs), self.width)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
-        """What moves or casts a module; where the parts of a sharded or quantised tower lie is left as it is."""
+        """Move or cast the module, unless it is sharded or quantised: then its placement is fixed."""
         return self if self.loading.placed else super()._apply(fn, recurse)
 
     def replace_input(self, index: int, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
-        """Let block ``index`` (0-based) see ``function(hidden)`` in the place of its hidden states [n, S, D]."""
+        """Replace the input [n, S, D] of layer ``index`` (0-based) by ``function(hidden)``."""
 
         def hook(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -200,31 +200,31 @@ class Encoder(nn.Module):
                 return (function(args[0]), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
 
-        return self.blocks[index].register_forward_pre_hook(hook, with_kwargs=True)
+        return self.layers[index].register_forward_pre_hook(hook, with_kwargs=True)
 
     def drop_below(self, first: int) -> None:
-        """Let the first ``first`` blocks pass their input on and forget their weights, for :meth:`resume`."""
+        """Turn the first ``first`` layers into identities without weights, for :meth:`resume`."""
         if not first:
             return
         outputs: list[Any] = []
-        handle = self.blocks[0].register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        handle = self.layers[0].register_forward_hook(lambda _module, _args, output: outputs.append(output))
         with torch.no_grad():
             self(self.prepare([self.sample()]), [LAST])
         handle.remove()
-        # Some models' blocks return a tuple, whose further members nobody reads.
+        # The layers of some models return tuples; only the first member is ever read.
         extra = (None,) * (len(outputs[0]) - 1) if isinstance(outputs[0], tuple) else None
-        for block in self.blocks[:first]:
-            block._modules.clear()
-            block._parameters.clear()
-            block.forward = functools.partial(_pass_on, extra)
+        for layer in self.layers[:first]:
+            layer._modules.clear()
+            layer._parameters.clear()
+            layer.forward = functools.partial(_identity, extra)
 
     def resume(self, first: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The encoder's answer from the input of block ``first`` on; the blocks below are best dropped before.
+        """Compute the output from the input of layer ``first`` on; call :meth:`drop_below` before to save time.
 
         Args:
-            first: 0-based.
-            hidden: hidden states h_first, [n, S, D], real tokens on the left.
-            mask: [n, S], 1 for real tokens.
+            first: Index of the first layer to run, 0-based.
+            hidden: Hidden states h_first, [n, S, D], padded on the right.
+            mask: Token mask [n, S], 1 for real tokens.
 
         Returns:
             Pooled last states [n, 1, D] in fp32.
@@ -237,49 +237,48 @@ class Encoder(nn.Module):
 
 
 def _size(weight: Tensor) -> int:
-    """Numbers in a weight; two of them lie packed in each byte of one that bitsandbytes holds in four bits."""
+    """Number of values in a weight; the 4-bit weights of bitsandbytes pack two into a byte."""
     return math.prod(getattr(getattr(weight, "quant_state", weight), "shape", weight.shape))
 
 
-def _width(tower: Any, source: Source) -> int:
-    """D: the width of every state, or of the last stage of a convolutional model."""
-    width = getattr(tower.config, "hidden_size", None)
+def _width(model: Any, source: Source) -> int:
+    """Width D of every state, or of the last stage of a convolutional model."""
+    width = getattr(model.config, "hidden_size", None)
     if width is None:
-        width = (getattr(tower.config, "hidden_sizes", None) or [None])[-1]
+        width = (getattr(model.config, "hidden_sizes", None) or [None])[-1]
     if not isinstance(width, int):
         raise EncoderError(
-            f"'{source.name}' ({type(tower).__name__}) has hidden_size {width!r}",
-            "one width for all levels, or hidden_sizes of stages",
+            f"'{source.name}' ({type(model).__name__}) has hidden_size {width!r}",
+            "one width for all levels, or the hidden_sizes of its stages",
             "use a transformer of constant width, a ConvNeXt or a ResNet",
         )
     return width
 
 
-def _pass_on(
+def _identity(
     extra: tuple[None, ...] | None, hidden_states: Tensor, *_args: Any, **_kwargs: Any
 ) -> Tensor | tuple[Any, ...]:
     return hidden_states if extra is None else (hidden_states, *extra)
 
 
-def weight_digest(model: nn.Module, in_turn: bool = False) -> str:
-    """SHA-256 over a model's parameters.
+def weight_digest(model: nn.Module, sequential: bool = False) -> str:
+    """SHA-256 of a model's parameters and of the running statistics of its batch normalisation.
 
-    Tensors are hashed one by one, in the order in which the model lists them: their places matter, and their
-    names, which change between versions of transformers, do not. The running statistics of batch normalisation
-    count as parameters. Of a quantised model the packed integers are hashed as they lie in memory.
+    The order of the tensors matters; their names, which change between versions of transformers, do not. Quantised
+    weights are hashed in their packed form.
 
     Args:
-        model: whole, quantised or spread.
-        in_turn: hash one tensor after the other: what lies on the disk must not come into memory all at once.
+        model: The model, which may be quantised or sharded.
+        sequential: Hash one tensor at a time, so that weights offloaded to disk are not all loaded at once.
     """
     with ThreadPoolExecutor() as pool:
-        each = map if in_turn else pool.map
-        digests = list(each(_tensor_digest, module_weights(model)))
+        apply = map if sequential else pool.map
+        digests = list(apply(_tensor_digest, module_weights(model)))
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def config_digest(config: Any) -> str:
-    """SHA-256 over the entries of a model's (or its generation's) configuration that may decide values."""
+    """SHA-256 of the entries of a model or generation configuration that may change its outputs."""
 
     def without_names(entries: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in entries.items() if name not in _NAMES}

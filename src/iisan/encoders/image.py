@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from iisan.data.images import open_image
-from iisan.encoders.blocks import Pool, grid_means, has_class_token, masked_mean
 from iisan.encoders.encoder import Encoder
+from iisan.encoders.layers import Pool, grid_means, has_class_token, masked_mean
 from iisan.encoders.levels import Level
 from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_image_processor, load_tower, locate
 from iisan.errors import EncoderError
@@ -101,7 +101,7 @@ class ImageEncoder(Encoder):
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
         """Class token, mean over all tokens of the tower (over its real patches where it has others), every token.
 
-        Feature maps are pooled by :func:`iisan.encoders.blocks.grid_means`.
+        Feature maps are pooled by :func:`iisan.encoders.layers.grid_means`.
         """
         if self.pooling == "tokens":
             return lambda hidden: hidden.float().flatten(0, 1)

@@ -1,7 +1,7 @@
-"""What a Sentence-Transformers folder says about its use: the pooling and the length of texts.
+"""Pooling and maximum length as configured in a Sentence-Transformers folder.
 
-Such a folder is a Hugging Face model with ``modules.json`` beside it. Its later modules (a dense layer, a
-normalisation) work on the pooled last state and have no part in hidden states.
+Such a folder is a Hugging Face model with a ``modules.json``. Modules after the pooling (a dense layer, a
+normalisation) apply to the pooled last state only and are ignored here.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from iisan.encoders.loading import Source
 from iisan.errors import EncoderError
 
-#: Their names of what is done here: as a switch ``pooling_mode_<name>``, or as the value of ``pooling_mode``.
+#: Their names of our poolings, used as a switch ``pooling_mode_<name>`` or as the value of ``pooling_mode``.
 _POOLINGS = {
     "cls_token": "cls",
     "cls": "cls",
@@ -24,15 +24,15 @@ _JSON = {list: "an array", dict: "an object"}
 
 
 def own_pooling(source: Source) -> str | None:
-    """The pooling that the folder asks for, ``None`` where it is no Sentence-Transformers folder.
+    """The pooling configured in the folder; ``None`` if it is not a Sentence-Transformers folder.
 
     Raises:
-        EncoderError: a pooling that is not known here, or a damaged file.
+        EncoderError: An unsupported pooling, or a damaged file.
     """
     path = source.folder / "modules.json"
     modules = _read(path, list)
     if not all(isinstance(each, dict) and {"path", "type"} <= each.keys() for each in modules):
-        raise _damaged(path, "an entry is no module", "objects with 'path' and 'type'")
+        raise _damaged(path, "an entry is not a module", "objects with 'path' and 'type'")
     paths = [each["path"] for each in modules if str(each["type"]).rpartition(".")[2] == "Pooling"]
     if not paths:
         return None
@@ -44,7 +44,7 @@ def own_pooling(source: Source) -> str | None:
         modes = [str(each) for each in (named if isinstance(named, list) else [named])]
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         raise EncoderError(
-            f"'{source.name}' pools its tokens by {' and '.join(modes) or 'nothing that is known'}",
+            f"'{source.name}' pools its tokens by {' and '.join(modes) or 'no known method'}",
             f"one of {', '.join(_POOLINGS)}",
             "choose a pooling yourself, such as mean",
         )
@@ -52,17 +52,17 @@ def own_pooling(source: Source) -> str | None:
 
 
 def own_length(source: Source) -> int | None:
-    """The number of tokens at which the folder cuts texts, special tokens included; ``None`` if it says none.
+    """Maximum number of tokens configured in the folder, special tokens included; ``None`` if not configured.
 
     Raises:
-        EncoderError: a damaged file.
+        EncoderError: A damaged file.
     """
     length = _read(source.folder / "sentence_bert_config.json", dict).get("max_seq_length")
     return length if isinstance(length, int) else None
 
 
 def _read(path: Path, kind: type[list[Any] | dict[str, Any]]) -> Any:
-    """What a JSON file holds, which must be of a kind; nothing where there is no such file."""
+    """The value of a JSON file, which must be of class ``kind``; an empty one if the file does not exist."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

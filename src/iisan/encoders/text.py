@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from iisan.encoders.blocks import Pool, masked_mean
 from iisan.encoders.encoder import Encoder
+from iisan.encoders.layers import Pool, masked_mean
 from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_tokenizer, load_tower, locate
 from iisan.encoders.sentences import own_length, own_pooling
 from iisan.errors import EncoderError

@@ -1,9 +1,9 @@
-"""Which weights of an encoder are trained, and the small modules that some methods add to it.
+"""Tuning methods: which weights of an encoder are trained, and the small modules that some methods add.
 
-All methods find their places by structure: widths and depths are never named by hand, and a model that is not
-recognised is refused with the names of the modules that were found.
+All methods find the modules they change by structure; a model that is not recognised is refused with the names of
+the modules that were found.
 
-Legend: T blocks, D width, H bottleneck, r rank.
+Legend: T layers, D width, H bottleneck, r rank.
 """
 
 import functools
@@ -21,7 +21,7 @@ from iisan.names import LAST
 
 METHODS = ("full", "bias", "lora", "adapter")
 
-#: How families of models name the projections to query and value; the first pair that a block has counts.
+#: Names of the query and value projections in families of models; the first pair found in a layer is used.
 _QUERY_AND_VALUE = (
     ("query", "value"),
     ("q_proj", "v_proj"),
@@ -33,11 +33,11 @@ _PROJECTION_OF_ATTENTION = re.compile(r"(^|_)(query|key|value|[qkv])(_|$)")
 
 
 class Adapter(nn.Module):
-    """``x + W_up · gelu(W_down · x + b) + b'`` (Houlsby et al., 2019); the identity until it is trained.
+    """``x + W_up · gelu(W_down · x + b) + b'`` (Houlsby et al., 2019), initialised as the identity.
 
     Args:
-        width: D.
-        bottleneck: H.
+        width: Width D.
+        bottleneck: Bottleneck width H.
     """
 
     def __init__(self, width: int, bottleneck: int) -> None:
@@ -50,7 +50,7 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., D] -> [..., D]``."""
+        """Map ``[..., D]`` to ``[..., D]``."""
         return x + self.up(nn.functional.gelu(self.down(x)))
 
 
@@ -64,33 +64,34 @@ def tune(
     bottleneck: int = 64,
     gradient_checkpointing: bool = False,
 ) -> None:
-    """Add a method's modules to an encoder and let exactly its weights be trained, in place.
+    """Add a method's modules to an encoder and make exactly its weights trainable, in place.
 
-    Weights that the answer does not depend on (an unused pooler, say) are never trained nor counted.
+    Weights that the output does not depend on, such as an unused pooler, are never trained nor counted.
 
     Args:
-        encoder: freshly loaded.
+        encoder: A freshly loaded encoder.
         method: ``full`` (all weights), ``bias`` (BitFit: biases only), ``lora`` (query and value projections of
-            every block, by the library peft) or ``adapter`` (Houlsby: after attention and after feed-forward in
-            every block, before the residual).
-        last_n_layers: only the last ``last_n_layers`` blocks and what follows them; None is the whole model.
-        rank: r of LoRA.
-        alpha: LoRA's product is scaled by ``alpha / rank``.
-        bottleneck: H of the adapters.
-        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+            every layer, by peft) or ``adapter`` (Houlsby: after attention and feed-forward of every layer, before
+            the residual connection).
+        last_n_layers: Train only the last ``last_n_layers`` layers and what follows them. Defaults to the whole
+            model.
+        rank: Rank r of LoRA.
+        alpha: Scale of LoRA, whose product is multiplied by ``alpha / rank``.
+        bottleneck: Bottleneck width H of the adapters.
+        gradient_checkpointing: Recompute activations in the backward pass instead of storing them.
 
     Raises:
-        EncoderError: a structure that is not recognised, more blocks than there are, or weights that are spread
-            over devices or quantised.
-        MissingExtraError: LoRA without peft.
+        ConfigError: An unknown method.
+        EncoderError: An unrecognised structure, more layers than the encoder has, or sharded or quantised weights.
+        MissingExtraError: peft is not installed.
     """
     if encoder.loading.placed:
         raise EncoderError(
-            f"'{encoder.source.name}' is spread over devices or quantised",
+            f"'{encoder.source.name}' is sharded over devices or quantised",
             "whole weights to train",
             "load it without device_map and quantise, or use its cached states",
         )
-    encoder.weight_digest  # noqa: B018  (remembered as loaded)
+    encoder.weight_digest  # noqa: B018  (cached before the weights change)
     add_modules(encoder, method, last_n_layers, rank, alpha, bottleneck)
     choose_trained(encoder, method, last_n_layers, gradient_checkpointing)
 
@@ -98,57 +99,57 @@ def tune(
 def add_modules(
     encoder: Encoder, method: str, last_n_layers: int | None, rank: int, alpha: int, bottleneck: int
 ) -> None:
-    """The first half of ``tune``: the modules that a method adds."""
+    """First half of ``tune``: add the method's modules."""
     if method not in METHODS:
         raise ConfigError(f"tuning method '{method}'", ", ".join(METHODS), "choose one of these")
-    blocks = range(first_trained_layer(encoder, last_n_layers), encoder.depth)
+    tuned = range(first_trained_layer(encoder, last_n_layers), encoder.depth)
     if method == "lora":
-        _add_lora(encoder, blocks, rank, alpha)
+        _add_lora(encoder, tuned, rank, alpha)
     elif method == "adapter":
-        _add_adapters(encoder, blocks, bottleneck)
+        _add_adapters(encoder, tuned, bottleneck)
 
 
 def choose_trained(encoder: Encoder, method: str, last_n_layers: int | None, gradient_checkpointing: bool) -> None:
-    """The second half of ``tune``: which weights are trained, and how."""
+    """Second half of ``tune``: choose the trained weights."""
     first = first_trained_layer(encoder, last_n_layers)
-    blocks = [encoder.blocks[index] for index in range(first, encoder.depth)]
-    reached = _reached(encoder, [LAST], first)
+    layers = [encoder.layers[index] for index in range(first, encoder.depth)]
+    used = _used_parameters(encoder, [LAST], first)
     if last_n_layers is not None:
-        # What the frozen part depends on as well (shared position embeddings, say) stays frozen.
-        reached -= _reached(encoder, [first], 0)
-    encoder.active = [encoder.tower] if last_n_layers is None else [*blocks]
+        # Parameters that the frozen part uses as well, such as shared position embeddings, stay frozen.
+        used -= _used_parameters(encoder, [first], 0)
+    encoder.active = [encoder.tower] if last_n_layers is None else [*layers]
     for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(name in reached and _belongs(name, method))
+        parameter.requires_grad_(name in used and _is_trained(name, method))
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise EncoderError(
-            f"no weight of method '{method}' takes part in the answer of {type(encoder.tower).__name__}",
-            "a model that calls its layers as modules",
+            f"no weight of method '{method}' takes part in the output of {type(encoder.tower).__name__}",
+            "a model that calls its submodules as modules",
             "use another tuning method, or another model",
         )
-    for block in blocks if gradient_checkpointing else ():
-        # The non-reentrant kind, because the first block's input need not require a gradient.
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    for layer in layers if gradient_checkpointing else ():
+        # Non-reentrant, because the input of the first layer need not require a gradient.
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def first_trained_layer(encoder: Encoder, last_n_layers: int | None) -> int:
-    """Position of the first of the last ``last_n_layers`` blocks; 0 for None.
+    """0-based index of the first of the last ``last_n_layers`` layers; 0 for None.
 
     Raises:
-        EncoderError: there are not that many.
+        EncoderError: The encoder has fewer layers.
     """
     if last_n_layers is None:
         return 0
     if not 1 <= last_n_layers <= encoder.depth:
         raise EncoderError(
-            f"the last {last_n_layers} blocks of '{encoder.source.name}'",
+            f"the last {last_n_layers} layers of '{encoder.source.name}'",
             f"1 to {encoder.depth}",
-            "choose fewer blocks",
+            "choose fewer layers",
         )
     return encoder.depth - last_n_layers
 
 
-def _belongs(name: str, method: str) -> bool:
-    """Whether a parameter is one of those that a method trains."""
+def _is_trained(name: str, method: str) -> bool:
+    """Whether a method trains the parameter of this name."""
     parts = name.split(".")
     match method:
         case "bias":
@@ -161,8 +162,8 @@ def _belongs(name: str, method: str) -> bool:
             return True
 
 
-def _reached(encoder: Encoder, levels: Sequence[Level], cut: int) -> set[str]:
-    """Names of the parameters that some levels depend on, not looking below block ``cut`` unless that is 0."""
+def _used_parameters(encoder: Encoder, levels: Sequence[Level], cut: int) -> set[str]:
+    """Names of the parameters that some levels depend on, those below layer ``cut`` excluded unless it is 0."""
     encoder.requires_grad_(True)
     inputs = encoder.prepare([encoder.sample()])
     handle = encoder.replace_input(cut, lambda hidden: hidden.detach() if cut else hidden)
@@ -171,31 +172,31 @@ def _reached(encoder: Encoder, levels: Sequence[Level], cut: int) -> set[str]:
             encoder(inputs, levels).sum().backward()
     finally:
         handle.remove()
-    reached = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
+    used = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
     encoder.zero_grad(set_to_none=True)
-    return reached
+    return used
 
 
-def _linears(block: nn.Module) -> dict[str, nn.Linear]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+def _linears(layer: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _add_lora(encoder: Encoder, blocks: Iterable[int], rank: int, alpha: int) -> None:
+def _add_lora(encoder: Encoder, layers: Iterable[int], rank: int, alpha: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise MissingExtraError("peft", "lora", "LoRA") from None
     targets = [
-        f"{encoder.block_path}.{index}.{name}"
-        for index in blocks
-        for name in _query_and_value(encoder, encoder.blocks[index])
+        f"{encoder.layer_path}.{index}.{name}"
+        for index in layers
+        for name in _query_and_value(encoder, encoder.layers[index])
     ]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
     inject_adapter_in_model(config, encoder.tower)
 
 
-def _query_and_value(encoder: Encoder, block: nn.Module) -> list[str]:
-    found = _linears(block)
+def _query_and_value(encoder: Encoder, layer: nn.Module) -> list[str]:
+    found = _linears(layer)
     for pair in _QUERY_AND_VALUE:
         names = [name for name in found if name.rpartition(".")[2] in pair]
         if len(names) == 2:
@@ -203,29 +204,30 @@ def _query_and_value(encoder: Encoder, block: nn.Module) -> list[str]:
     raise _unknown(encoder, "query and value projections", found)
 
 
-def _add_adapters(encoder: Encoder, blocks: Iterable[int], bottleneck: int) -> None:
-    for index in blocks:
-        block = encoder.blocks[index]
-        found = _linears(block)
-        # What returns to the residual stream: the attention's output projection, and the feed-forward's.
+def _add_adapters(encoder: Encoder, layers: Iterable[int], bottleneck: int) -> None:
+    for index in layers:
+        layer = encoder.layers[index]
+        found = _linears(layer)
+        # The output projections of attention and feed-forward, which add to the residual stream.
         outputs = [
             name
-            for name, layer in found.items()
-            if layer.out_features == encoder.width and not _PROJECTION_OF_ATTENTION.search(name.rpartition(".")[2])
+            for name, linear in found.items()
+            if linear.out_features == encoder.width
+            and not _PROJECTION_OF_ATTENTION.search(name.rpartition(".")[2])
         ]
         if len(outputs) != 2:
             raise _unknown(encoder, "the outputs of attention and feed-forward", found)
         for name in outputs:
-            layer = block.get_submodule(name)
-            adapter = Adapter(encoder.width, bottleneck).to(next(layer.parameters()).device)
-            layer.register_module("adapter", adapter)
-            layer.register_forward_hook(lambda module, _, output: module.adapter(output))
+            linear = layer.get_submodule(name)
+            adapter = Adapter(encoder.width, bottleneck).to(next(linear.parameters()).device)
+            linear.register_module("adapter", adapter)
+            linear.register_forward_hook(lambda module, _, output: module.adapter(output))
 
 
 def _unknown(encoder: Encoder, sought: str, found: dict[str, nn.Linear]) -> EncoderError:
-    names = ", ".join(f"{name} ({layer.in_features}→{layer.out_features})" for name, layer in found.items())
+    names = ", ".join(f"{name} ({linear.in_features}→{linear.out_features})" for name, linear in found.items())
     return EncoderError(
-        f"{sought} of {type(encoder.tower).__name__} are not recognised (linear layers of a block: "
+        f"{sought} of {type(encoder.tower).__name__} are not recognised (linear modules of a layer: "
         f"{names or 'none'})",
         "separate projections, named as in BERT, DeBERTa-v2, ViT, CLIP or Llama",
         "use another tuning method, or another model (a fused projection cannot be told apart)",

@@ -373,14 +373,14 @@ def bars(records: Sequence[Record]) -> "Figure":
 
 
 def decline_lines(
-    lines: Mapping[str, Sequence[float]], rates: Sequence[float], harmed: str, metric: str
+    lines: Mapping[str, Sequence[float]], rates: Sequence[float], corrupted: str, metric: str
 ) -> "Figure":
-    """What is left of runs' quality over the share of items that are harmed.
+    """What is left of runs' quality over the share of items that are corrupted.
 
     Args:
         lines: run -> the metric at every rate, as a share of 1.
         rates: shares of 1.
-        harmed: what is done to the items, for the axis.
+        corrupted: what is done to the items, for the axis.
         metric: its name.
     """
     with _style():
@@ -391,7 +391,7 @@ def decline_lines(
             shown = [100 * value for value in values]
             axes.plot([100 * rate for rate in rates], shown, color=colour, ls=dash, marker=marker, label=name)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(f"items with {harmed} (%)")
+        axes.set_xlabel(f"items with {corrupted} (%)")
         axes.set_ylabel(f"test {metric} (%)")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)

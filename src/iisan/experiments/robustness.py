@@ -11,20 +11,20 @@ from iisan.errors import ConfigError
 from iisan.evaluate.evaluation import Evaluation
 from iisan.runs.assess import measure
 from iisan.runs.run import Run, network_scorer, restore
-from iisan.states.corruption import CorruptedStates, Harm
+from iisan.states.corruption import CorruptedStates, Corruption
 from iisan.train.setup import build
 
 #: What is done to an item, in words that fit before the modality's name.
-HARMED: dict[Harm, str] = {"remove": "no", "noise": "noisy", "swap": "wrong"}
+CORRUPTED: dict[Corruption, str] = {"remove": "no", "noise": "noisy", "swap": "wrong"}
 
 
 @dataclass(frozen=True)
 class Decline:
-    """A run's quality against the share of items that are harmed.
+    """A run's quality against the share of items that are corrupted.
 
     Attributes:
         name: of the run.
-        rates: shares of 1, of the items that may be harmed.
+        rates: shares of 1, of the items that may be corrupted.
         evaluations: one a rate.
     """
 
@@ -51,21 +51,21 @@ def decline(
     folder: Path,
     modality: str,
     rates: Sequence[float],
-    harm: Harm,
+    corruption: Corruption,
     ids: Sequence[str] | None = None,
     seed: int = 0,
     name: str | None = None,
 ) -> Decline:
     """Evaluate a run's test queries with one modality removed from, or corrupted for, more and more items.
 
-    The items harmed at a rate are harmed at every higher rate too.
+    The items corrupted at a rate are corrupted at every higher rate too.
 
     Args:
         folder: a finished run; its dataset and states must still be there.
         modality: which one.
         rates: shares of 1.
-        harm: see ``CorruptedStates``.
-        ids: the items that may be harmed; None is all of them.
+        corruption: see ``CorruptedStates``.
+        ids: the items that may be corrupted; None is all of them.
         seed: of the choice among them.
         name: of the run in the answer; that of its folder if None.
 
@@ -87,9 +87,9 @@ def decline(
     order = np.random.default_rng(seed).permutation(candidates)
     found: list[Evaluation] = []
     for rate in rates:
-        harmed = np.zeros(dataset.num_items, dtype=bool)
-        harmed[order[: round(rate * len(order))]] = True
-        network.source = CorruptedStates(whole, modality, harmed, harm, seed)
+        corrupted = np.zeros(dataset.num_items, dtype=bool)
+        corrupted[order[: round(rate * len(order))]] = True
+        network.source = CorruptedStates(whole, modality, corrupted, corruption, seed)
         scorers = {folder.name: network_scorer(network)}
         found += measure(scorers, run.config.evaluation, dataset, setup.split).values()
     return Decline(name or folder.name, tuple(rates), tuple(found))

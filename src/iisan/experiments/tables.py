@@ -1,7 +1,7 @@
-"""The experiments: functions that return the rows of a table, each row a complete configuration.
+"""Experiments: functions that return the rows of a table, each row a complete configuration.
 
-A scale says on what and with which settings: ``demo`` is the built-in catalogue with its small encoders, ``full``
-is anyone's data and models with the settings of the IISAN paper.
+A scale determines data, encoders and settings: ``demo`` is the built-in catalogue with its small encoders,
+``full`` is any dataset with any encoders and the settings of IISAN.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,18 +21,18 @@ Rows = dict[str, Config]
 
 @dataclass(frozen=True)
 class Scale:
-    """What an experiment runs on.
+    """Data, encoders and settings of an experiment.
 
     Attributes:
         name: ``demo`` or ``full``.
-        method: from the name of a recipe to its configuration with this scale's settings.
-        dataset: dataset folder.
-        states: folder of the state stores of all encoders.
-        encoders: modality -> short name -> hub id or folder; every table takes the first of each, but those that
-            compare encoders.
-        depths: modality -> short name -> T.
-        captioned: dataset folder with columns of captions.
-        captions: those columns, whose states are of the first text encoder.
+        method: Function from the name of a recipe to its configuration with the settings of this scale.
+        dataset: Dataset folder.
+        states: Folder of the state stores of all encoders.
+        encoders: Modality -> short name -> hub id or folder. Experiments that do not compare encoders use the
+            first.
+        depths: Modality -> short name -> number of layers T.
+        captioned: Dataset folder with columns of captions.
+        captions: Names of these columns, encoded by the first text encoder.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Scale:
 
     @property
     def depth(self) -> int:
-        """T of the first encoders, of the shallower one: what the kept blocks of table 5 are chosen from."""
+        """Number of layers of the shallower of the first encoders, from which table 5 selects."""
         return min(self.depths[modality][short] for modality, short in self.chosen().items())
 
     def chosen(self, **encoders: str) -> dict[str, str]:
-        """Modality -> short name: the named encoders, else the first ones."""
+        """Return modality -> short name, with the first encoder of each modality that is not given."""
         return {modality: next(iter(named)) for modality, named in self.encoders.items()} | encoders
 
     def row(self, method: str, *overrides: str, **encoders: str) -> Config:
-        """A method on this scale's data, with the named encoders or the first ones."""
+        """Return a method's configuration on this scale, with the given or the first encoders."""
         config = self.method(method).model_copy(update={"dataset": self.dataset, "states": self.states})
-        if config.modalities is None:  # not all that there happen to be states of
+        if config.modalities is None:  # the default would be every modality in the state store
             config = config.model_copy(update={"modalities": tuple(self.encoders)})
         chosen = self.chosen(**encoders).items()
         names = [f"{modality}.encoder={self.encoders[modality][short]}" for modality, short in chosen]
@@ -64,7 +64,7 @@ class Scale:
 
 
 def full_settings(method: str) -> Config:
-    """A recipe with everything that is not its own taken from the ``paper`` recipe; ``versa`` is all its own."""
+    """Return a recipe's method with all other settings of the recipe ``paper``; ``versa`` is unchanged."""
     own, base = recipe(method), paper()
     if method == "versa":
         return own
@@ -80,7 +80,7 @@ def full_settings(method: str) -> Config:
 
 
 def table_3(scale: Scale) -> Rows:
-    """Methods: quality and cost (P1 table 3), and those that the paper does not have."""
+    """Quality and cost of methods (IISAN, table 3), and of further ones."""
     return {
         "FFT": scale.row("fft"),
         "Adapter": scale.row("adapter"),
@@ -95,7 +95,7 @@ def table_3(scale: Scale) -> Rows:
 
 
 def table_4(scale: Scale) -> Rows:
-    """Components: what each part of IISAN is worth (P1 table 4)."""
+    """Ablation of components (IISAN, table 4)."""
     return {
         "IISAN": scale.row("default"),
         "without LayerDrop": scale.row("default", "text.levels=all", "image.levels=all"),
@@ -107,16 +107,16 @@ def table_4(scale: Scale) -> Rows:
 
 
 def kept_levels(depth: int) -> list[tuple[int, ...]]:
-    """Evenly spaced choices of blocks, as levels with h_0 in front (our reading of P1 table 5).
+    """Evenly spaced selections of layers, as levels starting with h_0 (our reading of IISAN, table 5).
 
-    For 12 blocks: 2, 3, 4, 6 and 12 of them.
+    Of 12 layers: 2, 3, 4, 6 and 12.
     """
     counts = [count for count in range(2, depth + 1) if depth % count == 0]
     return [tuple(range(0, depth + 1, depth // count)) for count in counts]
 
 
 def table_5(scale: Scale) -> Rows:
-    """Kept blocks: how many hidden states are worth reading (P1 table 5)."""
+    """Number of kept layers (IISAN, table 5)."""
     return {
         f"{len(levels) - 1} blocks": scale.row(
             "default", f"text.levels={list(levels)}", f"image.levels={list(levels)}"
@@ -126,7 +126,7 @@ def table_5(scale: Scale) -> Rows:
 
 
 def table_6(scale: Scale) -> Rows:
-    """Kinds of SAN block (P1 table 6)."""
+    """Kinds of SAN block (IISAN, table 6)."""
     return {
         "adapter (SANB)": scale.row("default"),
         "PHM": scale.row("default", "items.block=phm"),
@@ -135,7 +135,7 @@ def table_6(scale: Scale) -> Rows:
 
 
 def table_7(scale: Scale) -> Rows:
-    """Modalities: every method on each of them alone (P1 table 7), next to IISAN on both."""
+    """Every method on a single modality (IISAN, table 7), and IISAN on both."""
     methods = {"FFT": "fft", "Adapter": "adapter", "LoRA": "lora", "BitFit": "bitfit", "IISAN": "default"}
     rows = {
         f"{modality}: {name}": scale.row(method, f"modalities=[{modality}]")
@@ -145,7 +145,7 @@ def table_7(scale: Scale) -> Rows:
 
 
 def figure_4(scale: Scale) -> Rows:
-    """Pairs of encoders (P1 figure 4)."""
+    """Pairs of encoders (IISAN, figure 4)."""
     return {
         f"{image} + {text}": scale.row("default", image=image, text=text)
         for image, text in product(scale.encoders[IMAGE], scale.encoders[TEXT])
@@ -164,7 +164,7 @@ def layer_drop(scale: Scale) -> Rows:
 
 
 def balance(scale: Scale) -> Rows:
-    """Open question: how much of IISAN is within the modalities, and how much between them, on this data?"""
+    """Open question: how much do intra-modal and inter-modal towers contribute on this data?"""
     return {
         "intra and inter": scale.row("default"),
         "intra alone": scale.row("default", "items.inter=false"),
@@ -174,14 +174,14 @@ def balance(scale: Scale) -> Rows:
 
 
 def partial(scale: Scale) -> Rows:
-    """Open question: long training from the cache, or the last two blocks trained on top of it, now and then?"""
+    """Open question: longer training from cached states, or occasional fine-tuning of the last two layers?"""
     epochs = scale.row("default").training.epochs
     longer = f"training.epochs={2 * epochs}"
     return {
         "from the cache": scale.row("default"),
         "from the cache, twice as long": scale.row("default", longer),
         "last two blocks": scale.row("partial"),
-        # As many epochs that train the blocks as the row above.
+        # As many epochs of fine-tuning as in the row above.
         "last two blocks in every second epoch, twice as long": scale.row("partial", longer, "tuning.refresh=2"),
         "last two blocks, LoRA": scale.row("partial", "tuning.method=lora"),
         "last two blocks, biases": scale.row("partial", "tuning.method=bias"),
@@ -189,11 +189,11 @@ def partial(scale: Scale) -> Rows:
 
 
 def versa_scenarios(scale: Scale) -> Rows:
-    """Scenarios of IISAN-Versa: titles, captions that a model wrote of the images or videos, or both."""
+    """Scenarios of IISAN-Versa: titles, generated captions of images or videos, or both."""
     if not scale.captions:
         raise ConfigError(
             "the dataset has no captions",
-            "a column that `iisan caption` wrote",
+            "a column written by `iisan caption`",
             "run iisan caption DATASET --model MODEL --out CAPTIONED, and pass --dataset CAPTIONED",
         )
 
@@ -210,21 +210,21 @@ def versa_scenarios(scale: Scale) -> Rows:
     return rows
 
 
-def kept_blocks(levels: str, depth: int) -> int:
-    """How many blocks named levels keep, of ``depth``."""
+def kept_layers(levels: str, depth: int) -> int:
+    """Number of layers, of ``depth``, that named levels keep."""
     return len(named_levels(levels, depth) or ()) - 1
 
 
 def even_levels(depth: int, count: int) -> str:
-    """LayerDrop where it keeps at most ``count`` blocks, else group layer-dropping of about as many."""
-    if kept_blocks("layerdrop", depth) <= count:
+    """LayerDrop if it keeps at most ``count`` layers, else group layer-dropping of about as many."""
+    if kept_layers("layerdrop", depth) <= count:
         return "layerdrop"
     return f"group-{fitting_groups(depth, count)[0]}"
 
 
 def _sizes(scale: Scale, pairs: Iterable[Mapping[str, str]]) -> Rows:
-    """A row for each choice of encoders; deeper ones than the first keep about as many blocks as these."""
-    count = kept_blocks("layerdrop", scale.depth)
+    """A row per choice of encoders; deeper encoders keep about as many layers as the first ones."""
+    count = kept_layers("layerdrop", scale.depth)
     rows = {}
     for pair in pairs:
         chosen = scale.chosen(**pair)
@@ -236,29 +236,29 @@ def _sizes(scale: Scale, pairs: Iterable[Mapping[str, str]]) -> Rows:
 
 
 def versa_scaling_text(scale: Scale) -> Rows:
-    """Larger text encoders, the image encoder the same (P2)."""
+    """Larger text encoders with one image encoder (IISAN-Versa)."""
     return _sizes(scale, [{TEXT: text} for text in scale.encoders[TEXT]])
 
 
 def versa_scaling_image(scale: Scale) -> Rows:
-    """Larger image encoders, the text encoder the same (P2)."""
+    """Larger image encoders with one text encoder (IISAN-Versa)."""
     return _sizes(scale, [{IMAGE: image} for image in scale.encoders[IMAGE]])
 
 
 def versa_scaling_joint(scale: Scale) -> Rows:
-    """Larger encoders on both sides, one after the other as they are named (P2)."""
+    """Larger encoders of both modalities, paired in order (IISAN-Versa)."""
     pairs = zip(scale.encoders[IMAGE], scale.encoders[TEXT], strict=False)
     return _sizes(scale, [{IMAGE: image, TEXT: text} for image, text in pairs])
 
 
 def versa_ablation(scale: Scale) -> Rows:
-    """Parts of IISAN-Versa, on unlike encoders: the first one for text, the second one for images."""
+    """Ablation of IISAN-Versa on encoders of different shape: the first for text, the second for images."""
     pair = {TEXT: next(iter(scale.encoders[TEXT])), IMAGE: [*scale.encoders[IMAGE]][:2][-1]}
     depths = {name: scale.depths[name][short] for name, short in pair.items()}
     deeper = max(depths, key=lambda name: depths[name])
     depth = depths[deeper]
-    even = even_levels(depth, kept_blocks("layerdrop", min(depths.values())))
-    count = kept_blocks(even, depth)
+    even = even_levels(depth, kept_layers("layerdrop", min(depths.values())))
+    count = kept_layers(even, depth)
     top, bottom = [0, *range(depth - count + 1, depth + 1)], [*range(count + 1)]
 
     def row(*overrides: str) -> Config:
@@ -276,7 +276,7 @@ def versa_ablation(scale: Scale) -> Rows:
 
 
 def versa_microlens(scale: Scale) -> Rows:
-    """The settings that were published for MicroLens (P2), and ids trained with them."""
+    """The settings published for MicroLens (IISAN-Versa), and an id baseline with the same settings."""
     return {
         "IISAN-Versa": scale.row("versa"),
         "IISAN-Versa, text alone": scale.row("versa", "modalities=[text]"),
@@ -303,15 +303,15 @@ EXPERIMENTS: dict[str, Callable[[Scale], Rows]] = {
     "versa-microlens": versa_microlens,
 }
 
-#: Experiments whose costs are measured too, each method in a process of its own.
+#: Experiments that also measure costs, each method in a separate process.
 WITH_COSTS = ("table-3", "versa-scaling-text", "versa-scaling-image", "versa-scaling-joint", "versa-ablation")
 
 
 def experiment(name: str) -> Callable[[Scale], Rows]:
-    """The experiment of that name.
+    """Return an experiment by name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: An unknown experiment.
     """
     if name not in EXPERIMENTS:
         raise ConfigError(f"no experiment '{name}'", f"one of {', '.join(EXPERIMENTS)}", "choose one of them")

@@ -1,11 +1,11 @@
-"""Short names for paths that stand side by side."""
+"""Short, distinct names for paths."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def short_names(paths: Sequence[str | Path]) -> list[str]:
-    """The last part of each path, with as many parts in front as tell it from all others.
+    """Return the last part of each path, preceded by as many parts as distinguish it from the others.
 
     >>> short_names(["google/x", "facebook/x", "org/y"])
     ['google/x', 'facebook/x', 'y']

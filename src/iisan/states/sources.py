@@ -1,4 +1,4 @@
-"""The doors of a model to its items' hidden states: stored, live, partly both, or none.
+"""State sources, a model's interface to hidden states: stored, live, partly both, or none.
 
 Legend: N items, U distinct items of a batch, U_m those with modality m, K levels, D width.
 """
@@ -27,27 +27,27 @@ class ItemBatch:
     """The distinct items of a batch and their states.
 
     Attributes:
-        rows: item indices, int64 [U].
-        modalities: per modality the hidden states of the items that have it.
+        rows: Item indices, int64 [U].
+        modalities: Hidden states of the items that have a modality, by modality.
     """
 
     rows: Tensor
     modalities: dict[str, Hidden]
 
     def to(self, device: torch.device) -> "ItemBatch":
-        """The same on a device."""
+        """Return the batch on a device."""
         moved = {name: hidden.to(device) for name, hidden in self.modalities.items()}
         return ItemBatch(sent(self.rows, device), moved)
 
 
 class StateSource(nn.Module):
-    """Gives the states of items; a module of the model, so that live weights have an owner.
+    """Base class of state sources; a submodule of the model, which thereby owns the weights of live encoders.
 
     Attributes:
-        widths: D per modality.
-        levels: the K levels per modality.
-        present: bool [N] per modality, which items have it.
-        stored: whether states are only read: at no cost to speak of, by any thread, and without gradients.
+        widths: Width D, by modality.
+        levels: The K levels, by modality.
+        present: Mask [N] of the items that have a modality, by modality.
+        stored: Whether states are only read: cheaply, from any thread, and without gradients.
     """
 
     stored = False
@@ -62,14 +62,14 @@ class StateSource(nn.Module):
 
     @property
     def empty(self) -> Tensor:
-        """Items that have nothing at all, int64; none where there is no modality to have."""
+        """Indices of the items without any modality, int64; empty if the source has no modalities."""
         if not self.present:
             return torch.empty(0, dtype=torch.long)
         return (~torch.stack(list(self.present.values())).any(0)).nonzero().squeeze(1)
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the weights that live encoders had when they were loaded, per modality."""
+        """SHA-256 of the weights of live encoders as loaded, by modality."""
         return {}
 
     @property
@@ -79,26 +79,26 @@ class StateSource(nn.Module):
 
     @property
     def encoder_parameters(self) -> dict[str, int]:
-        """Parameters of the whole encoder that the states come from, per modality, where that is known."""
+        """Number of parameters of each encoder, by modality, where known."""
         return {}
 
     def hold(self, held: bool) -> None:
-        """Promise that live weights stay as they are, until it is taken back; states may be kept meanwhile."""
+        """Declare whether live weights stay constant from now on, so that their states may be cached."""
 
     def forward(self, rows: Tensor) -> ItemBatch:
-        """States of the items ``rows``, int64 [U]."""
+        """Return the states of the items ``rows``, int64 [U]."""
         raise NotImplementedError
 
 
 class NoStates(StateSource):
-    """For models that know items by their ids alone."""
+    """The source of models that use item ids only."""
 
     def __init__(self) -> None:
         super().__init__()
         self.widths, self.levels, self.present = {}, {}, {}
 
     def forward(self, rows: Tensor) -> ItemBatch:
-        """No modality at all."""
+        """Return a batch without modalities."""
         return ItemBatch(rows, {})
 
 
@@ -106,25 +106,25 @@ class CachedStates(StateSource):
     """States from memory-mapped stores.
 
     Args:
-        stores: per modality the store, each item's row in it (int64 [N], -1 where it has none, see
-            ``StateStore.rows_for``) and the wanted levels.
+        stores: For each modality its store, the row of each item in it (int64 [N], -1 for none, see
+            ``StateStore.rows_for``) and the requested levels.
     """
 
     stored = True
 
     def __init__(self, stores: Mapping[str, tuple[StateStore, np.ndarray, tuple[Level, ...]]]) -> None:
         super().__init__()
-        # Plain attributes: neither the store nor the table of rows belongs into a checkpoint.
+        # Plain attributes, because neither stores nor rows belong in a checkpoint.
         self._stores = {modality: store for modality, (store, _, _) in stores.items()}
         self._rows = {modality: torch.as_tensor(rows) for modality, (_, rows, _) in stores.items()}
         self.levels = {modality: tuple(levels) for modality, (_, _, levels) in stores.items()}
         self.widths = {modality: store.width for modality, store in self._stores.items()}
         self.present = {modality: rows >= 0 for modality, rows in self._rows.items()}
-        #: Modality -> [K, D], where its states are.
+        #: Modality -> mean [K, D], on the device of its states.
         self._means = {
             name: store.mean[store.check_levels(self.levels[name])] for name, store in self._stores.items()
         }
-        #: Modality -> differences [n, K, D] of all its rows, where they are resident.
+        #: Modality -> differences [n, K, D] of all its rows, if resident on a device.
         self._resident: dict[str, Tensor] = {}
 
     @property
@@ -135,23 +135,23 @@ class CachedStates(StateSource):
 
     @property
     def encoder_parameters(self) -> dict[str, int]:
-        """As the stores say."""
+        """Number of parameters of each encoder, by modality, where the store records it."""
         found = {modality: store.manifest.parameters for modality, store in self._stores.items()}
         return {modality: count for modality, count in found.items() if count is not None}
 
     def forward(self, rows: Tensor) -> ItemBatch:
-        """States read from the stores, on the device of ``rows``; where they are resident, there."""
+        """Read the states of ``rows`` on their device, or on that of resident states."""
         dtype = precision(rows.device)
-        # Nothing is multiplied here, and autocast does not know every precision that a store may have.
+        # Autocast does not support every precision of a store, and nothing is multiplied here.
         with without_autocast(rows.device):
             return ItemBatch(rows, {name: self._read(name, rows, dtype) for name in self._stores})
 
     def _read(self, modality: str, rows: Tensor, dtype: torch.dtype) -> Hidden:
-        """Where products are of a low precision and the store is, too, its differences as they are."""
+        """Read a modality; if both products and store have low precision, its differences stay as stored."""
         store, levels = self._stores[modality], self.levels[modality]
         low = dtype != torch.float32 and store.manifest.dtype != "fp32"
         mean = self._means[modality]
-        # Which items have the modality is found out here, so that a GPU need not be asked how many they are.
+        # Selected on the CPU: the number of items with the modality would otherwise have to come from the GPU.
         stored = self._rows[modality][rows.cpu()]
         positions = (stored >= 0).nonzero().squeeze(1)
         stored = stored[positions]
@@ -164,15 +164,17 @@ class CachedStates(StateSource):
         return Hidden(store.read(stored, levels), positions).to(rows.device)
 
     def reside(self, device: torch.device, budget: float) -> bool:
-        """Keep all states on a device from now on, where they take at most so many bytes there.
+        """Move all states to a device if they fit into a budget; batches are then gathered there.
 
-        Batches are then gathered on the device, which nothing has to be sent to but the items' indices.
+        Args:
+            device: Target device.
+            budget: Maximum size of the states in bytes.
 
         Returns:
-            Whether they do.
+            Whether they fit.
         """
-        kept = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        dtypes = {name: kept.get(store.manifest.dtype, torch.float32) for name, store in self._stores.items()}
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtypes = {name: low.get(store.manifest.dtype, torch.float32) for name, store in self._stores.items()}
         needed = sum(
             len(store) * len(self.levels[name]) * store.width * dtypes[name].itemsize
             for name, store in self._stores.items()
@@ -180,27 +182,27 @@ class CachedStates(StateSource):
         if needed > budget:
             return False
         for name, store in self._stores.items():
-            everything = store.read_differences(torch.arange(len(store)), self.levels[name], dtypes[name])
-            self._resident[name], self._means[name] = everything.to(device), self._means[name].to(device)
+            differences = store.read_differences(torch.arange(len(store)), self.levels[name], dtypes[name])
+            self._resident[name], self._means[name] = differences.to(device), self._means[name].to(device)
         return True
 
 
 class ComputedStates(StateSource):
-    """States that encoders compute when they are asked for, in pieces of ``batch_size`` contents.
+    """States computed by encoders on request, in chunks of ``batch_size`` contents.
 
-    Gradients reach whatever of the encoders ``iisan.encoders.tuning.tune`` has set to be trained; with frozen
-    encoders the numbers are those of a store. While the weights are held, the states of the whole catalogue are
-    computed once, in evaluation mode and fp32, and served from main memory (4·K·D bytes an item): a training step
-    then costs what it costs with a store, and no gradient reaches the encoders.
+    Gradients reach the weights that ``iisan.encoders.tuning.tune`` has made trainable; frozen encoders give the
+    values of a store. While the weights are held (see :meth:`hold`), the states of the whole catalogue are
+    computed once, in evaluation mode and fp32, and cached in main memory (4·K·D bytes per item): a training step
+    then costs as much as with a store, and no gradient reaches the encoders.
 
     Args:
-        encoders: per modality.
-        levels: per modality the K wanted levels.
-        present: per modality bool [N], which items have it.
-        batch_size: contents per forward pass.
+        encoders: Encoders, by modality.
+        levels: The K requested levels, by modality.
+        present: Mask [N] of the items that have a modality, by modality.
+        batch_size: Number of contents per forward pass.
 
     Raises:
-        EncoderError: a level beyond the encoder's depth.
+        EncoderError: A level beyond the encoder's depth.
     """
 
     def __init__(
@@ -219,12 +221,12 @@ class ComputedStates(StateSource):
         self.present = {modality: torch.from_numpy(mask) for modality, mask in present.items()}
         self._batch_size = batch_size
         self._held = False
-        #: Modality -> states of the whole catalogue, [N, K, D]; a plain attribute, so in no checkpoint.
-        self._kept: dict[str, Tensor] = {}
+        #: Modality -> states of the whole catalogue, [N, K, D]; a plain attribute, so not in checkpoints.
+        self._cache: dict[str, Tensor] = {}
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the weights that the encoders had when they were loaded, per modality."""
+        """SHA-256 of the encoders' weights as loaded, by modality."""
         return {modality: encoder.weight_digest for modality, encoder in self._named()}
 
     @property
@@ -234,21 +236,21 @@ class ComputedStates(StateSource):
 
     @property
     def encoder_parameters(self) -> dict[str, int]:
-        """Parameters that the encoders had when they were loaded, per modality."""
+        """Number of parameters of each encoder as loaded, by modality."""
         return {modality: encoder.parameter_count for modality, encoder in self._named()}
 
     def _named(self) -> list[tuple[str, Any]]:
         return list(self.encoders.items())
 
     def hold(self, held: bool) -> None:
-        """Keep the states from the next call on, or forget those that are kept."""
+        """Cache the states from the next call on, or discard the cached ones."""
         self._held = held
         if not held:
-            self._kept.clear()
+            self._cache.clear()
 
     def forward(self, rows: Tensor) -> ItemBatch:
-        """States on the device of ``rows``, which they are computed on."""
-        states = self._serve if self._held else self._run
+        """Compute the states of ``rows`` on their device."""
+        states = self._cached if self._held else self._live
         modalities = {}
         for modality, present in self.present.items():
             positions = present[rows.cpu()].nonzero().squeeze(1)
@@ -256,38 +258,38 @@ class ComputedStates(StateSource):
             modalities[modality] = Hidden(states(modality, items, rows.device), positions.to(rows.device))
         return ItemBatch(rows, modalities)
 
-    def _run(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
-        """States [n, K, D] of n items that have the modality, computed in pieces."""
+    def _live(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
+        """Compute the states [n, K, D] of n items that have the modality, in chunks."""
         parts = [torch.empty(0, len(self.levels[modality]), self.widths[modality], device=device)]
-        parts += [self._compute(modality, piece, device) for piece in self._pieces(items)]
+        parts += [self._compute(modality, chunk, device) for chunk in self._chunks(items)]
         return torch.cat(parts)
 
-    def _pieces(self, items: Tensor) -> Sequence[Tensor]:
+    def _chunks(self, items: Tensor) -> Sequence[Tensor]:
         return items.split(self._batch_size) if len(items) else ()
 
-    def _serve(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
-        """The same from those that are kept, which the first call computes."""
-        if modality not in self._kept:
-            self._kept[modality] = self._keep(modality, device)
-        return self._kept[modality][items].to(device)
+    def _cached(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
+        """Return the same states from the cache, which the first call fills."""
+        if modality not in self._cache:
+            self._cache[modality] = self._whole_catalogue(modality, device)
+        return self._cache[modality][items].to(device)
 
     @torch.no_grad()
-    def _keep(self, modality: str, device: torch.device) -> Tensor:
-        """States of the whole catalogue, fp32 [N, K, D] on the CPU; zeros where an item lacks the modality."""
+    def _whole_catalogue(self, modality: str, device: torch.device) -> Tensor:
+        """Compute the states of all items, fp32 [N, K, D] on the CPU; zeros where an item lacks the modality."""
         present = self.present[modality]
-        kept = torch.zeros(len(present), len(self.levels[modality]), self.widths[modality])
+        states = torch.zeros(len(present), len(self.levels[modality]), self.widths[modality])
         training = self.training
         self.eval()
-        # Pieces, mode and precision are fixed, so that a resumed run, where a training step asks first, serves the
-        # same bits as one that went on, where validation did.
+        # Fixed chunks, mode and precision make the values independent of whether training or validation comes
+        # first, which differs between resumed and uninterrupted runs.
         with torch.autocast(device.type, enabled=False):
-            for piece in self._pieces(present.nonzero().squeeze(1)):
-                kept[piece] = self._compute(modality, piece, device).cpu()
+            for chunk in self._chunks(present.nonzero().squeeze(1)):
+                states[chunk] = self._compute(modality, chunk, device).cpu()
         self.train(training)
-        return kept
+        return states
 
     def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
-        """States [n, K, D] of n items that have the modality."""
+        """Compute the states [n, K, D] of n items that have the modality."""
         raise NotImplementedError
 
 
@@ -295,8 +297,8 @@ class LiveStates(ComputedStates):
     """States computed by whole encoders.
 
     Args:
-        encoders: per modality the encoder, the items' contents and the wanted levels.
-        batch_size: contents per forward pass.
+        encoders: For each modality its encoder, the contents of the items and the requested levels.
+        batch_size: Number of contents per forward pass.
     """
 
     def __init__(
@@ -317,13 +319,12 @@ class LiveStates(ComputedStates):
 
 
 class PartialStates(ComputedStates):
-    """Last states from stored token states, which the last blocks of the encoders carry on: partial training.
+    """Last states computed by the last layers of the encoders from stored token states (partial training).
 
     Args:
-        parts: per modality the encoder, whose lower blocks are dropped; a store of the tokens h_t that enter its
-            block t (0-based); and every item's first row and number of rows there (int64 [N]; 0 rows where it
-            has none).
-        batch_size: contents per forward pass.
+        parts: For each modality its encoder, whose lower layers are dropped; a store of the token states h_t that
+            enter layer t (0-based); and the first row and number of rows of every item in it, int64 [N].
+        batch_size: Number of contents per forward pass.
     """
 
     def __init__(
@@ -341,7 +342,7 @@ class PartialStates(ComputedStates):
             batch_size,
         )
         for encoder, store, _, _ in parts.values():
-            encoder.drop_below(_entered_block(store))
+            encoder.drop_below(_entered_layer(store))
 
     def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         encoder: Any = self.encoders[modality]
@@ -351,10 +352,10 @@ class PartialStates(ComputedStates):
         spans = [torch.arange(start, start + count) for start, count in zip(first, counts, strict=True)]
         hidden = torch.zeros(*mask.shape, store.width)
         hidden[mask] = store.read(torch.cat(spans))[:, 0]
-        return encoder.resume(_entered_block(store), hidden.to(device), mask.long().to(device))
+        return encoder.resume(_entered_layer(store), hidden.to(device), mask.long().to(device))
 
 
-def _entered_block(store: StateStore) -> int:
-    """Which block the one stored level is the input of."""
+def _entered_layer(store: StateStore) -> int:
+    """Index of the layer whose input is the one stored level."""
     (level,) = store.levels
     return int(level)

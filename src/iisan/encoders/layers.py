@@ -1,6 +1,6 @@
-"""The transformer blocks inside a tower, found by structure, and the pooled states that leave them.
+"""The layers of a pretrained model, found by structure, and their pooled outputs.
 
-Legend: n contents in the batch, S tokens, K wanted levels, D width, T blocks, C channels of a feature map.
+Legend: n contents in a batch, S tokens, K requested levels, D width, T layers, C channels of a feature map.
 """
 
 import contextlib
@@ -15,37 +15,36 @@ from iisan.encoders.levels import Level
 from iisan.errors import EncoderError
 from iisan.names import LAST
 
-#: From hidden states [n, S, D] (or feature maps [n, C, height, width]) to one vector per content [n, D], or one
-#: per real token, in fp32.
+#: Maps hidden states [n, S, D] (or feature maps [n, C, height, width]) to fp32 vectors: [n, D], or one per real
+#: token.
 Pool = Callable[[Tensor], Tensor]
 
 
 class _StopForward(Exception):
-    """Leaves a forward pass once all wanted states are known.
+    """Ends a forward pass once all requested states are known.
 
-    An exception is safer than a block list that is cut for the time of a call: the module is never changed
-    (so nothing is to be restored after an error), and models that index their blocks by configured depth
-    work as well.
+    Unlike truncating the layer list for the duration of a call, this leaves the module unchanged (nothing to
+    restore after an error) and suits models that index their layers by the configured depth.
     """
 
 
-def find_blocks(tower: nn.Module, depth: int | None) -> str:
-    """Find the block list of a tower: a ``ModuleList`` of ``depth`` modules of one class.
+def find_layers(model: nn.Module, depth: int | None) -> str:
+    """Find the layers of a model: a ``ModuleList`` of ``depth`` modules of one class.
 
     Args:
-        tower: the model.
-        depth: number of blocks its configuration claims.
+        model: The model.
+        depth: Number of layers according to its configuration.
 
     Returns:
-        The list's path inside the tower.
+        The path of the list inside the model.
 
     Raises:
-        EncoderError: none, or several that are not inside each other.
+        EncoderError: No such list, or several that are not nested.
     """
     lists = {
         path: module
-        for path, module in tower.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1
     }
     matching = [path for path, module in lists.items() if len(module) == depth]
     outermost = [
@@ -55,38 +54,38 @@ def find_blocks(tower: nn.Module, depth: int | None) -> str:
         return outermost[0]
     found = ", ".join(f"{path} ({len(module)} × {type(module[0]).__name__})" for path, module in lists.items())
     raise EncoderError(
-        f"the blocks of {type(tower).__name__} are not understood (num_hidden_layers {depth}, "
+        f"the layers of {type(model).__name__} are not recognised (num_hidden_layers {depth}, "
         f"found: {found or 'none'})",
-        "exactly one list of num_hidden_layers equal blocks, or of the stages of a convolutional model",
-        "use a model whose blocks are not shared, such as BERT, Llama, ViT, ConvNeXt or a tower of CLIP",
+        "exactly one list of num_hidden_layers layers of one class, or of the stages of a convolutional model",
+        "use a model whose layers are not shared, such as BERT, Llama, ViT, ConvNeXt or an encoder of CLIP",
     )
 
 
-def has_class_token(tower: nn.Module) -> bool:
-    """Whether a tower has a learned first token that stands for the whole content."""
+def has_class_token(model: nn.Module) -> bool:
+    """Whether a model has a learned class token."""
     names = ("cls_token", "class_token", "class_embedding")
-    return any(name.rpartition(".")[2] in names for name, _ in tower.named_parameters())
+    return any(name.rpartition(".")[2] in names for name, _ in model.named_parameters())
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean of hidden states [n, S, D] over the tokens that ``mask`` [n, S] calls real: fp32 [n, D]."""
+    """Mean of hidden states [n, S, D] over the real tokens of ``mask`` [n, S]: fp32 [n, D]."""
     weights = (mask / mask.sum(1, keepdim=True)).to(hidden.device).unsqueeze(-1)
     return (hidden.float() * weights).sum(1)
 
 
 def grid_means(maps: Tensor, width: int) -> Tensor:
-    """Pool feature maps [n, C, height, width] to [n, D], whatever their C: means over the D / C cells of a grid.
+    """Pool feature maps [n, C, height, width] to [n, D] for any C that divides D: means over D / C grid cells.
 
-    A stage with fewer channels keeps more places: with D = 768, stages of 96, 192, 384 and 768 channels are
-    averaged over 2 × 4, 2 × 2, 1 × 2 and 1 × 1 cells. So all stages have one width without zeros, without a
-    projection, and the last is the usual mean over the whole picture.
+    With D = 768, stages of 96, 192, 384 and 768 channels are averaged over 2 × 4, 2 × 2, 1 × 2 and 1 × 1 cells:
+    all stages get the same width without padding or projection, and the last is the usual mean over the whole
+    image.
 
     Args:
-        maps: C divides D.
-        width: D.
+        maps: Feature maps; C divides D.
+        width: Width D of the result.
 
     Returns:
-        fp32, all cells of channel 0 first.
+        fp32 [n, D], all cells of channel 0 first.
     """
     cells = width // maps.shape[1]
     rows = next(rows for rows in range(math.isqrt(cells), 0, -1) if cells % rows == 0)
@@ -94,42 +93,41 @@ def grid_means(maps: Tensor, width: int) -> Tensor:
 
 
 def pooled_states(
-    tower: nn.Module,
-    blocks: nn.ModuleList,
+    model: nn.Module,
+    layers: nn.ModuleList,
     inputs: dict[str, Tensor],
     levels: Sequence[Level],
     pool: Pool,
     width: int,
 ) -> Tensor:
-    """Run a tower as far as the wanted levels need, keeping only their pooled vectors.
+    """Run a model up to the highest requested level and return the pooled states of the requested ones.
 
     Args:
-        tower: the model.
-        blocks: its T blocks.
-        inputs: keyword arguments of the tower's forward.
-        levels: the K wanted levels, in any order.
-        pool: applied to each wanted level as soon as it is known.
-        width: the tower's width D.
+        model: The model.
+        layers: Its T layers.
+        inputs: Keyword arguments of the model's forward.
+        levels: The K requested levels, in any order.
+        pool: Pooling function, applied to a level as soon as it is computed.
+        width: Width D of the model.
 
     Returns:
         Pooled states [n, K, D] in fp32, in the order of ``levels``.
 
     Raises:
-        EncoderError: a block's hidden state is neither [n, S, D] nor [n, C, height, width] with C a divisor
-            of D.
+        EncoderError: A hidden state is neither [n, S, D] nor [n, C, height, width] with C a divisor of D.
     """
     states: dict[Level, Tensor] = {}
-    # Blocks of a sharded model lie on different devices.
+    # The layers of a sharded model lie on different devices.
     home = next(iter(inputs.values())).device
     wanted = {level for level in levels if not isinstance(level, str)}
-    top = len(blocks) if LAST in levels else max(wanted)
+    top = len(layers) if LAST in levels else max(wanted)
 
     def keep(level: Level, hidden: Any) -> None:
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if not _fits(hidden, width):
             got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
             raise EncoderError(
-                f"hidden state {level} of {type(tower).__name__} is {got}",
+                f"hidden state {level} of {type(model).__name__} is {got}",
                 f"[contents, tokens, {width}] or [contents, a divisor of {width}, height, width] at every level",
                 "leave this level out, or use a transformer of constant width, a ConvNeXt or a ResNet",
             )
@@ -151,12 +149,12 @@ def pooled_states(
 
     with contextlib.ExitStack() as stack:
         if 0 in wanted:
-            handle = blocks[0].register_forward_pre_hook(before_first, with_kwargs=True)
+            handle = layers[0].register_forward_pre_hook(before_first, with_kwargs=True)
             stack.callback(handle.remove)
         for level in sorted({*wanted, top} - {0}):
-            stack.callback(blocks[level - 1].register_forward_hook(after(level)).remove)
+            stack.callback(layers[level - 1].register_forward_hook(after(level)).remove)
         with contextlib.suppress(_StopForward):
-            output = tower(**inputs)
+            output = model(**inputs)
             if LAST in levels:
                 keep(LAST, output[0])
     return torch.stack([states[level] for level in levels], dim=1)

@@ -1,4 +1,4 @@
-"""The states that leave an encoder, against transformers' own hidden states and naive pooling."""
+"""Pooled states of encoders against transformers' own hidden states and naive pooling."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModel
 
-from iisan.encoders.blocks import find_blocks, grid_means, pooled_states
 from iisan.encoders.encoder import Encoder
 from iisan.encoders.image import load_image
+from iisan.encoders.layers import find_layers, grid_means, pooled_states
 from iisan.encoders.levels import parse_levels
 from iisan.encoders.text import load_text
 from iisan.errors import DataError, EncoderError
@@ -52,21 +52,21 @@ def test_text_states_equal_hidden_states(model_folders: Folders, name: str, pool
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_image_states_are_raw_block_outputs(model_folders: Folders, pooling: str) -> None:
+def test_image_states_are_raw_layer_outputs(model_folders: Folders, pooling: str) -> None:
     encoder = load_image(str(model_folders["vit"]), pooling)
     contents = [picture(seed) for seed in range(3)]
     pixels = encoder.prepare(contents)["pixel_values"]
     model = AutoModel.from_pretrained(model_folders["vit"]).eval()
     with torch.inference_mode():
         by_hand = [model.embeddings(pixels)]
-        for block in model.layers:
-            by_hand.append(block(by_hand[-1]))
+        for layer in model.layers:
+            by_hand.append(layer(by_hand[-1]))
         by_hand.append(model.layernorm(by_hand[-1]))
     got = states(encoder, contents)
     for level, hidden in enumerate(by_hand):
         wanted = hidden[:, 0] if pooling == "cls" else hidden.mean(1)
         torch.testing.assert_close(got[:, level], wanted, rtol=1e-5, atol=1e-5)
-    # The last raw state is not the answer: a final norm stands between them.
+    # The last raw state is not the final output: there is a norm between them.
     assert (got[:, 4] - got[:, 5]).abs().max() > 0.1
 
 
@@ -94,7 +94,7 @@ def test_neighbours_and_padding_do_not_matter(model_folders: Folders, name: str)
     torch.testing.assert_close(together, turned, rtol=1e-5, atol=1e-5)
 
 
-def test_pooling_looks_at_the_mask_not_at_a_side(model_folders: Folders) -> None:
+def test_pooling_uses_the_mask_on_either_side(model_folders: Folders) -> None:
     hidden = torch.arange(24.0).view(2, 4, 3)
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
     cls = load_text(str(model_folders["bert"]), "cls").pool({"attention_mask": mask})
@@ -106,19 +106,19 @@ def test_pooling_looks_at_the_mask_not_at_a_side(model_folders: Folders) -> None
 
 
 @pytest.mark.parametrize(("levels", "calls"), [((0,), 0), ((0, 2), 2), ((1, 3), 3), ((0, "last"), 4), ((4,), 4)])
-def test_blocks_above_the_highest_level_do_not_run(model_folders: Folders, levels: tuple, calls: int) -> None:
+def test_layers_above_the_highest_level_do_not_run(model_folders: Folders, levels: tuple, calls: int) -> None:
     encoder = load_text(str(model_folders["bert"]))
     whole = states(encoder, TEXTS)
     ran = []
-    for number, block in enumerate(encoder.blocks):
-        block.attention.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+    for number, layer in enumerate(encoder.layers):
+        layer.attention.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
     part = states(encoder, TEXTS, levels)
     assert ran == list(range(calls))
     torch.testing.assert_close(part, whole[:, [ALL.index(level) for level in levels]])
-    assert not any(block._forward_hooks for block in encoder.blocks)
+    assert not any(layer._forward_hooks for layer in encoder.layers)
 
 
-def test_levels_come_in_the_order_asked_for(model_folders: Folders) -> None:
+def test_levels_come_in_the_requested_order(model_folders: Folders) -> None:
     encoder = load_text(str(model_folders["bert"]))
     torch.testing.assert_close(states(encoder, TEXTS, ("last", 3, 0)), states(encoder, TEXTS)[:, [5, 3, 0]])
 
@@ -134,7 +134,7 @@ def test_gradients_flow_through_a_stopped_forward(model_folders: Folders) -> Non
     assert with_gradient == {0, 1}
 
 
-def test_two_towers_keep_only_the_needed_one(model_folders: Folders) -> None:
+def test_only_the_needed_encoder_of_two_is_kept(model_folders: Folders) -> None:
     folder = str(model_folders["clip"])
     whole = AutoModel.from_pretrained(folder).eval()
     text, image = load_text(folder, "mean"), load_image(folder, "cls")
@@ -162,7 +162,7 @@ def test_class_pooling_needs_a_class_token(model_folders: Folders) -> None:
     assert states(load_image(str(model_folders["siglip"]), "mean"), [picture(1)]).shape == (1, 6, 16)
 
 
-def test_bytes_that_are_no_image_are_refused(model_folders: Folders) -> None:
+def test_bytes_that_are_not_an_image_are_refused(model_folders: Folders) -> None:
     with pytest.raises(DataError):
         load_image(str(model_folders["vit"])).prepare([b"no image"])
 
@@ -173,22 +173,22 @@ class Hierarchical(nn.Module):
         self.lists = nn.ModuleDict({f"list{i}": modules for i, modules in enumerate(lists)})
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor]:
-        for block in self.lists["list0"]:
-            hidden = block(hidden)
+        for layer in self.lists["list0"]:
+            hidden = layer(hidden)
         return (hidden,)
 
 
-def test_blocks_are_found_by_structure() -> None:
+def test_layers_are_found_by_structure() -> None:
     inner = nn.ModuleList([nn.ModuleDict({"parts": nn.ModuleList([nn.ReLU(), nn.ReLU()])}) for _ in range(2)])
-    assert find_blocks(Hierarchical(inner, nn.ModuleList([nn.ReLU(), nn.Tanh()])), 2) == "lists.list0"
+    assert find_layers(Hierarchical(inner, nn.ModuleList([nn.ReLU(), nn.Tanh()])), 2) == "lists.list0"
     two = Hierarchical(*(nn.ModuleList([nn.ReLU(), nn.ReLU()]) for _ in range(2)))
     with pytest.raises(EncoderError, match=r"list0 \(2 × ReLU\)"):
-        find_blocks(two, 2)
+        find_layers(two, 2)
     with pytest.raises(EncoderError, match="num_hidden_layers None"):
-        find_blocks(two, None)
+        find_layers(two, None)
 
 
-def test_maps_of_fewer_channels_keep_more_places() -> None:
+def test_maps_of_fewer_channels_keep_more_grid_cells() -> None:
     one = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]], [[0.0, 2.0], [4.0, 6.0]]]])  # 2 channels of 2 × 2
     assert grid_means(one, 2).tolist() == [[4.0, 3.0]]
     assert grid_means(one, 4).tolist() == [[3.0, 5.0, 2.0, 4.0]]
