@@ -119,10 +119,10 @@ def pooled_states(
     states: dict[Level, Tensor] = {}
     # The layers of a sharded model lie on different devices.
     home = next(iter(inputs.values())).device
-    wanted = {level for level in levels if not isinstance(level, str)}
-    top = len(layers) if LAST in levels else max(wanted)
+    requested = {level for level in levels if not isinstance(level, str)}
+    top = len(layers) if LAST in levels else max(requested)
 
-    def keep(level: Level, hidden: Any) -> None:
+    def record(level: Level, hidden: Any) -> None:
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if not _fits(hidden, width):
             got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
@@ -134,29 +134,29 @@ def pooled_states(
         states[level] = pool(hidden).to(home)
 
     def before_first(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(0, args[0] if args else kwargs["hidden_states"])
+        record(0, args[0] if args else kwargs["hidden_states"])
         if top == 0:
             raise _StopForward
 
     def after(level: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if level in wanted:
-                keep(level, output)
+            if level in requested:
+                record(level, output)
             if level == top and LAST not in levels:
                 raise _StopForward
 
         return hook
 
     with contextlib.ExitStack() as stack:
-        if 0 in wanted:
+        if 0 in requested:
             handle = layers[0].register_forward_pre_hook(before_first, with_kwargs=True)
             stack.callback(handle.remove)
-        for level in sorted({*wanted, top} - {0}):
+        for level in sorted({*requested, top} - {0}):
             stack.callback(layers[level - 1].register_forward_hook(after(level)).remove)
         with contextlib.suppress(_StopForward):
             output = model(**inputs)
             if LAST in levels:
-                keep(LAST, output[0])
+                record(LAST, output[0])
     return torch.stack([states[level] for level in levels], dim=1)
 
 
