@@ -102,7 +102,7 @@ def test_ids_that_are_not_text(runs, tmp_path, iisan):
     (tmp_path / "ids").write_bytes("é".encode("latin-1"))
     code, _, error = iisan("robustness", runs / "plain", "--modality", "text", "--items", tmp_path / "ids")
     assert (code, error.count("\n")) == (2, 1)
-    assert "ids' is not UTF-8 text; expected item ids, one a line: save it as UTF-8" in error
+    assert "ids' is not UTF-8 text; expected item ids, one per line: save it as UTF-8" in error
 
 
 def test_an_id_is_a_line(runs, tmp_path, iisan):

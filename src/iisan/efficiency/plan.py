@@ -1,4 +1,4 @@
-"""What the methods will cost on a dataset with given models: what ``iisan estimate`` prints."""
+"""Predicted costs of methods on a dataset with given models: the table of ``iisan estimate``."""
 
 from collections.abc import Iterable, Mapping
 
@@ -23,15 +23,15 @@ def plan(
     """Estimate recipes on this machine, whose speed is measured for a second or two.
 
     Args:
-        dataset: what would be trained on.
-        models: modality -> hub id or folder; only their configurations are read.
-        recipes: names.
-        overrides: settings of all recipes.
-        tokens: of a text on average; the longest that the recipe allows if None.
+        dataset: Dataset to train on.
+        models: Modality -> hub id or folder; only their configurations are read.
+        recipes: Names of recipes.
+        overrides: Settings for all recipes.
+        tokens: Mean tokens per text; defaults to the recipe's maximum.
 
     Raises:
-        ConfigError: an unknown recipe or setting.
-        EncoderError: a model whose configuration is not understood.
+        ConfigError: An unknown recipe or setting.
+        EncoderError: A model that is not found or not supported.
     """
     measured: dict[str, Hardware] = {}
     found = {}

@@ -152,7 +152,7 @@ def figure_4(scale: Scale) -> Rows:
     }
 
 
-def layer_drop(scale: Scale) -> Rows:
+def layerdrop(scale: Scale) -> Rows:
     """Open question: does LayerDrop suit every pair of encoders?"""
     return {
         f"{image} + {text}, {levels}": scale.row(
@@ -286,21 +286,11 @@ def versa_microlens(scale: Scale) -> Rows:
 
 
 EXPERIMENTS: dict[str, Callable[[Scale], Rows]] = {
-    "table-3": table_3,
-    "table-4": table_4,
-    "table-5": table_5,
-    "table-6": table_6,
-    "table-7": table_7,
-    "figure-4": figure_4,
-    "layerdrop": layer_drop,
-    "balance": balance,
-    "partial": partial,
-    "versa-scenarios": versa_scenarios,
-    "versa-scaling-text": versa_scaling_text,
-    "versa-scaling-image": versa_scaling_image,
-    "versa-scaling-joint": versa_scaling_joint,
-    "versa-ablation": versa_ablation,
-    "versa-microlens": versa_microlens,
+    rows.__name__.replace("_", "-"): rows
+    for rows in (
+        *(table_3, table_4, table_5, table_6, table_7, figure_4, layerdrop, balance, partial, versa_scenarios),
+        *(versa_scaling_text, versa_scaling_image, versa_scaling_joint, versa_ablation, versa_microlens),
+    )
 }
 
 #: Experiments that also measure costs, each method in a separate process.
