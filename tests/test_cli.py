@@ -143,6 +143,10 @@ def test_bad_input_on_every_command(iisan, prepared, run_folder, tmp_path):
         ("train", "default", "--set", "traning.batch=3", "--out", tmp_path / "r"): "unknown configuration key",
         ("train", "default", "--set", "training.batch_size=x", "--out", tmp_path / "r"): "'training.batch_size'",
         ("train", "ids", "--dataset", tmp_path / "no", "--out", tmp_path / "r"): "does not exist",
+        ("train", "--out", tmp_path / "r"): "neither or both of CONFIG and --from",
+        ("train", "ids", "--from", run_folder, "--out", tmp_path / "r"): "neither or both of CONFIG and --from",
+        ("train", "--from", tmp_path / "no", "--out", tmp_path / "r"): "does not exist",
+        ("train", "--from", run_folder, "--set", "items.gated=false", "--out", tmp_path / "r"): "another model",
         ("evaluate", tmp_path / "nothing"): "does not exist",
         ("evaluate", run_folder, "--dataset", tmp_path / "moved"): "does not exist",
         ("recommend", tmp_path / "nothing", "--user", "u1"): "does not exist",
@@ -183,6 +187,16 @@ def test_help_of_every_command(iisan):
         code, text, _ = iisan(command, "--help")
         assert code == 0
         assert f"{command} [OPTIONS]" in text
+
+
+def test_a_run_is_continued(iisan, run_folder, tmp_path):
+    settings = ("--set", "optimizer.learning_rate=0.01")
+    code, out, _ = iisan("train", "--from", run_folder, "--out", tmp_path / "later", *settings)
+    assert code == 0
+    assert f"starting from '{run_folder}', which knows 30 of 30 items" in out
+    assert "of the 10 items recommended before" in out
+    result = json.loads((tmp_path / "later" / "result.json").read_text())
+    assert len(result["continued_from"]) == 64
 
 
 def test_a_run_is_compared_with_itself_under_another_seed(iisan, run_folder, prepared, tmp_path):

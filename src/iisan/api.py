@@ -44,18 +44,22 @@ class Recommender:
         dataset: Dataset | str | Path,
         states: str | Path | None = None,
         *,
-        config: Config | str | Path = "default",
+        config: Config | str | Path | None = None,
         out: str | Path | None = None,
         overrides: Iterable[str] = (),
+        start: "Recommender | None" = None,
     ) -> "Recommender":
         """Train on a dataset and its cached states.
 
         Args:
             dataset: a dataset or its folder.
             states: folder of state stores, where the configuration names none; not needed for ids.
-            config: a recipe's name, a YAML file, or a configuration.
+            config: a recipe's name, a YAML file, or a configuration; None is that of ``start``, or the recipe
+                ``default``.
             out: run folder; a temporary one where None (``save`` keeps it).
             overrides: ``key.key=value`` settings, such as ``"training.epochs=5"``.
+            start: a recommender of the same model, whose weights the training starts from; the dataset may have
+                new interactions and other items.
 
         Raises:
             IisanError: whatever is wrong with the input, in one sentence.
@@ -64,10 +68,13 @@ class Recommender:
         if isinstance(dataset, Dataset) and dataset.folder is None:
             dataset = _saved(dataset, folder.with_name(folder.name + "-dataset"))
         path = dataset.folder if isinstance(dataset, Dataset) else Path(dataset)
+        earlier = start.run if start else None
+        if config is None:
+            config = earlier.config if earlier else "default"
         chosen = config if isinstance(config, Config) else load_config(config)
         given = {"dataset": path} | ({} if states is None else {"states": Path(states)})
         chosen = chosen.override(overrides).model_copy(update=given)
-        train(chosen, folder)
+        train(chosen, folder, start=earlier)
         return cls.load(folder)
 
     @classmethod

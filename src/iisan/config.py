@@ -185,18 +185,18 @@ class LossConfig(Section):
         candidates: the items of the ``batch`` (debiased by popularity), or ``all`` of the pool (full softmax).
         negatives: items drawn uniformly from the ``pool`` and added to the batch's candidates, corrected
             by the log-probability of the mixed sampling.
-        pool: where ``all`` and ``negatives`` take their items from: the whole ``catalogue``, or those ``trained``
-            on at least once. Items without an interaction can only be negatives, which teaches the model never to
-            recommend them.
-        exclude: own items that are no candidates: those of the row's ``window``, or all that the user
-            took in ``training``.
+        pool: where ``all`` and ``negatives`` take their items from: the whole ``catalogue``, or the items that are
+            ``trained`` on, those of the training windows. Items in no window can only be negatives, which teaches
+            the model never to recommend them.
+        exclude: the user's own items that are never negatives: those of the same training ``window``, or all
+            those that the user interacted with in ``training``.
         reduction: over positions.
     """
 
     candidates: Literal["batch", "all"] = "batch"
     negatives: NonNegativeInt = 0
     pool: Literal["catalogue", "trained"] = "catalogue"
-    exclude: Literal["window", "training"] = "window"
+    exclude: Literal["window", "training"] = "training"
     reduction: Literal["mean", "sum"] = "mean"
 
     @model_validator(mode="after")
@@ -230,8 +230,9 @@ class TrainingConfig(Section):
         gradient_accumulation: forward passes whose gradients are averaged into one update.
         epochs: upper limit.
         early_stopping_patience: stop after this many validations in a row without improvement; 0 never stops
-            early.
-        windows: train on each user's ``last`` S + 1 training items, or on ``all`` of them in pieces.
+            early. See ``evaluation.every``.
+        windows: ``all`` cuts each user's training items into windows of S + 1, in which every item but the user's
+            first is a target once; ``last`` keeps the last window alone. Popularity and ``loss.pool`` follow.
         seed: of initial weights, order, dropout and negatives.
         precision: number format of encoders and item encoders in training. ``auto`` is bf16 where the run's matrix
             products are measured to be at least 20% faster in it, else fp32; ``config.yaml`` keeps the choice.
@@ -246,7 +247,7 @@ class TrainingConfig(Section):
     gradient_accumulation: PositiveInt = 1
     epochs: PositiveInt = 100
     early_stopping_patience: NonNegativeInt = 10
-    windows: Literal["last", "all"] = "last"
+    windows: Literal["last", "all"] = "all"
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
@@ -265,12 +266,17 @@ class EvaluationConfig(Section):
             counts as a miss, as in the published code).
         cutoffs: the k of HR@k, NDCG@k and MRR@k.
         select: validation metric that chooses the best epoch.
+        every: epochs from one validation to the next; the last epoch is validated, too.
+        validation_users: number of users that validation samples; always the same ones of a dataset, whatever the
+            seed. None validates on all. The test is always on all users.
     """
 
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
     policy: Policy = "unseen"
     cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
     select: Annotated[str, Field(pattern=r"^(hr|ndcg|mrr)@[1-9][0-9]*$")] = "hr@10"
+    every: PositiveInt = 1
+    validation_users: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _select_is_measured(self) -> "EvaluationConfig":

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from iisan.errors import IisanError
+
+#: In a folder that one process writes at a time.
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -27,6 +32,21 @@ def aside(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def locked(folder: Path, error: type[IisanError]) -> contextlib.AbstractContextManager[object]:
+    """Take a folder's lock, to be released as a context manager; makes the folder if it is absent.
+
+    Raises:
+        IisanError: (of class ``error``) another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / LOCK, timeout=0).acquire()
+    except Timeout:
+        raise error(
+            f"'{folder}' is being written by another process", "one writer", "wait for it to end"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -58,6 +58,19 @@ def _load_yaml(text: str) -> Any:
     return value
 
 
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first dotted key in which two nested mappings differ, and both values; None where they are equal.
+
+    >>> difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+    ('a.c', 2, 3)
+    """
+    ours, theirs = dict(flatten(one)), dict(flatten(other))
+    for key in ours | theirs:
+        if ours.get(key) != theirs.get(key):
+            return key, ours.get(key), theirs.get(key)
+    return None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 

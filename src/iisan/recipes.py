@@ -63,7 +63,8 @@ def reference() -> Config:
             gate_learning_rates={"image": 1e-4},
             projection_learning_rates={"text": 5e-5, "image": 1e-4},
         ),
-        training=TrainingConfig(batch_size=64, early_stopping_patience=11),
+        loss=LossConfig(exclude="window"),
+        training=TrainingConfig(batch_size=64, early_stopping_patience=11, windows="last"),
         evaluation=EvaluationConfig(policy="exclude-all"),
     )
 
@@ -83,8 +84,8 @@ def versa() -> Config:
                 concatenation="inter-last",
                 bottlenecks={"image": 512},
             ),
-            "loss": LossConfig(),
-            "training": TrainingConfig(batch_size=512, epochs=200),
+            "loss": LossConfig(exclude="window"),
+            "training": TrainingConfig(batch_size=512, epochs=200, windows="last"),
             "evaluation": EvaluationConfig(policy="exclude-all"),
         }
     )

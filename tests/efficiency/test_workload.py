@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from iisan.data.dataset import Dataset
@@ -23,14 +22,10 @@ def test_shape_of_a_dataset(prepared):
     config = recipe("default").override(["loss.candidates=all", "loss.negatives=0", "training.batch_size=7"])
     data = DataShape.of_dataset(dataset, config)
     trained = len({item for user in range(50) for item in train_part(dataset, user)})
-    assert (data.windows, data.items, data.distinct) == (
-        sum(len(train_part(dataset, u)) > 1 for u in range(50)),
-        30,
-        trained,
-    )
+    targets = [max(len(train_part(dataset, user)) - 1, 0) for user in range(50)]
+    assert (data.windows, data.items, data.distinct) == (sum(-(-count // 10) for count in targets), 30, trained)
     assert data.present == {"text": 28 / 30, "image": 28 / 30}
-    lengths = [min(len(train_part(dataset, user)) - 1, 10) for user in range(50)]
-    assert data.positions == pytest.approx(np.mean([length for length in lengths if length > 0]))
+    assert data.positions == pytest.approx(sum(targets) / data.windows)
     counts = DataShape.of_counts([3, 0, 1], 2, 1.0, config)
     assert (counts.items, counts.distinct) == (3, 2)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iisan.config import LossConfig
-from iisan.data.sequences import Sequences
+from iisan.data.sequences import Sequences, item_counts
 from iisan.data.splits import leave_one_out, temporal
 from iisan.errors import DataError
 from iisan.losses import candidate_cross_entropy
@@ -67,13 +67,14 @@ def slot_wise_loss(windows, draws, owned, popularity, embeddings, queries, num_i
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("exclude", ["window", "training"])
 @pytest.mark.parametrize("negatives", [0, 5])
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("pieces", ["last", "all"])
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_loss_over_distinct_items_equals_the_slot_wise_one(reduction, exclude, negatives, seed):
+def test_loss_over_distinct_items_equals_the_slot_wise_one(reduction, exclude, negatives, pieces, seed):
     rng = np.random.default_rng(seed)
     split, histories = random_split(rng)
     length = 4
-    batches = Batches(split, length, 4, LossConfig(exclude=exclude, negatives=negatives), "last", seed)
+    batches = Batches(split, length, 4, LossConfig(exclude=exclude, negatives=negatives), pieces, seed)
     chosen = rng.permutation(len(batches.windows.users))[:4]
     draws = rng.integers(split.num_items, size=negatives)
     batch = batches.collate(chosen, draws)
@@ -81,11 +82,15 @@ def test_loss_over_distinct_items_equals_the_slot_wise_one(reduction, exclude, n
     embeddings = torch.randn(split.num_items, 3, dtype=torch.float64, requires_grad=True)
     queries = torch.randn(len(chosen), length, 3, dtype=torch.float64, requires_grad=True)
 
-    users = batches.windows.users[chosen]
+    every = [
+        (user, list(history[:-2])[max(end - length - 1, 0) : end])
+        for user, history in enumerate(histories)
+        for end in range(len(history) - 2, 1, -length)[: 1 if pieces == "last" else None]
+    ]
+    users, windows = zip(*(every[row] for row in chosen), strict=True)
     training = [list(histories[user][:-2]) for user in users]
-    windows = [items[-(length + 1) :] for items in training]
     owned = windows if exclude == "window" else training
-    counts = np.bincount(np.concatenate([history[:-2] for history in histories]), minlength=split.num_items)
+    counts = np.bincount(np.concatenate([window for _, window in every]), minlength=split.num_items)
     naive = slot_wise_loss(
         windows, draws, owned, counts / counts.sum(), embeddings, queries, split.num_items, reduction
     )
@@ -99,7 +104,7 @@ def test_loss_over_distinct_items_equals_the_slot_wise_one(reduction, exclude, n
 
 def test_full_softmax_is_plain_cross_entropy_without_own_items():
     split, _ = random_split(np.random.default_rng(3))
-    batches = Batches(split, 4, 4, LossConfig(candidates="all"), "last", 0)
+    batches = Batches(split, 4, 4, LossConfig(candidates="all", exclude="window"), "last", 0)
     batch = batches.collate(np.arange(4), np.empty(0, dtype=np.int64))
     torch.manual_seed(0)
     embeddings, queries = torch.randn(split.num_items, 3), torch.randn(4, 4, 3)
@@ -124,6 +129,57 @@ def test_the_pool_decides_which_items_can_be_negatives(pool, items):
     (batch,) = drawn.epoch(1)
     assert batch.rows.tolist() == items
     assert batch.log_q.exp().sum().item() == pytest.approx(1)
+
+
+def test_popularity_and_pool_are_those_of_the_windows():
+    split = leave_one_out(sequences_of([[0, 1, 2, 3, 4, 9, 9], [5, 1, 4, 9, 9], [6, 9, 9]]), 10)
+    loss = LossConfig(negatives=1, pool="trained")
+    last = Batches(split, 2, 2, loss, "last", 0)  # 2 3 4 | 5 1 4
+    np.testing.assert_allclose(last.popularity * 6, [0, 1, 1, 1, 2, 1, 0, 0, 0, 0])
+    assert last.pool.tolist() == [1, 2, 3, 4, 5]
+    every = Batches(split, 2, 2, loss, "all", 0)  # 2 3 4 | 0 1 2 | 5 1 4, where 2 is a slot of two windows
+    np.testing.assert_allclose(every.popularity * 9, [1, 2, 2, 1, 2, 1, 0, 0, 0, 0])
+    assert every.pool.tolist() == [0, 1, 2, 3, 4, 5]
+    slots = np.concatenate([batch.rows[batch.slots[batch.slots != PAD]] for batch in every.epoch(1)])
+    np.testing.assert_allclose(np.bincount(slots, minlength=10) / 9, every.popularity)
+
+
+def test_windows_of_the_published_data_hold_every_training_interaction(scientific):
+    """Histories are cut there, so that popularity is that of all training interactions, whatever the windows."""
+    for pieces in ("last", "all"):
+        batches = Batches(scientific.split, 10, 64, LossConfig(), pieces, 0)
+        np.testing.assert_array_equal(batches.popularity, scientific.split.train_counts() / 57_559)
+
+
+@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(negatives=300), LossConfig(candidates="all")])
+def test_long_histories_are_trained_on_whole_and_are_nobodys_own_negatives(loss):
+    """150 interactions a user: every training item but the first is a target once, and none is a negative."""
+    rng = np.random.default_rng(1)
+    split = leave_one_out(sequences_of([rng.permutation(400)[:150] for _ in range(12)]), 400)
+    batches = Batches(split, 10, 16, loss, "all", 0)
+    training = [
+        split.sequences.items[start:end] for start, end in zip(split.train_starts, split.train_ends, strict=True)
+    ]
+    targets = [[] for _ in training]
+    for batch in batches.epoch(1):
+        for row, slots in enumerate(batch.slots):
+            window = batch.rows[slots[slots != PAD]].tolist()
+            (user,) = {user for user, items in enumerate(training) if set(window) <= set(items)}
+            targets[user] += window[1:]
+            negatives = batch.rows[~batch.excluded[row]].tolist()
+            assert negatives
+            assert not set(negatives) & set(training[user])
+    assert [sorted(found) for found in targets] == [sorted(items[1:]) for items in training]
+
+
+def test_counts_are_the_same_in_blocks(monkeypatch):
+    rng = np.random.default_rng(2)
+    items, starts = rng.integers(9, size=80), np.sort(rng.integers(80, size=20))
+    ends = np.minimum(starts + rng.integers(0, 9, size=20), 80)
+    expected = np.bincount(np.concatenate([items[a:b] for a, b in zip(starts, ends, strict=True)]), minlength=11)
+    for block in (1, 7, 1000):
+        monkeypatch.setattr("iisan.data.sequences._BLOCK", block)
+        assert item_counts(items, starts, ends, 11).tolist() == expected.tolist()
 
 
 def test_windows_by_hand():

@@ -119,7 +119,7 @@ CHANGES = {
     "loss.candidates": None,  # see test_full_softmax_changes_the_run
     "loss.negatives": "9",
     "loss.pool": None,  # every item of the tiny data is trained on; see test_loss_and_batches.py
-    "loss.exclude": "training",
+    "loss.exclude": "window",
     "loss.reduction": "sum",
     "optimizer.learning_rate": "0.01",
     "optimizer.san_learning_rate": "0.01",
@@ -129,7 +129,7 @@ CHANGES = {
     "training.gradient_accumulation": "2",
     "training.epochs": "1",
     "training.early_stopping_patience": None,  # see test_training_stops_and_returns_the_best_epoch
-    "training.windows": "all",
+    "training.windows": "last",
     "training.seed": "1",
     "training.precision": "bf16",
     "training.device": None,
@@ -139,6 +139,8 @@ CHANGES = {
     "evaluation.split": "temporal",
     "evaluation.policy": "all",
     "evaluation.cutoffs": "[1, 10]",
+    "evaluation.every": "2",
+    "evaluation.validation_users": "20",
     "evaluation.select": None,  # see test_training_stops_and_returns_the_best_epoch
 }
 
@@ -237,6 +239,42 @@ def test_training_stops_and_returns_the_best_epoch(quick, tmp_path):
     assert (progress.best_epoch, progress.epoch) == (3, 6)
 
 
+def test_validation_every_few_epochs(quick, tmp_path):
+    """Epochs 2, 4, 6, 8 are validated, and early stopping counts these; the last epoch is, too."""
+    patience = "training.early_stopping_patience=2"
+    script = [{"hr@10": value} for value in (2, 3, 1, 3)]
+    trainer, progress, seen = fit_with(script, quick, tmp_path / "a", "evaluation.every=2", patience)
+    assert (progress.best_epoch, progress.epoch, len(seen)) == (4, 8, 4)
+    assert [record["epoch"] for record in progress.history if "hr@10" in record] == [2, 4, 6, 8]
+    for name, value in trainer.network.trainable():
+        assert torch.equal(value, seen[1][name])
+    script = [{"hr@10": value} for value in (2, 1, 3)]
+    _, progress, _ = fit_with(script, quick, tmp_path / "b", "evaluation.every=4", patience)
+    assert (progress.best_epoch, progress.epoch) == (9, 9)
+
+
+def test_validation_on_a_sample_of_users(quick, tmp_path):
+    said = []
+    result = train(
+        quick("default", "evaluation.validation_users=20", "evaluation.policy=all"),
+        tmp_path / "run",
+        say=said.append,
+    )
+    assert (result["validation"]["users"], result["test"]["users"]) == (20, 50)
+    selection = "hr@10 of the leave-one-out validation, 20 users, a fixed sample of 50"
+    assert result["selection"] == selection
+    assert f"the best epoch is selected by {selection}" in said
+    assert train(quick("default", "evaluation.validation_users=99"), tmp_path / "all")["validation"]["users"] == 50
+
+
+def test_an_epoch_without_validation_is_logged_without_it(quick, tmp_path):
+    said = []
+    train(quick("default", "evaluation.every=2"), tmp_path / "run", say=said.append)
+    one, two = (line for line in said if line.startswith("epoch"))
+    assert "validation" not in one
+    assert "validation HR@10" in two
+
+
 class Killed(BaseException):
     pass
 
@@ -272,6 +310,21 @@ def test_a_finished_run_is_left_alone(quick, tmp_path):
     assert train(quick(), tmp_path / "run", say=lines.append) == first
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
     assert "finished already" in lines[0]
+
+
+def test_one_process_writes_a_run_folder(quick, tmp_path, monkeypatch):
+    config, out = quick("default", "training.epochs=1"), tmp_path / "run"
+    write, refused = loop.Trainer._write_metrics, []
+
+    def meanwhile(trainer):
+        with pytest.raises(RunError) as error:
+            train(config, out)
+        refused.append(str(error.value))
+        write(trainer)
+
+    monkeypatch.setattr(loop.Trainer, "_write_metrics", meanwhile)
+    assert train(config, out)["status"] == "finished"
+    assert refused == [f"'{out}' is being written by another process; expected one writer: wait for it to end"]
 
 
 def test_another_configuration_is_refused(quick, tmp_path):
@@ -397,10 +450,10 @@ def test_a_run_does_not_go_on_with_other_data(quick, tmp_path, moved):
     train(config, out)
     (out / "result.json").rename(tmp_path / "result.json")
     change(reorder=False)
-    with pytest.raises(RunError, match=r"checkpoint.*was trained on other data than are there now"):
+    with pytest.raises(RunError, match=r"checkpoint.*was trained with other data than are given now"):
         train(config, out)
     (tmp_path / "result.json").rename(out / "result.json")
-    with pytest.raises(RunError, match="was trained on other data"):
+    with pytest.raises(RunError, match="was trained with other data"):
         train(config, out)
 
 

@@ -32,11 +32,15 @@ def _quoted(path: Path) -> str:
 
 @app.command()
 def train(
-    config: Annotated[
-        str,
-        typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe such as default, ids or lora."),
-    ],
     out: Out,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe such as default, ids or lora."),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Finished run to continue, in the place of CONFIG."),
+    ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder.")] = None,
     states: Annotated[Path | None, typer.Option(help="Folder of state stores.")] = None,
     settings: Set = None,
@@ -45,11 +49,19 @@ def train(
     """Train, and evaluate the best epoch; an interrupted run goes on."""
     from iisan.machine import first_process, keep_freed_memory
     from iisan.recipes import load_config
+    from iisan.runs.run import Run
     from iisan.train.run import train as train_run
 
     keep_freed_memory()
     folders = [f"{name}={_quoted(path)}" for name, path in (("dataset", dataset), ("states", states)) if path]
-    result = train_run(load_config(config, [*folders, *(settings or [])]), out, say=say_to(as_json))
+    overrides = [*folders, *(settings or [])]
+    if (config is None) == (start is None):
+        raise ConfigError(
+            "neither or both of CONFIG and --from are given", "one of them", "name a recipe, a YAML file or a run"
+        )
+    earlier = Run.load(start) if start is not None else None
+    chosen = earlier.config.override(overrides) if earlier else load_config(str(config), overrides)
+    result = train_run(chosen, out, say=say_to(as_json), start=earlier)
     if not first_process():
         return
     if as_json:

@@ -11,6 +11,9 @@ from iisan.names import PAD
 
 Index = npt.NDArray[np.int64]
 
+#: Positions whose items are counted at a time.
+_BLOCK = 2**20
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -86,3 +89,15 @@ def ragged(items: npt.NDArray[np.integer], starts: Index, ends: Index) -> tuple[
     rows = np.repeat(np.arange(len(starts)), lengths)
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return rows, np.asarray(items[starts[rows] + within], dtype=np.int64)
+
+
+def item_counts(items: npt.NDArray[np.integer], starts: Index, ends: Index, num_items: int) -> Index:
+    """Count how often every item stands in the ranges ``items[start:end]``, ``[num_items]``.
+
+    Reads a block of ranges at a time, so memory does not grow with the interactions.
+    """
+    counts = np.zeros(num_items, np.int64)
+    blocks = np.cumsum(ends - starts) // _BLOCK
+    for rows in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(blocks)) + 1):
+        np.add.at(counts, ragged(items, starts[rows], ends[rows])[1], 1)
+    return counts

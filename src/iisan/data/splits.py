@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from iisan.data.sequences import Index, Sequences, padded, ragged
+from iisan.data.sequences import Index, Sequences, item_counts, padded, ragged
 from iisan.errors import DataError
 
 SplitName = Literal["leave-one-out", "temporal"]
@@ -37,6 +37,12 @@ class Queries:
 
     def __getitem__(self, rows: slice | Index) -> "Queries":
         return Queries(self.sequences, self.users[rows], self.starts[rows], self.ends[rows], self.targets[rows])
+
+    def sample(self, count: int | None) -> "Queries":
+        """At most ``count`` of the queries, drawn with a fixed seed: every run on the same data gets the same."""
+        if count is None or count >= len(self):
+            return self
+        return self[np.sort(np.random.default_rng(0).choice(len(self), count, replace=False))]
 
     def histories(self, length: int) -> Index:
         """Last ``length`` items of each history, ``[Q, length]``, left-padded with ``PAD``."""
@@ -75,8 +81,7 @@ class Split:
 
     def train_counts(self) -> Index:
         """Training interactions of every item, ``[N]``."""
-        _, items = ragged(self.sequences.items, self.train_starts, self.train_ends)
-        return np.bincount(items, minlength=self.num_items)
+        return item_counts(self.sequences.items, self.train_starts, self.train_ends, self.num_items)
 
     def subset(self, name: Subset) -> Queries:
         """Queries of that subset."""

@@ -190,6 +190,7 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
         settings = dict(flatten(run.config.model_dump(mode="json")))
         settings = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
         settings["states"] = sorted(run.result["states"].items())
+        settings["continued"] = run.result.get("continued_from") is not None
         members.setdefault(str(sorted(settings.items(), key=lambda pair: pair[0])), []).append(run)
     for same in members.values():
         first: dict[int, Run] = {}

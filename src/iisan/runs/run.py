@@ -14,7 +14,7 @@ from iisan.config import Config, parse
 from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
 from iisan.evaluate.scorer import EmbeddingScorer
-from iisan.files import read_manifest
+from iisan.files import read_manifest, sha256_file
 from iisan.legacy import upgraded_config, upgraded_keys
 from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, load_trainable, sequence_encoder
@@ -46,9 +46,7 @@ def restore(run: "Run", network: SequentialRecommender) -> SequentialRecommender
     Raises:
         RunError: they do not fit.
     """
-    weights = load_file(run.folder / MODEL)
-    del weights[_EMBEDDINGS]
-    load_trainable(network, weights)
+    load_trainable(network, run.weights())
     return network
 
 
@@ -69,6 +67,17 @@ class Run:
     result: dict[str, Any]
     items: pl.DataFrame
     scorer: EmbeddingScorer
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the saved model."""
+        return sha256_file(self.folder / MODEL)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained parameters of the best epoch, by name, on the CPU."""
+        weights = load_file(self.folder / MODEL)
+        del weights[_EMBEDDINGS]
+        return weights
 
     def check_items(self, dataset: Dataset) -> None:
         """Make sure that a dataset has the run's items in the run's order, by which they are known here.

@@ -18,6 +18,9 @@ from iisan.nn.hidden import Hidden, precision, sent, without_autocast
 from iisan.states.contents import Contents, prepare_items
 from iisan.states.store import StateStore
 
+#: Settings of an encoder without which a state means something else.
+_ORIGIN = ("weight_digest", "pooling")
+
 
 @dataclass
 class ItemBatch:
@@ -70,6 +73,11 @@ class StateSource(nn.Module):
         return {}
 
     @property
+    def origins(self) -> dict[str, dict[str, Any]]:
+        """Weights and pooling that the states come from, per modality, where that is known."""
+        return {}
+
+    @property
     def encoder_parameters(self) -> dict[str, int]:
         """Parameters of the whole encoder that the states come from, per modality, where that is known."""
         return {}
@@ -118,6 +126,12 @@ class CachedStates(StateSource):
         }
         #: Modality -> differences [n, K, D] of all its rows, where they are resident.
         self._resident: dict[str, Tensor] = {}
+
+    @property
+    def origins(self) -> dict[str, dict[str, Any]]:
+        """As the stores say."""
+        known = {name: store.settings for name, store in self._stores.items()}
+        return {name: {key: found[key] for key in _ORIGIN if key in found} for name, found in known.items()}
 
     @property
     def encoder_parameters(self) -> dict[str, int]:
@@ -212,6 +226,11 @@ class ComputedStates(StateSource):
     def digests(self) -> dict[str, str]:
         """SHA-256 of the weights that the encoders had when they were loaded, per modality."""
         return {modality: encoder.weight_digest for modality, encoder in self._named()}
+
+    @property
+    def origins(self) -> dict[str, dict[str, Any]]:
+        """As the encoders say."""
+        return {name: {key: getattr(encoder, key) for key in _ORIGIN} for name, encoder in self._named()}
 
     @property
     def encoder_parameters(self) -> dict[str, int]:

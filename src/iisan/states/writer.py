@@ -1,5 +1,6 @@
 """Writing a state store shard by shard, so that a kill at any moment loses at most one."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -7,17 +8,15 @@ from types import TracebackType
 from typing import Any
 
 import polars as pl
-from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
 from iisan.errors import StoreError
-from iisan.files import aside, sha256_file
+from iisan.files import LOCK, aside, locked, sha256_file
 from iisan.states.codec import encode_checked
 from iisan.states.manifest import MANIFEST, MEAN, File, Manifest, Shard
 from iisan.states.store import COUNT, KEY, MEAN_TENSOR, ROW, StateStore, is_whole
 
-_LOCK = ".lock"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "Pillow")
 
 
@@ -41,27 +40,19 @@ class StateWriter:
         self._say = say
         self.manifest: Manifest
         self._mean: Tensor
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / _LOCK, timeout=0)
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "StateWriter":
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise StoreError(
-                f"'{self._folder}' is being written by another process", "one writer", "wait for it to end"
-            ) from None
-        try:
+        with contextlib.ExitStack() as held:
+            held.enter_context(locked(self._folder, StoreError))
             self._recover()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self._held.close()
 
     def append(
         self, keys: Sequence[str], states: Tensor, counts: Sequence[int], label: Callable[[int], str]
@@ -130,7 +121,7 @@ class StateWriter:
             self.record(shards=whole, finished=False)
 
     def _remove_leftovers(self) -> None:
-        known = {MANIFEST, _LOCK, *(file.name for file in self.manifest.files())}
+        known = {MANIFEST, LOCK, *(file.name for file in self.manifest.files())}
         for path in self._folder.iterdir():
             if path.name not in known and path.is_file():
                 path.unlink()

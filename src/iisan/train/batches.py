@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iisan.config import LossConfig
-from iisan.data.sequences import Index, padded, ragged
+from iisan.data.sequences import Index, item_counts, padded, ragged
 from iisan.data.splits import Split
 from iisan.errors import DataError
 from iisan.names import PAD
@@ -95,6 +95,9 @@ def training_windows(split: Split, length: int, pieces: str) -> Windows:
 class Batches:
     """Draws batches; every epoch is a function of ``(seed, epoch)`` alone, so a resumed run sees the same.
 
+    Popularity is that of the windows' slots, as these are what candidates come from: an item that ends one window
+    and begins the next counts twice, and one that lies in no window not at all.
+
     Args:
         split: what is trained on.
         length: S.
@@ -120,8 +123,10 @@ class Batches:
                 "at least one such user, as the next item is what is learnt",
                 "prepare the dataset with more interactions per user",
             )
-        counts = split.train_counts()
+        counts = item_counts(split.sequences.items, self.windows.starts, self.windows.ends, split.num_items)
         self.popularity = counts / counts.sum()
+        #: Where an item stands in the rows of this batch, or stood in those of an earlier one.
+        self._places = np.zeros(split.num_items, np.int64)
         self.pool = np.flatnonzero(counts) if loss.pool == "trained" else np.arange(split.num_items)
 
     def __len__(self) -> int:
@@ -148,7 +153,7 @@ class Batches:
             rows, multiplicity = np.unique(occurrences, return_counts=True)
             log_multiplicity = np.log(multiplicity)
             uniform_share = len(draws) / len(occurrences)
-            # Every item of a batch was trained on or drawn, so the mixture is positive.
+            # Every item of a batch stands in a window or was drawn, so the mixture is positive.
             log_q = np.log((1 - uniform_share) * self.popularity[rows] + uniform_share / len(self.pool))
         slots = np.where(real, np.searchsorted(rows, items), PAD)
         positions = _positions(torch.from_numpy(slots))
@@ -172,7 +177,8 @@ class Batches:
         window, item = ragged(
             self.split.sequences.items, self.split.train_starts[users], self.split.train_ends[users]
         )
-        position = np.minimum(np.searchsorted(rows, item), len(rows) - 1)
+        self._places[rows] = np.arange(len(rows))
+        position = np.minimum(self._places[item], len(rows) - 1)
         present = rows[position] == item
         excluded[window[present], position[present]] = True
         return excluded

@@ -62,8 +62,9 @@ def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, A
     """
     changed = sorted(name for name in inputs if name in trained and trained[name] != inputs[name])
     if changed:
+        names = " and ".join(changed).replace("continued_from", "initial weights")
         raise RunError(
-            f"'{place}' was trained on other {' and '.join(changed)} than are there now",
+            f"'{place}' was trained with other {names} than are given now",
             "the same as at its beginning",
             "choose another --out, or delete it",
         )

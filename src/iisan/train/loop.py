@@ -93,7 +93,7 @@ class Trainer:
         config: of the run.
         validate: network -> validation metrics, among them ``config.evaluation.select``.
         folder: where the checkpoint and ``metrics.jsonl`` go.
-        log: called with the record of every finished epoch.
+        log: called with the record of every finished epoch; those without validation have no metrics.
         clock: for measuring.
         processes: those that train together; the first one writes the files.
         inputs: what is trained on beside the configuration; a checkpoint of other inputs is refused.
@@ -143,8 +143,8 @@ class Trainer:
             record = self._epoch(self.progress.epoch + 1)
             self.progress.epoch = record["epoch"]
             self.progress.history.append(record)
-            value = record[self.config.evaluation.select]
-            if value > self.progress.best_value:
+            value = record.get(self.config.evaluation.select)
+            if value is not None and value > self.progress.best_value:
                 self.progress.best_value, self.progress.best_epoch = value, record["epoch"]
                 self.best = trainable_state(self.network)
             if self.processes.first:
@@ -157,7 +157,7 @@ class Trainer:
 
     def _finished(self) -> bool:
         training, progress = self.config.training, self.progress
-        waited = progress.epoch - progress.best_epoch
+        waited = sum(self.config.evaluation.select in record for record in progress.history[progress.best_epoch :])
         return progress.epoch >= training.epochs or bool(
             training.early_stopping_patience and waited >= training.early_stopping_patience
         )
@@ -179,9 +179,11 @@ class Trainer:
                 "lower optimizer.learning_rate and optimizer.san_learning_rate, or set training.max_grad_norm",
             )
         trained = time.perf_counter()
-        # What validation computes of the encoders serves the next epochs, where they stay as they are.
-        source.hold(refresh > 1)
-        metrics = self.validate(self.network)
+        metrics: dict[str, float] = {}
+        if epoch % self.config.evaluation.every == 0 or epoch == self.config.training.epochs:
+            # What validation computes of the encoders serves the next epochs, where they stay as they are.
+            source.hold(refresh > 1)
+            metrics = self.validate(self.network)
         return {
             "epoch": epoch,
             "loss": loss,

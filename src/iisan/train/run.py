@@ -4,7 +4,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,18 @@ from iisan.evaluate.evaluation import left_out
 from iisan.evaluate.metrics import ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
-from iisan.files import aside, write_json
+from iisan.files import LOCK, aside, locked, write_json
 from iisan.machine import choose_device, device_name, forget_peak, peak_memory, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import ITEM_ID, TEXT
-from iisan.nested import flatten, read_yaml
+from iisan.nested import difference, flatten, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
-from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, network_scorer
+from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
 from iisan.states.configured import open_dataset
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
+from iisan.train.continuing import K, check_same_model, list_overlap, start_from
 from iisan.train.loop import CHECKPOINT, METRICS, Trainer
 from iisan.train.processes import Processes, joined
 from iisan.train.setup import Setup, build, fingerprints, resolve
@@ -49,7 +51,11 @@ _UNFINISHED = re.compile(
 
 
 def train(
-    config: Config, out: Path, dataset: Dataset | None = None, say: Say = lambda line: None
+    config: Config,
+    out: Path,
+    dataset: Dataset | None = None,
+    say: Say = lambda line: None,
+    start: Run | None = None,
 ) -> dict[str, Any]:
     """Train what the configuration says into the folder ``out``, or finish what an earlier call began there.
 
@@ -60,25 +66,28 @@ def train(
         out: the run folder.
         dataset: in the place of the one that the configuration names.
         say: called with lines for a person.
+        start: a finished run of the same model, whose weights the training starts from; its items may be others.
 
     Returns:
         The content of ``result.json``.
 
     Raises:
-        RunError: ``out`` holds something else, or the training diverged.
+        RunError: ``out`` holds something else, ``start`` is another model, or the training diverged.
     """
-    config = resolve(config)
+    config = _as_begun(out, resolve(config))
+    if start is not None:
+        check_same_model(start, config)
     device = choose_device(config.training.device)
-    with joined(device) as processes:
-        if processes.first:
-            config = _claim(out, config)
-        else:
+    with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
+        if not processes.first:
             say = _silent
         processes.wait()
         finished = _finished_result(out)
         if finished is not None:
+            inputs: dict[str, Any] = {"continued_from": start and start.fingerprint}
             if dataset is not None or (config.dataset and config.dataset.exists()):
-                check_inputs(out, finished, {"data": (dataset or open_dataset(config)).content_hash})
+                inputs["data"] = (dataset or open_dataset(config)).content_hash
+            check_inputs(out, finished, inputs)
             say(f"{out} is finished already; nothing to do")
             return finished
         forget_peak(device)
@@ -86,7 +95,7 @@ def train(
             setup = build(config, dataset, processes)
             if processes.first:
                 _write_config(out, setup.config)
-            _train(setup, out, say, processes)
+            _train(setup, out, say, processes, start)
         except Exception as error:
             if processes.first:
                 message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
@@ -98,38 +107,39 @@ def train(
         return finished
 
 
-def _claim(out: Path, config: Config) -> Config:
-    """Take a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
-
-    Returns:
-        The configuration; with precision ``auto``, one that goes on with a run has the precision it began in.
+@contextmanager
+def _claimed(out: Path, config: Config) -> Iterator[None]:
+    """Hold a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
 
     Raises:
-        RunError: anything else; nothing in it is touched.
+        RunError: anything else, of which nothing is touched; or another process holds the folder.
+    """
+    _leftovers(out, config)  # not even a lock is put into a folder that holds something else
+    with locked(out, RunError):
+        for leftover in _leftovers(out, config):
+            leftover.unlink()
+        _write_config(out, config)
+        yield
+
+
+def _leftovers(out: Path, config: Config) -> list[Path]:
+    """What a kill left of files being written in a folder that a run may be trained into.
+
+    Raises:
+        RunError: it may not.
     """
     entries = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
-    names = {entry.name for entry in entries} - {entry.name for entry in unfinished}
+    names = {entry.name for entry in entries} - {entry.name for entry in unfinished} - {LOCK}
     path = out / CONFIG
     theirs = read_yaml(path) if path.exists() else {}
     whole = theirs.keys() >= Config.model_fields.keys()
     begun = CHECKPOINT in names or _finished_result(out) is not None
-    same = _in_precision_of(theirs, config)
-    differing = _differing(theirs, same)
-    if differing and (begun or (whole and not names <= _BEFORE_AN_EPOCH)):
-        key, before, ours = differing[0]
-        raise RunError(
-            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
-            "a new folder, or one of a run with the same settings",
-            "choose another --out",
-        )
-    if names and not whole:
+    if begun or (whole and not names <= _BEFORE_AN_EPOCH):
+        _check_same(out, theirs, config)
+    elif names and not whole:
         raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
-    for entry in unfinished:
-        entry.unlink()
-    config = config if differing else same
-    _write_config(out, config)
-    return config
+    return unfinished
 
 
 def _write_config(out: Path, config: Config) -> None:
@@ -137,19 +147,28 @@ def _write_config(out: Path, config: Config) -> None:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
 
 
+def _as_begun(out: Path, config: Config) -> Config:
+    """A configuration in the precision that an earlier call for the same run chose for ``auto`` and wrote down."""
+    theirs = read_yaml(out / CONFIG) if (out / CONFIG).exists() else {}
+    same = _in_precision_of(theirs, config)
+    return config if difference(theirs, same.model_dump(mode="json")) else same
+
+
 def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
-    """A configuration whose precision ``auto`` is the one that an earlier call chose and wrote down."""
     chosen = dict(flatten(theirs)).get("training.precision")
     if config.training.precision != "auto" or chosen not in ("fp32", "bf16"):
         return config
     return config.override([f"training.precision={chosen}"])
 
 
-def _differing(theirs: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
-    """``(key, their value, our value)`` of every setting that differs."""
-    ours, before = dict(flatten(config.model_dump(mode="json"))), dict(flatten(theirs))
-    keys = sorted(before.keys() | ours.keys())
-    return [(key, before.get(key), ours.get(key)) for key in keys if before.get(key) != ours.get(key)]
+def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
+    if found := difference(theirs, _in_precision_of(theirs, config).model_dump(mode="json")):
+        key, before, ours = found
+        raise RunError(
+            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
+            "a new folder, or one of a run with the same settings",
+            "choose another --out",
+        )
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -180,7 +199,7 @@ def _header(config: Config) -> dict[str, Any]:
     }
 
 
-def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
+def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run | None) -> None:
     config, split = setup.config, setup.split
     evaluation, training = config.evaluation, config.training
     batches = Batches(
@@ -195,7 +214,8 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         return queries[rows]
 
     ranked("test")  # refused now, rather than after the last epoch
-    validation = ranked("validation")
+    every = ranked("validation")
+    validation = every.sample(evaluation.validation_users)
     rows = torch.arange(len(validation))
 
     def validate(network: SequentialRecommender) -> dict[str, float]:
@@ -212,16 +232,25 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
             events(key, record[key], record["epoch"])
         seconds = record["train_seconds"] + record["validation_seconds"]
         select = evaluation.select
-        say(
-            f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  validation {select.upper()} "
-            f"{100 * record[select]:.2f}%  {seconds:.1f} s"
-        )
+        validated = f"validation {select.upper()} {100 * record[select]:.2f}%  " if select in record else ""
+        say(f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  {validated}{seconds:.1f} s")
 
+    selection = f"{evaluation.select} of the {split.name} validation, {len(validation):,} users"
+    if len(validation) < len(every):
+        selection += f", a fixed sample of {len(every):,}"
+        say(f"the best epoch is selected by {selection}")
     empty = len(setup.network.source.empty)
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
     network = setup.network
-    inputs = {**fingerprints(setup.dataset, setup.stores), "encoders": network.source.digests}
+    if start is not None:
+        known = start_from(start, setup)
+        say(f"starting from '{start.folder}', which knows {known:,} of {setup.dataset.num_items:,} items")
+    inputs = {
+        **fingerprints(setup.dataset, setup.stores),
+        "encoders": network.source.digests,
+        "continued_from": start and start.fingerprint,
+    }
     trainer = Trainer(network, batches, config, validate, out, log, processes=processes, inputs=inputs)
     progress = trainer.fit()
     if not processes.first:
@@ -235,10 +264,12 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         **_header(config),
         "status": "finished",
         **inputs,
+        "state_origins": network.source.origins,
         "items_without_content": empty,
         "encoder_parameters": network.source.encoder_parameters,
         "store_bytes": {modality: store.size for modality, store in setup.stores.items()},
         "protocol": test.protocol,
+        "selection": selection,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "validation": progress.history[progress.best_epoch - 1],
@@ -254,6 +285,11 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes) -> None:
         "threads": torch.get_num_threads(),
         "processes": processes.size,
     }
+    if start is not None:
+        overlap, users = list_overlap(start, scorer, setup.dataset, split.test)
+        result["lists"] = {f"overlap@{K}": overlap, "users": users}
+        if overlap is not None:
+            say(f"of the {K} items recommended before {K * overlap:.1f} still are, the mean over {users:,} users")
     write_json(out / RESULT, result)
 
 

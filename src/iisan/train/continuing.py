@@ -1,0 +1,165 @@
+"""Starting from a finished run's weights, and how much its recommendations have changed afterwards."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from iisan.config import Config
+from iisan.data.dataset import Dataset
+from iisan.data.sequences import Index
+from iisan.data.splits import Queries
+from iisan.errors import RunError
+from iisan.evaluate.ranks import top_k
+from iisan.evaluate.scorer import Scorer
+from iisan.model import load_trainable, trainable_state
+from iisan.names import IMAGE, ITEM_ID, PAD, TEXT, USER_ID
+from iisan.nested import difference
+from iisan.runs.run import PER_USER, Run
+from iisan.train.setup import Setup, fingerprints
+
+#: Length of the lists that are compared.
+K = 10
+#: Settings of ``items`` and ``sequence`` that concern training alone.
+_TRAINING = {"items": {"fusion_scale"}, "sequence": {"dropout"}}
+#: Settings of ``tuning`` that concern training alone.
+_TUNING = {"learning_rate", "refresh", "gradient_checkpointing"}
+#: The parameter that has a row per item.
+_ITEM_TABLE = "items.embedding.weight"
+#: The parameter that exists only where some item lacks a modality.
+_ABSENT = "items.fusion.absent"
+
+
+def check_same_model(run: Run, config: Config) -> None:
+    """Make sure that a configuration describes the same model as a run's.
+
+    Raises:
+        RunError: it describes another one; names the setting.
+    """
+    # An encoder that was frozen may be trained from now on.
+    frozen = run.config.tuning.method == "none"
+    before, after = (_model_settings(each, frozen) for each in (run.config, config))
+    if found := difference(before, after):
+        key, theirs, ours = found
+        raise RunError(
+            f"the run in '{run.folder}' has {key} = {theirs!r}, and with {ours!r} it would be another model",
+            f"{key} = {theirs!r}",
+            "leave this setting as it is, or train a new run without --from",
+        )
+
+
+def _model_settings(config: Config, frozen: bool) -> dict[str, Any]:
+    sections = {"modalities", "items", "sequence"} | (set() if frozen else {"tuning"})
+    settings = config.model_dump(mode="json", include=sections, exclude={**_TRAINING, "tuning": _TUNING})
+    for name in config.modalities or ():
+        settings[f"{name if name in (TEXT, IMAGE) else f'columns.{name}'}.levels"] = config.levels_of(name)
+    return settings
+
+
+def start_from(run: Run, setup: Setup) -> int:
+    """Put a run's weights into a network: rows of an id table by item id, those of new items as they were drawn.
+
+    Args:
+        run: of the same model, see ``check_same_model``.
+        setup: with the network, and with a dataset that may have other items and interactions than the run's.
+
+    Returns:
+        Number of items of the dataset that the run knew.
+
+    Raises:
+        RunError: the states come from another encoder, or the weights do not fit.
+    """
+    _check_same_states(run, setup)
+    saved, rows = run.weights(), _rows_in(run, setup.dataset)
+    known = torch.from_numpy(rows != PAD)
+    state = trainable_state(setup.network)
+    if lost := saved.keys() - state.keys() - {_ABSENT}:
+        raise RunError(
+            f"the run in '{run.folder}' has a parameter '{min(lost)}', which the network has not",
+            "the same parameters",
+            "leave source and tuning as they are, or train a new run without --from",
+        )
+    for name in state.keys() & saved.keys():
+        if name == _ITEM_TABLE:
+            state[name][known] = saved[name][torch.from_numpy(rows)[known]]
+        else:
+            state[name] = saved[name]
+    load_trainable(setup.network, state)
+    return int(known.sum())
+
+
+def _check_same_states(run: Run, setup: Setup) -> None:
+    source, theirs = setup.network.source, run.result.get("state_origins")
+    ours: dict[str, Any] = source.origins
+    if theirs is None:  # a run of an earlier version
+        ours = {"states": fingerprints(setup.dataset, setup.stores)["states"], "encoders": source.digests}
+        theirs = {name: run.result[name] for name in ours}
+    if found := difference(theirs, ours):
+        key, before, now = found
+        raise RunError(
+            f"the states come from another encoder than those of the run in '{run.folder}': {key} is {now!r}",
+            f"{before!r}",
+            "name states that were made with the same encoder and pooling, or train a new run without --from",
+        )
+
+
+def _rows_in(run: Run, dataset: Dataset) -> Index:
+    """Row of every item of the dataset in the run's catalogue, ``[N]``; ``PAD`` where the run does not know it."""
+    known = run.items.select(ITEM_ID, row=pl.int_range(pl.len()))
+    rows = dataset.items.select(ITEM_ID).join(known, on=ITEM_ID, how="left", maintain_order="left")
+    return rows["row"].fill_null(PAD).to_numpy(writable=True)
+
+
+class EarlierScorer:
+    """A run's scorer over a later catalogue: new items stand in no history and are never recommended.
+
+    Args:
+        run: the earlier run.
+        dataset: the later catalogue.
+    """
+
+    def __init__(self, run: Run, dataset: Dataset) -> None:
+        self.num_items = dataset.num_items
+        self.history_length = run.scorer.history_length
+        self._scorer = run.scorer
+        self._rows = _rows_in(run, dataset)
+
+    def start(self, histories: Index) -> Any:
+        """The run's query for the items that it knows."""
+        rows = np.where(histories == PAD, PAD, self._rows[histories])
+        # Known items move to the right, in their order.
+        order = np.argsort(rows != PAD, axis=1, kind="stable")
+        return self._scorer.start(np.take_along_axis(rows, order, axis=1))
+
+    def score(self, query: Any, items: Tensor | slice) -> Tensor:
+        """``[B, n]`` scores, -inf for new items."""
+        rows = torch.from_numpy(self._rows)[items]
+        scores = self._scorer.score(query, rows.clamp_min(0))
+        return scores.masked_fill_((rows == PAD).to(scores.device), -torch.inf)
+
+
+def list_overlap(run: Run, scorer: Scorer, dataset: Dataset, queries: Queries) -> tuple[float | None, int]:
+    """Compare the lists that a run and its continuation recommend after the same histories.
+
+    Args:
+        run: the earlier run.
+        scorer: of its continuation.
+        dataset: that of the continuation.
+        queries: histories of its users, of whom those are compared that the run was tested on.
+
+    Returns:
+        Share of the earlier list's ``K`` items that are in the later one, the mean over the users (None where
+        there is no user to compare), and the number of users.
+    """
+    tested = pl.read_parquet(run.folder / PER_USER, columns=[USER_ID])[USER_ID].unique()
+    both = dataset.user_ids.gather(queries.users).is_in(tested.implode()).to_numpy()
+    queries = queries[np.flatnonzero(both)]
+    if not len(queries):
+        return None, 0
+    k = min(K, len(run.items), dataset.num_items)
+    before, after = (top_k(each, queries, k, "exclude-all")[0] for each in (EarlierScorer(run, dataset), scorer))
+    listed = before != PAD
+    kept = listed & (before[:, :, None] == after[:, None, :]).any(axis=2)
+    return float((kept.sum(axis=1) / np.maximum(listed.sum(axis=1), 1)).mean()), len(queries)
