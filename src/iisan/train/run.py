@@ -74,14 +74,11 @@ def train(
     Raises:
         RunError: ``out`` holds something else, ``start`` is another model, or the training diverged.
     """
-    config = resolve(config)
+    config = _as_begun(out, resolve(config))
     if start is not None:
         check_same_model(start, config)
     device = choose_device(config.training.device)
-    with (
-        joined(device) as processes,
-        _claimed(out, config) if processes.first else nullcontext(config) as config,
-    ):
+    with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
         if not processes.first:
             say = _silent
         processes.wait()
@@ -111,29 +108,25 @@ def train(
 
 
 @contextmanager
-def _claimed(out: Path, config: Config) -> Iterator[Config]:
+def _claimed(out: Path, config: Config) -> Iterator[None]:
     """Hold a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
-
-    Yields:
-        The configuration; with precision ``auto``, a run that is resumed keeps the precision it began in.
 
     Raises:
         RunError: anything else, of which nothing is touched; or another process holds the folder.
     """
-    _checked(out, config)  # not even a lock is put into a folder that holds something else
+    _leftovers(out, config)  # not even a lock is put into a folder that holds something else
     with locked(out, RunError):
-        leftovers, config = _checked(out, config)
-        for leftover in leftovers:
+        for leftover in _leftovers(out, config):
             leftover.unlink()
         _write_config(out, config)
-        yield config
+        yield
 
 
-def _checked(out: Path, config: Config) -> tuple[list[Path], Config]:
-    """Partly written files that a kill left in a folder, and the configuration to train into it.
+def _leftovers(out: Path, config: Config) -> list[Path]:
+    """What a kill left of files being written in a folder that a run may be trained into.
 
     Raises:
-        RunError: the folder holds something else.
+        RunError: it may not.
     """
     entries = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
@@ -142,18 +135,11 @@ def _checked(out: Path, config: Config) -> tuple[list[Path], Config]:
     theirs = read_yaml(path) if path.exists() else {}
     whole = theirs.keys() >= Config.model_fields.keys()
     begun = CHECKPOINT in names or _finished_result(out) is not None
-    same = _in_precision_of(theirs, config)
-    found = difference(theirs, same.model_dump(mode="json"))
-    if found and (begun or (whole and not names <= _BEFORE_AN_EPOCH)):
-        key, before, ours = found
-        raise RunError(
-            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
-            "a new folder, or one of a run with the same settings",
-            "choose another --out",
-        )
-    if names and not whole:
+    if begun or (whole and not names <= _BEFORE_AN_EPOCH):
+        _check_same(out, theirs, config)
+    elif names and not whole:
         raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
-    return unfinished, config if found else same
+    return unfinished
 
 
 def _write_config(out: Path, config: Config) -> None:
@@ -161,12 +147,28 @@ def _write_config(out: Path, config: Config) -> None:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
 
 
+def _as_begun(out: Path, config: Config) -> Config:
+    """A configuration in the precision that an earlier call for the same run chose for ``auto`` and wrote down."""
+    theirs = read_yaml(out / CONFIG) if (out / CONFIG).exists() else {}
+    same = _in_precision_of(theirs, config)
+    return config if difference(theirs, same.model_dump(mode="json")) else same
+
+
 def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
-    """A configuration whose precision ``auto`` is the one that an earlier call chose and wrote down."""
     chosen = dict(flatten(theirs)).get("training.precision")
     if config.training.precision != "auto" or chosen not in ("fp32", "bf16"):
         return config
     return config.override([f"training.precision={chosen}"])
+
+
+def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
+    if found := difference(theirs, _in_precision_of(theirs, config).model_dump(mode="json")):
+        key, before, ours = found
+        raise RunError(
+            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
+            "a new folder, or one of a run with the same settings",
+            "choose another --out",
+        )
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
