@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from iisan.config import Config
+from iisan.config import FOLDERS, Config
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Queries, Subset
 from iisan.errors import IisanError, RunError
@@ -30,7 +30,7 @@ from iisan.nested import difference, flatten, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
 from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
-from iisan.states.configured import open_dataset
+from iisan.states.configured import open_dataset, open_stores
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
 from iisan.train.continuing import K, check_same_model, list_overlap, start_from
@@ -84,9 +84,7 @@ def train(
         processes.wait()
         finished = _finished_result(out)
         if finished is not None:
-            inputs: dict[str, Any] = {"continued_from": start and start.fingerprint}
-            if dataset is not None or (config.dataset and config.dataset.exists()):
-                inputs["data"] = (dataset or open_dataset(config)).content_hash
+            inputs = {"continued_from": start and start.fingerprint, **_inputs_there(config, dataset)}
             check_inputs(out, finished, inputs)
             say(f"{out} is finished already; nothing to do")
             return finished
@@ -133,7 +131,7 @@ def _leftovers(out: Path, config: Config) -> list[Path]:
     names = {entry.name for entry in entries} - {entry.name for entry in unfinished} - {LOCK}
     path = out / CONFIG
     theirs = read_yaml(path) if path.exists() else {}
-    whole = theirs.keys() >= Config.model_fields.keys()
+    whole = theirs.keys() >= Config.model_fields.keys() - set(FOLDERS)
     begun = CHECKPOINT in names or _finished_result(out) is not None
     if begun or (whole and not names <= _BEFORE_AN_EPOCH):
         _check_same(out, theirs, config)
@@ -162,13 +160,25 @@ def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
 
 
 def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
-    if found := difference(theirs, _in_precision_of(theirs, config).model_dump(mode="json")):
-        key, before, ours = found
+    ours = _in_precision_of(theirs, config).model_dump(mode="json", exclude=set(FOLDERS))
+    if found := difference({key: value for key, value in theirs.items() if key not in FOLDERS}, ours):
+        key, before, now = found
         raise RunError(
-            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
+            f"'{out}' holds a run with {key} = {before!r}, not {now!r}",
             "a new folder, or one of a run with the same settings",
             "choose another --out",
         )
+
+
+def _inputs_there(config: Config, dataset: Dataset | None) -> dict[str, Any]:
+    """Fingerprints of what the configuration names, as far as it is there."""
+    if dataset is None and config.dataset is not None and config.dataset.exists():
+        dataset = open_dataset(config)
+    if dataset is None:
+        return {}
+    stores_are_there = config.states is not None and config.states.exists()
+    found = fingerprints(dataset, open_stores(config) if stores_are_there else {})
+    return found if stores_are_there else {name: value for name, value in found.items() if name != "states"}
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -263,6 +273,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
     result = {
         **_header(config),
         "status": "finished",
+        "folder": str(out.resolve()),
         **inputs,
         "state_origins": network.source.origins,
         "items_without_content": empty,
