@@ -73,6 +73,8 @@ class Recommender:
             config = earlier.config if earlier else "default"
         chosen = config if isinstance(config, Config) else load_config(config)
         given = {"dataset": path} | ({} if states is None else {"states": Path(states)})
+        if isinstance(dataset, Dataset):
+            given["images"] = dataset.image_root
         chosen = chosen.override(overrides).model_copy(update=given)
         train(chosen, folder, start=earlier)
         return cls.load(folder)

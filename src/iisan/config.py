@@ -33,6 +33,8 @@ Levels = (
     | Annotated[str, Field(pattern=r"^group-[1-9][0-9]*$")]
     | Annotated[tuple[Level, ...], Field(min_length=1)]
 )
+#: Keys that say where something lies. Fingerprints, not paths, decide whether it is the same.
+FOLDERS = ("dataset", "images", "states")
 Policy = Literal["unseen", "all", "exclude-all"]
 
 
@@ -46,7 +48,7 @@ class StatesConfig(Section):
     """What the hidden states of a kind of content must be; None accepts whatever the store holds.
 
     Attributes:
-        encoder: hub id or folder; needed with ``source`` ``live``.
+        encoder: hub id (``owner/name`` or ``owner/name@revision``) or folder; needed with ``source`` ``live``.
         pooling: of a content's tokens: ``cls``, ``mean``, or ``last`` (texts only).
         max_tokens: longest text, special tokens included.
         levels: hidden states that are read: ``layerdrop`` (every other one), ``all``, ``group-N`` (N evenly spaced
@@ -291,6 +293,8 @@ class Config(Section):
     Attributes:
         recipe: name of the recipe that the settings started from.
         dataset: dataset folder.
+        images: folder that the dataset's media lie in, where they moved since ``iisan prepare``; needed with
+            ``source`` ``live`` only.
         states: folder of state stores (what ``iisan cache --out`` wrote); unused by ids.
         source: ``cached`` reads the store, ``live`` runs the encoders on the fly, ``partial`` reads the token
             states below the last ``tuning.last_n_layers`` blocks from the store and runs those blocks.
@@ -303,6 +307,7 @@ class Config(Section):
 
     recipe: str = "default"
     dataset: Path | None = None
+    images: Path | None = None
     states: Path | None = None
     source: Literal["cached", "live", "partial"] = "cached"
     modalities: tuple[Modality, ...] | None = None

@@ -1,6 +1,5 @@
 """Training, and what a trained run is asked for."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,25 +8,22 @@ import typer
 
 from iisan.cli.common import (
     FRAMES,
+    DatasetOption,
+    ImagesOption,
     Json,
     Out,
     PolicyOption,
     RunFolder,
     Set,
+    StatesOption,
     app,
     check_ending,
+    given,
     say_to,
     write_frame,
 )
 from iisan.errors import ConfigError
 from iisan.printing import print_evaluations, print_json, print_recommendations
-
-Moved = Annotated[Path | None, typer.Option(help="Where the dataset is now, if it moved.")]
-
-
-def _quoted(path: Path) -> str:
-    """A path as a value of YAML."""
-    return json.dumps(str(path), ensure_ascii=False)
 
 
 @app.command()
@@ -41,8 +37,9 @@ def train(
         Path | None,
         typer.Option("--from", metavar="RUN", help="Finished run to continue, in the place of CONFIG."),
     ] = None,
-    dataset: Annotated[Path | None, typer.Option(help="Dataset folder.")] = None,
-    states: Annotated[Path | None, typer.Option(help="Folder of state stores.")] = None,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
+    images: ImagesOption = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -53,14 +50,13 @@ def train(
     from iisan.train.run import train as train_run
 
     keep_freed_memory()
-    folders = [f"{name}={_quoted(path)}" for name, path in (("dataset", dataset), ("states", states)) if path]
-    overrides = [*folders, *(settings or [])]
     if (config is None) == (start is None):
         raise ConfigError(
             "neither or both of CONFIG and --from are given", "one of them", "name a recipe, a YAML file or a run"
         )
-    earlier = Run.load(start) if start is not None else None
+    earlier, overrides = Run.load(start) if start is not None else None, settings or []
     chosen = earlier.config.override(overrides) if earlier else load_config(str(config), overrides)
+    chosen = chosen.model_copy(update=given(dataset=dataset, states=states, images=images))
     result = train_run(chosen, out, say=say_to(as_json), start=earlier)
     if not first_process():
         return
@@ -93,8 +89,8 @@ def evaluate(
     ] = None,
     policy: PolicyOption = None,
     baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,
-    dataset: Moved = None,
-    states: Annotated[Path | None, typer.Option(help="Where the state stores are now, if they moved.")] = None,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
     out: Annotated[
         Path | None, typer.Option(help="File for the run's rank of every target (.parquet, .csv, .jsonl).")
     ] = None,
@@ -106,13 +102,9 @@ def evaluate(
 
     check_ending(out, FRAMES)
     trained = Run.load(run)
-    changes = {
-        "evaluation.split": split,
-        "evaluation.policy": policy,
-        "dataset": dataset and _quoted(dataset),
-        "states": states and _quoted(states),
-    }
+    changes = {"evaluation.split": split, "evaluation.policy": policy}
     config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
+    config = config.model_copy(update=given(dataset=dataset, states=states))
     evaluations = assess(trained, config, subset, baselines)
     if out:
         write_frame(evaluations[trained.config.recipe].per_user, out)
@@ -131,7 +123,7 @@ def recommend(
     out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend seen items again.")] = False,
-    dataset: Moved = None,
+    dataset: DatasetOption = None,
     as_json: Json = False,
 ) -> None:
     """The next items for a known user, for any history, or for all users."""

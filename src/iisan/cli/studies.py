@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from iisan.cli.common import DatasetFolder, Json, Out, Set, app, check_ending, say_to
+from iisan.cli.common import (
+    DatasetFolder,
+    DatasetOption,
+    ImagesOption,
+    Json,
+    Out,
+    Set,
+    StatesOption,
+    app,
+    check_ending,
+    given,
+    say_to,
+)
 from iisan.errors import ConfigError, DataError
 from iisan.printing import print_comparison, print_declines, print_estimates, print_json, print_measurements
 
@@ -26,7 +38,7 @@ def estimate(
     from dataclasses import asdict
 
     from iisan.data.dataset import Dataset
-    from iisan.efficiency.plan import plan
+    from iisan.efficiency.estimate import plan
     from iisan.recipes import METHODS
 
     models = {name: model for name, model in (("image", image), ("text", text)) if model}
@@ -77,6 +89,9 @@ def robustness(
         Path | None, typer.Option(help="File of item ids, one per line, that may be corrupted. Defaults to all.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of items.")] = 0,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
+    images: ImagesOption = None,
     out: Annotated[Path | None, typer.Option(help="SVG file to write the chart to.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +112,10 @@ def robustness(
         raise DataError(f"'{items}' is not UTF-8 text", "item ids, one per line", "save it as UTF-8") from None
     ids = ids and list(filter(None, ids))
     names = short_names([run.absolute() for run in runs])
-    found = [decline(run, modality, shares, how, ids, seed, name) for run, name in zip(runs, names, strict=True)]
+    moved = given(dataset=dataset, states=states, images=images)
+    found = [
+        decline(run, modality, shares, how, ids, seed, name, moved) for run, name in zip(runs, names, strict=True)
+    ]
     title = f"{CORRUPTED[how]} {modality}"
     if out is not None:
         with aside(out) as temporary:
@@ -117,6 +135,7 @@ def experiment(
     seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds, for every row.")] = "0",
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder (full).")] = None,
     states: Annotated[Path | None, typer.Option(help="Folder of state stores (full).")] = None,
+    images: ImagesOption = None,
     text: Annotated[list[str] | None, typer.Option(help="Text model (full); repeatable.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="Image model (full); repeatable.")] = None,
 ) -> None:
@@ -138,7 +157,7 @@ def experiment(
     elif dataset is None or states is None:
         raise ConfigError("the scale 'full' lacks data", "--dataset and --states", "pass both")
     else:
-        chosen = full_scale(dataset, states, text or [], image or [], say)
+        chosen = full_scale(dataset, states, text or [], image or [], say, images)
     folder = run_experiment(name, chosen, out, [int(number) for number in numbers], say)
     print(f"\n{name} ({scale}): {title}\n")
     records = read_records([folder])

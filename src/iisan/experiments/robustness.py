@@ -1,6 +1,6 @@
 """Quality of a run when a modality is missing or wrong for some items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,19 +55,21 @@ def decline(
     ids: Sequence[str] | None = None,
     seed: int = 0,
     name: str | None = None,
+    moved: Mapping[str, Path | None] | None = None,
 ) -> Decline:
     """Evaluate a run on the test subset with a modality removed or corrupted for a growing share of items.
 
     Items that are corrupted at a rate are corrupted at every higher rate too.
 
     Args:
-        folder: Folder of a finished run, whose dataset and states are still there.
+        folder: Folder of a finished run; live encoders also need the media of its dataset.
         modality: Modality to corrupt.
         rates: Shares from 0 to 1.
         corruption: See ``CorruptedStates``.
         ids: Items that may be corrupted; defaults to all.
         seed: Seed of the choice among them.
         name: Name of the run in the result; defaults to its folder's.
+        moved: ``dataset``, ``images`` and ``states`` -> folder, for those that moved.
 
     Raises:
         ConfigError: A rate outside 0 to 1, a negative seed, or a modality that the run lacks.
@@ -79,7 +81,7 @@ def decline(
     if seed < 0:
         raise ConfigError(f"the seed {seed}", "0 or more", "choose another seed")
     run = Run.load(folder)
-    setup = build(run.config)
+    setup = build(run.config.model_copy(update=moved))
     network = restore(run, setup.network)
     whole, dataset = network.source, setup.dataset
     run.check_items(dataset)

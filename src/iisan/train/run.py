@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from iisan.config import Config
+from iisan.config import FOLDERS, Config
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Queries, Subset
 from iisan.errors import IisanError, RunError
@@ -30,7 +30,7 @@ from iisan.nested import difference, flatten, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
 from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
-from iisan.states.configured import open_dataset
+from iisan.states.configured import open_dataset, open_stores
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
 from iisan.train.continuing import K, check_same_model, list_overlap, start_from
@@ -74,22 +74,17 @@ def train(
     Raises:
         RunError: ``out`` holds something else, ``start`` is another model, or the training diverged.
     """
-    config = resolve(config)
+    config = _as_begun(out, resolve(config))
     if start is not None:
         check_same_model(start, config)
     device = choose_device(config.training.device)
-    with (
-        joined(device) as processes,
-        _claimed(out, config) if processes.first else nullcontext(config) as config,
-    ):
+    with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
         if not processes.first:
             say = _silent
         processes.wait()
         finished = _finished_result(out)
         if finished is not None:
-            inputs: dict[str, Any] = {"continued_from": start and start.fingerprint}
-            if dataset is not None or (config.dataset and config.dataset.exists()):
-                inputs["data"] = (dataset or open_dataset(config)).content_hash
+            inputs = {"continued_from": start and start.fingerprint, **_inputs_there(config, dataset)}
             check_inputs(out, finished, inputs)
             say(f"{out} is finished already; nothing to do")
             return finished
@@ -111,49 +106,38 @@ def train(
 
 
 @contextmanager
-def _claimed(out: Path, config: Config) -> Iterator[Config]:
+def _claimed(out: Path, config: Config) -> Iterator[None]:
     """Hold a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
-
-    Yields:
-        The configuration; with precision ``auto``, a run that is resumed keeps the precision it began in.
 
     Raises:
         RunError: anything else, of which nothing is touched; or another process holds the folder.
     """
-    _checked(out, config)  # not even a lock is put into a folder that holds something else
+    _leftovers(out, config)  # not even a lock is put into a folder that holds something else
     with locked(out, RunError):
-        leftovers, config = _checked(out, config)
-        for leftover in leftovers:
+        for leftover in _leftovers(out, config):
             leftover.unlink()
         _write_config(out, config)
-        yield config
+        yield
 
 
-def _checked(out: Path, config: Config) -> tuple[list[Path], Config]:
-    """Partly written files that a kill left in a folder, and the configuration to train into it.
+def _leftovers(out: Path, config: Config) -> list[Path]:
+    """What a kill left of files being written in a folder that a run may be trained into.
 
     Raises:
-        RunError: the folder holds something else.
+        RunError: it may not.
     """
     entries = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
     names = {entry.name for entry in entries} - {entry.name for entry in unfinished} - {LOCK}
     path = out / CONFIG
     theirs = read_yaml(path) if path.exists() else {}
-    whole = theirs.keys() >= Config.model_fields.keys()
+    whole = theirs.keys() >= Config.model_fields.keys() - set(FOLDERS)
     begun = CHECKPOINT in names or _finished_result(out) is not None
-    same = _in_precision_of(theirs, config)
-    found = difference(theirs, same.model_dump(mode="json"))
-    if found and (begun or (whole and not names <= _BEFORE_AN_EPOCH)):
-        key, before, ours = found
-        raise RunError(
-            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
-            "a new folder, or one of a run with the same settings",
-            "choose another --out",
-        )
-    if names and not whole:
+    if begun or (whole and not names <= _BEFORE_AN_EPOCH):
+        _check_same(out, theirs, config)
+    elif names and not whole:
         raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
-    return unfinished, config if found else same
+    return unfinished
 
 
 def _write_config(out: Path, config: Config) -> None:
@@ -161,12 +145,40 @@ def _write_config(out: Path, config: Config) -> None:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
 
 
+def _as_begun(out: Path, config: Config) -> Config:
+    """A configuration in the precision that an earlier call for the same run chose for ``auto`` and wrote down."""
+    theirs = read_yaml(out / CONFIG) if (out / CONFIG).exists() else {}
+    same = _in_precision_of(theirs, config)
+    return config if difference(theirs, same.model_dump(mode="json")) else same
+
+
 def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
-    """A configuration whose precision ``auto`` is the one that an earlier call chose and wrote down."""
     chosen = dict(flatten(theirs)).get("training.precision")
     if config.training.precision != "auto" or chosen not in ("fp32", "bf16"):
         return config
     return config.override([f"training.precision={chosen}"])
+
+
+def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
+    ours = _in_precision_of(theirs, config).model_dump(mode="json", exclude=set(FOLDERS))
+    if found := difference({key: value for key, value in theirs.items() if key not in FOLDERS}, ours):
+        key, before, now = found
+        raise RunError(
+            f"'{out}' holds a run with {key} = {before!r}, not {now!r}",
+            "a new folder, or one of a run with the same settings",
+            "choose another --out",
+        )
+
+
+def _inputs_there(config: Config, dataset: Dataset | None) -> dict[str, Any]:
+    """Fingerprints of what the configuration names, as far as it is there."""
+    if dataset is None and config.dataset is not None and config.dataset.exists():
+        dataset = open_dataset(config)
+    if dataset is None:
+        return {}
+    stores_are_there = config.states is not None and config.states.exists()
+    found = fingerprints(dataset, open_stores(config) if stores_are_there else {})
+    return found if stores_are_there else {name: value for name, value in found.items() if name != "states"}
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -261,6 +273,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
     result = {
         **_header(config),
         "status": "finished",
+        "folder": str(out.resolve()),
         **inputs,
         "state_origins": network.source.origins,
         "items_without_content": empty,
