@@ -6,7 +6,7 @@ data (``counting.py``). Not included: tokenising, decoding images, validation, a
 and of what its allocator keeps for later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,17 +14,22 @@ from typing import Any
 import torch
 
 from iisan.config import Config, TuningConfig
+from iisan.data.dataset import Dataset
 from iisan.efficiency.counting import Meter
 from iisan.efficiency.hardware import Hardware
 from iisan.efficiency.models import Blueprint, ModelCosts, model_costs
 from iisan.efficiency.workload import DataShape
+from iisan.encoders.precision import choose_precision
 from iisan.errors import ConfigError
+from iisan.machine import choose_device
 from iisan.model import SequentialRecommender
 from iisan.names import IMAGE, TEXT
 from iisan.nn.hidden import Hidden
+from iisan.recipes import recipe
 from iisan.states.sources import ItemBatch
 from iisan.train.batches import Batch
 from iisan.train.loop import batch_loss
+from iisan.train.setup import main_products
 
 _STORED_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 #: Adam reads weight, gradient and two moments and writes all but the gradient, in fp32.
@@ -166,6 +171,43 @@ def estimate(
         ),
         hardware=hardware,
     )
+
+
+def plan(
+    dataset: Dataset,
+    models: Mapping[str, str],
+    recipes: Iterable[str],
+    overrides: Iterable[str] = (),
+    tokens: int | None = None,
+) -> dict[str, Estimate]:
+    """Estimate recipes on this machine, whose speed is measured for a second or two.
+
+    Args:
+        dataset: Dataset to train on.
+        models: Modality -> hub id or folder; only their configurations are read.
+        recipes: Names of recipes.
+        overrides: Settings for all recipes.
+        tokens: Mean tokens per text; defaults to the recipe's maximum.
+
+    Raises:
+        ConfigError: An unknown recipe or setting.
+        EncoderError: A model that is not found or not supported.
+    """
+    measured: dict[str, Hardware] = {}
+    found = {}
+    for name in recipes:
+        config = recipe(name).override(overrides)
+        blueprints = {
+            modality: Blueprint.of_folder(model, modality, tokens or config.text.max_tokens)
+            for modality, model in models.items()
+        }
+        widths = {} if config.items.kind == "table" else {name: each.width for name, each in blueprints.items()}
+        device, products = choose_device(config.training.device), main_products(config, widths, dataset.num_items)
+        precision = choose_precision(device, config.training.precision, products, training=True)
+        if precision not in measured:
+            measured[precision] = Hardware.measure(config.training.device, precision)
+        found[name] = estimate(config, blueprints, DataShape.of_dataset(dataset, config), measured[precision])
+    return found
 
 
 def _network_costs(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from iisan.config import Config
 from iisan.data.dataset import Dataset
@@ -14,23 +13,6 @@ from iisan.names import IMAGE, TEXT
 from iisan.train.batches import Batches
 
 _SAMPLED_BATCHES = 20
-
-
-def expected_distinct(counts: npt.ArrayLike, draws: float, negatives: int = 0, pool: int = 1) -> float:
-    """Expected number of distinct items: ``Σ_i 1 − (1 − p_i)^draws · (1 − 1/pool)^negatives``.
-
-    Windows rarely contain an item twice, so a real batch has slightly more than these independent draws.
-
-    Args:
-        counts: Training interactions per item, [N]; p is their share.
-        draws: Items in the windows of a batch.
-        negatives: Items drawn uniformly in addition.
-        pool: Number of items that these are drawn from: N, or the items with an interaction.
-    """
-    values = np.asarray(counts, dtype=np.float64)
-    pooled = (values > 0) if pool < len(values) else np.ones(len(values))
-    unseen = (1 - values / values.sum()) ** draws * (1 - pooled / pool) ** negatives
-    return float((1 - unseen).sum())
 
 
 @dataclass(frozen=True)
@@ -52,15 +34,6 @@ class DataShape:
     positions: float
     present: Mapping[str, float] = field(default_factory=dict)
     largest: int = 0
-
-    @classmethod
-    def of_counts(cls, counts: npt.ArrayLike, windows: int, positions: float, config: Config) -> "DataShape":
-        """Compute from the training interactions per item, [N], with U by `expected_distinct`."""
-        values, loss = np.asarray(counts), config.loss
-        pool = int((values > 0).sum()) if loss.pool == "trained" else len(values)
-        draws = min(config.training.batch_size, windows) * (positions + 1)
-        by_chance = expected_distinct(values, draws, loss.negatives, pool)
-        return cls(windows, len(values), pool if loss.candidates == "all" else by_chance, positions)
 
     @classmethod
     def of_dataset(cls, dataset: Dataset, config: Config) -> "DataShape":
