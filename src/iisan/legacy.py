@@ -35,6 +35,12 @@ OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {
     "items.projection": {"one": "single", "two": "double"},
 }
 
+#: Wording of results and records by key; the policy keep-target keeps its name, as it has no equal today.
+OLD_WORDS: Mapping[str, tuple[str, str]] = {
+    "protocol": ("nothing excluded (none)", "nothing excluded (all)"),
+    "row": ("frozen backbones, no towers", "frozen encoders, no towers"),
+}
+
 
 def new_name(key: str) -> str | None:
     """The present name of an old configuration key; None where there is none."""
@@ -73,7 +79,7 @@ def new_value(key: str, value: Any) -> Any:
 def upgraded_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Top-level entries of a run's result, a record or a store's settings under today's names."""
     upgraded = {key.replace("backbone", "encoder"): value for key, value in values.items()}
-    if isinstance(upgraded.get("protocol"), str):
-        # The same policy under another name; what was measured under keep-target stays that.
-        upgraded["protocol"] = upgraded["protocol"].replace("nothing excluded (none)", "nothing excluded (all)")
+    for key, (old, new) in OLD_WORDS.items():
+        if isinstance(upgraded.get(key), str):
+            upgraded[key] = upgraded[key].replace(old, new)
     return upgraded
