@@ -33,26 +33,17 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     Console().print(table)
 
 
-def _metric_label(name: str) -> str:
-    """``cold_ndcg@10`` -> ``cold NDCG@10``."""
-    cold, _, rest = name.rpartition("_")
-    label = rest if rest.startswith("coverage") else rest.upper()
-    return f"{cold} {label}".strip()
-
-
 def print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequence[int]) -> None:
     """Print evaluations of scorers side by side, with their protocol."""
     k = 10 if 10 in cutoffs else cutoffs[0]
     names = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", f"cold_hr@{k}", "coverage@10"]
+    heads = ["", f"HR@{k}#", f"NDCG@{k}#", f"MRR@{k}#", f"cold HR@{k}#", "coverage@10#"]
     last = list(evaluations.values())[-1]
-    print_table(
-        f"{last.protocol}; in %",
-        ["", *(f"{_metric_label(name)}#" for name in names)],
-        [
-            [name, *(f"{100 * e.metrics[m]:.2f}" if m in e.metrics else "–" for m in names)]
-            for name, e in evaluations.items()
-        ],
-    )
+    rows = [
+        [name, *(f"{100 * each.metrics[metric]:.2f}" if metric in each.metrics else "–" for metric in names)]
+        for name, each in evaluations.items()
+    ]
+    print_table(f"{last.protocol}; in %", heads, rows)
     if last.metrics.get("cold_users"):
         print(f"cold: the {int(last.metrics['cold_users']):,} users whose target was never trained on")
 

@@ -33,7 +33,8 @@ def diagnose() -> dict[str, Any]:
     """
     device, memory, about = choose_device("auto"), psutil.virtual_memory(), metadata("iisan")
     requirements = [Requirement(each) for each in about.get_all("Requires-Dist", [])]
-    extras = sorted(set(about.get_all("Provides-Extra", [])) - _NOT_OFFERED)
+    required = [each for each in requirements if _needed(each)]
+    missing = [each for each in requirements if each not in required and not _library(each)["usable"]]
     return {
         "iisan": about["Version"],
         "python": platform.python_version(),
@@ -49,14 +50,10 @@ def diagnose() -> dict[str, Any]:
         "free_memory_bytes": memory.available,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "speed": {name: _speed(device, *work) for name, work in _WORK.items()},
-        "libraries": [_library(each) for each in requirements if _needed(each)],
+        "libraries": [_library(each) for each in required],
         "extras": {
-            extra: [
-                each.name
-                for each in requirements
-                if _needed(each, extra) and not (_needed(each) or _library(each)["usable"])
-            ]
-            for extra in extras
+            extra: [each.name for each in missing if _needed(each, extra)]
+            for extra in sorted(set(about.get_all("Provides-Extra", [])) - _NOT_OFFERED)
         },
         "offline": constants.HF_HUB_OFFLINE,
         "model_cache": constants.HF_HUB_CACHE,

@@ -37,9 +37,7 @@ class Efficiency:
         peak_memory_bytes: Peak while loading and training, as in ``result.json`` of a run.
         memory: Kind of that memory: allocated on the ``gpu``, or resident in the ``process``.
         baseline_memory_bytes: The same after all imports, with nothing loaded; 0 on a GPU.
-        precision: Precision of encoders and item encoders.
-        device: Name of the GPU or processor.
-        threads: Number of CPU threads.
+        precision, device, threads: As in ``result.json`` of a run.
     """
 
     seconds_per_step: float
@@ -86,13 +84,7 @@ class StageClock(Clock):
 
 
 def measure(config: Config, steps: int = 20, warm_up: int = 3, threads: int | None = None) -> Efficiency:
-    """Train a few steps in a new process and measure their costs.
-
-    Args:
-        config: Complete configuration, with dataset and states.
-        steps: Number of measured steps.
-        warm_up: Number of steps before these.
-        threads: Number of CPU threads; None leaves it to torch.
+    """Train a few steps in a new process and measure their costs; ``threads`` None leaves that to torch.
 
     Raises:
         RunError: The process failed; the message includes its last line.

@@ -54,10 +54,7 @@ class Blueprint:
     def of_folder(cls, name_or_folder: str, modality: str, tokens: int | None = None) -> "Blueprint":
         """Read the configuration of a model: a folder, which needs no weights, or a hub id, which is downloaded.
 
-        Args:
-            name_or_folder: Hub id or folder.
-            modality: ``text`` or ``image``.
-            tokens: S of a text; defaults to 64, or the model's maximum if that is less.
+        The ``tokens`` S of a text default to 64, or the model's maximum if that is less.
 
         Raises:
             EncoderError: Not found, no readable configuration, or an unknown type of model.
@@ -162,13 +159,7 @@ class ModelCosts:
 
 
 def model_costs(model: Blueprint, config: Config, contents: float, precision: str) -> ModelCosts:
-    """Count the costs of a model under a configuration.
-
-    Args:
-        model: Model and shape of its inputs.
-        config: Complete configuration.
-        contents: Mean number of contents per batch.
-        precision: Precision of the products, ``fp32`` or ``bf16``.
+    """Count the costs of a model under a configuration, for a mean number of contents per batch.
 
     Raises:
         EncoderError: Levels or layers that the model lacks, a method that it does not support, or a model that
@@ -179,7 +170,8 @@ def model_costs(model: Blueprint, config: Config, contents: float, precision: st
 
 
 def _counted(model: Blueprint, config: Config, contents: float, precision: str) -> ModelCosts:
-    frozen, tuned, tuning = model.build(), model.build(), config.tuning
+    frozen, tuning = model.build(), config.tuning
+    tuned = frozen if config.source == "cached" else model.build()
     partial, trains = config.source == "partial", config.source != "cached" and tuning.method != "none"
     levels = parse_levels(kept_levels(config.levels_of(model.modality), frozen.depth), frozen.depth)
     first = first_trained_layer(frozen, tuning.last_n_layers) if partial else 0

@@ -37,13 +37,9 @@ INK = "#222222"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 15,
-    "axes.labelsize": 15,
     "axes.titlesize": 15,
-    "xtick.labelsize": 14,
-    "ytick.labelsize": 14,
-    "legend.fontsize": 14,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 14),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "hatch.linewidth": 0.7,
     # Row names are user input: a dollar sign in one does not start a formula.
     "text.parse_math": False,
@@ -316,14 +312,7 @@ def bars(records: Sequence[Record]) -> "Figure":
 def decline_lines(
     lines: Mapping[str, Sequence[float]], rates: Sequence[float], corrupted: str, metric: str
 ) -> "Figure":
-    """Quality of runs over the share of items that are corrupted.
-
-    Args:
-        lines: Run -> the metric at every rate, as a share of 1.
-        rates: Shares of 1.
-        corrupted: Description of the corruption, for the axis, such as ``no text``.
-        metric: Name of the metric.
-    """
+    """Quality of runs, by name, at every rate of items with ``corrupted`` contents, such as ``no text``."""
     figure, (axes,) = _figure()
     for place, (name, values) in enumerate(lines.items()):
         shown = [100 * value for value in values]
@@ -337,7 +326,7 @@ def decline_lines(
 
 
 def _look(place: int) -> dict[str, Any]:
-    """Colour, dash and marker of a line, by its place among the lines of a chart."""
+    """Colour, dash and marker of the line at a place among the lines of a chart."""
     looks = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}
     return {name: values[place % len(values)] for name, values in looks.items()}
 

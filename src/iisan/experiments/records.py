@@ -48,24 +48,17 @@ class Record(BaseModel):
         row: Row of the table.
         position: Position of the row in its table, from 0.
         seed: Seed of the run; None if nothing is drawn at random.
-        status: Whether the run finished.
-        error: Reason of a failure.
+        status, error: Whether the run finished, and if not, why.
         config: Resolved configuration.
         versions: Versions of the libraries.
-        machine: ``processor``, ``cores`` and what else is known.
-        device: Name of the GPU or processor.
-        threads: Number of CPU threads.
-        processes: Number of processes.
-        precision: Precision of encoders and item encoders; None in records of version 0.1.
-        data: Fingerprint of the dataset.
-        states: Modality -> fingerprint of the state store.
-        encoder_parameters: Modality -> parameters of the encoder, where known.
-        store_bytes: Modality -> disk space of the state store; empty for live states.
+        machine, device, threads, processes, precision: Conditions of training; there is no precision in records of
+            version 0.1.
+        data, states: Fingerprints of the dataset, and of the state store of each modality.
+        encoder_parameters, store_bytes: Parameters of the encoder and size of the state store of each modality,
+            where known.
         protocol: Evaluation protocol, in words.
-        best_epoch: The tested epoch, from 1.
-        epochs: Number of epochs trained.
-        validation: Validation metrics of the best epoch.
-        test: Test metrics of the best epoch.
+        best_epoch, epochs: The tested epoch, from 1, and the number of epochs trained.
+        validation, test: Metrics of the best epoch.
         history: ``epoch``, ``loss``, validation metrics and seconds of every epoch.
         gates: Tower -> learned weight per gated level: of the previous state within a modality (IISAN, eq. 1), of
             the first modality for ``inter`` (IISAN, eq. 2).
@@ -124,11 +117,10 @@ class Row:
         runs: Finished runs.
         failures: Failed runs.
         hr, ndcg, cold_hr: Test HR@10, NDCG@10, and HR@10 of cold targets, as shares of 1.
-        seconds_per_epoch: Mean training time; None if the conditions of the table's runs differ.
+        seconds_per_epoch, peak_memory_bytes: Means; None if the conditions of the table's runs differ.
         trainable_parameters: Mean number of trained weights.
-        peak_memory_bytes: Mean peak memory; None if the conditions of the table's runs differ.
         encoder_parameters: Modality -> parameters of the encoder; empty if unknown.
-        store_bytes: Disk space of all state stores together.
+        store_bytes: Size of all state stores together.
     """
 
     name: str
@@ -203,12 +195,8 @@ def _complements(gates: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[floa
 def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]:
     """Group the records of an experiment by row; quality is averaged over machines, costs are not (see `remark`).
 
-    Args:
-        records: Records of any experiments.
-        experiment: Name of the experiment; None if all records are of one.
-
-    Returns:
-        Rows by their positions, then as first seen; including those without a finished run.
+    Rows, including those without a finished run, are ordered by position, then as first seen. ``experiment`` None
+    means that all records are of one.
 
     Raises:
         ConfigError: No such record; several experiments, scales, data or protocols; or a seed that finished twice
@@ -309,20 +297,22 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     stores = differing([row.store_bytes for row in rows])
     memory = [row.peak_memory_bytes for row in rows]
     digits = 0 if max((size or 0 for size in memory), default=0) >= 1e9 else 1
-    columns = [
-        ("", [row.name for row in rows], True),
-        ("HR@10 (%)", [percent(row.hr) for row in rows], True),
-        ("NDCG@10 (%)", [percent(row.ndcg) for row in rows], True),
-        ("cold HR@10 (%)", [percent(row.cold_hr) for row in rows], False),
-        ("s / epoch", [number(row.seconds_per_epoch, 2) for row in rows], False),
-        ("encoders' parameters", [number(size) for size in encoders], False),
-        ("stores (MB)", [number(size, 1, 1e6) for size in stores], False),
-        ("trained parameters", [number(row.trainable_parameters) for row in rows], False),
-        ("peak memory (MB)", [number(size, digits, 1e6) for size in memory], False),
-        ("failed runs", [str(len(row.failures) or MISSING) for row in rows], False),
-    ]
-    shown = [(head, cells) for head, cells, always in columns if always or set(cells) != {MISSING}]
-    return [head for head, _ in shown], [list(cells) for cells in zip(*(cells for _, cells in shown), strict=True)]
+    always = {
+        "": [row.name for row in rows],
+        "HR@10 (%)": [percent(row.hr) for row in rows],
+        "NDCG@10 (%)": [percent(row.ndcg) for row in rows],
+    }
+    columns = {
+        "cold HR@10 (%)": [percent(row.cold_hr) for row in rows],
+        "s / epoch": [number(row.seconds_per_epoch, 2) for row in rows],
+        "encoders' parameters": [number(size) for size in encoders],
+        "stores (MB)": [number(size, 1, 1e6) for size in stores],
+        "trained parameters": [number(row.trainable_parameters) for row in rows],
+        "peak memory (MB)": [number(size, digits, 1e6) for size in memory],
+        "failed runs": [str(len(row.failures) or MISSING) for row in rows],
+    }
+    shown = always | {head: cells for head, cells in columns.items() if set(cells) != {MISSING}}
+    return list(shown), [list(cells) for cells in zip(*shown.values(), strict=True)]
 
 
 def failures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:

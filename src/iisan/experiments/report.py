@@ -23,33 +23,45 @@ if TYPE_CHECKING:
 _FIRST = ("table-3", "table-4", "table-5", "table-6", "table-7", "figure-4")
 #: Digits of a fingerprint that are shown.
 _DIGITS = 16
+#: Kind of chart -> beginning of its alt text, and its caption.
+_TEXTS = {
+    "quality-cost": (
+        "Bubble chart of test NDCG@10 over seconds per epoch",
+        "Quality against cost: test NDCG@10 over seconds per epoch (logarithmic), mean over seeds; the "
+        "area of a bubble is the peak memory. Up and to the left is better.",
+    ),
+    "hr": (
+        "Bar chart of test HR@10",
+        "Test HR@10, mean over seeds; whiskers are the sample standard deviation over several seeds.",
+    ),
+    "quality-size": (
+        "Line chart of test HR@10 over the encoders' parameters",
+        "Quality against size: test HR@10 over the parameters of the {grown} encoder (logarithmic), "
+        "mean over seeds; whiskers are the sample standard deviation over several seeds.",
+    ),
+    "learning": (
+        "Line chart of validation HR@10 by epoch",
+        "Validation HR@10 by epoch, mean over seeds, up to the last epoch that all seeds of a row reached.",
+    ),
+    "gates": (
+        "Table of learned gates by level and tower",
+        "Learned gates, mean over seeds: within a modality the weight of the previous state, between "
+        "modalities the weight of the first one.",
+    ),
+}
 
 
 def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
-    """Write the page of all records in files and folders; ``out`` is replaced only when the page is complete.
+    """Write the page of all records in files and folders to ``out``, and return ``out``.
 
-    Returns:
-        ``out``.
+    The page has a section per experiment and scale; the same records give the same page.
 
     Raises:
         ConfigError: No record, or records that cannot be in one table.
         MissingExtraError: The extra ``report`` is not installed.
         RunError: A damaged record.
     """
-    page = render(read_records(paths))
-    out = Path(out)
-    with aside(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return out
-
-
-def render(records: Sequence[Record]) -> str:
-    """Return the page as HTML, with a section per experiment and scale; the same records give the same text.
-
-    Raises:
-        ConfigError: Records that cannot be in one table.
-        MissingExtraError: The extra ``report`` is not installed.
-    """
+    records = read_records(paths)
     try:
         import jinja2
     except ImportError:
@@ -60,7 +72,11 @@ def render(records: Sequence[Record]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("iisan.experiments").joinpath("report.html.j2").read_text(encoding="utf-8")
     sections = [_section(groups[key]) for key in sorted(groups, key=lambda key: _place(key[0]))]
-    return environment.from_string(template).render(sections=sections)
+    page = environment.from_string(template).render(sections=sections)
+    out = Path(out)
+    with aside(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
 
 
 def _section(records: Sequence[Record]) -> dict[str, Any]:
@@ -122,65 +138,30 @@ def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[d
     costs = any(map(charts.has_costs, rows))
     grown = " and ".join(charts.growing(rows))
 
+    def everything(row: Row) -> bool:
+        return True
+
     def hr(row: Row) -> str:
         return f"{100 * row.hr.mean:.2f} %" if row.hr else "has none"
 
-    # Whether there are figures, name, chart, rows that it can draw, and what it says: alt text, caption, each row.
+    def cost(row: Row) -> str:
+        return f"{100 * row.ndcg.mean if row.ndcg else 0:.2f} % at {row.seconds_per_epoch:.3g} s"
+
+    # Whether there are figures, name, chart, the rows that it can draw, and what the alt text says of each.
     kinds: list[Any] = [
-        (
-            costs,
-            "quality-cost",
-            charts.quality_against_cost,
-            charts.has_costs,
-            "Bubble chart of test NDCG@10 over seconds per epoch",
-            "Quality against cost: test NDCG@10 over seconds per epoch (logarithmic), mean over seeds; the "
-            "area of a bubble is the peak memory. Up and to the left is better.",
-            lambda row: f"{100 * row.ndcg.mean if row.ndcg else 0:.2f} % at {row.seconds_per_epoch:.3g} s",
-        ),
-        (
-            not costs and any(row.hr for row in rows),
-            "hr",
-            charts.bars,
-            lambda row: True,
-            "Bar chart of test HR@10",
-            "Test HR@10, mean over seeds; whiskers are the sample standard deviation over several seeds.",
-            hr,
-        ),
-        (
-            grown,
-            "quality-size",
-            charts.quality_against_size,
-            charts.has_size,
-            "Line chart of test HR@10 over the encoders' parameters",
-            f"Quality against size: test HR@10 over the parameters of the {grown} encoder (logarithmic), "
-            "mean over seeds; whiskers are the sample standard deviation over several seeds.",
-            hr,
-        ),
-        (
-            any(map(charts.has_history, rows)),
-            "learning",
-            charts.learning_curves,
-            charts.has_history,
-            "Line chart of validation HR@10 by epoch",
-            "Validation HR@10 by epoch, mean over seeds, up to the last epoch that all seeds of a row reached.",
-            lambda row: "",
-        ),
-        (
-            any(map(charts.has_gates, rows)),
-            "gates",
-            charts.gate_values,
-            charts.has_gates,
-            "Table of learned gates by level and tower",
-            "Learned gates, mean over seeds: within a modality the weight of the previous state, between "
-            "modalities the weight of the first one.",
-            lambda row: "",
-        ),
+        (costs, "quality-cost", charts.quality_against_cost, charts.has_costs, cost),
+        (not costs and any(row.hr for row in rows), "hr", charts.bars, everything, hr),
+        (grown, "quality-size", charts.quality_against_size, charts.has_size, hr),
+        (any(map(charts.has_history, rows)), "learning", charts.learning_curves, charts.has_history, None),
+        (any(map(charts.has_gates, rows)), "gates", charts.gate_values, charts.has_gates, None),
     ]
     drawn = []
-    for there, kind, draw, able, alt, caption, value in kinds:
+    for there, kind, draw, able, value in kinds:
         if not there:
             continue
-        said = "; ".join(f"{row.name} {value(row)}".strip() for row in rows if able(row))
+        alt, caption = _TEXTS[kind]
+        caption = caption.format(grown=grown)
+        said = "; ".join(f"{row.name} {value(row)}" if value else row.name for row in rows if able(row))
         if left_out := ", ".join(row.name for row in rows if not able(row)):
             caption += f" Not drawn, as there are no such figures: {left_out}."
         drawn.append(_chart(draw(records), f"{name}-{kind}", f"{alt}: {said}.", caption))

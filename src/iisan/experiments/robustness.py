@@ -9,8 +9,9 @@ import numpy as np
 
 from iisan.errors import ConfigError
 from iisan.evaluate.evaluation import Evaluation
+from iisan.model import load_trainable
 from iisan.runs.assess import measure
-from iisan.runs.run import Run, network_scorer, restore
+from iisan.runs.run import Run, network_scorer
 from iisan.states.corruption import CorruptedStates, Corruption
 from iisan.train.setup import build
 
@@ -63,9 +64,8 @@ def decline(
 
     Args:
         folder: Folder of a finished run; live encoders also need the media of its dataset.
-        modality: Modality to corrupt.
+        modality, corruption: See ``CorruptedStates``.
         rates: Shares from 0 to 1.
-        corruption: See ``CorruptedStates``.
         ids: Items that may be corrupted; defaults to all.
         seed: Seed of the choice among them.
         name: Name of the run in the result; defaults to its folder's.
@@ -82,8 +82,9 @@ def decline(
         raise ConfigError(f"the seed {seed}", "0 or more", "choose another seed")
     run = Run.load(folder)
     setup = build(run.config.model_copy(update=moved))
-    network = restore(run, setup.network)
-    whole, dataset = network.source, setup.dataset
+    network, dataset = setup.network, setup.dataset
+    load_trainable(network, run.weights())
+    whole = network.source
     run.check_items(dataset)
     candidates = np.arange(dataset.num_items) if ids is None else dataset.item_index(ids)
     order = np.random.default_rng(seed).permutation(candidates)

@@ -42,15 +42,8 @@ def run_experiment(
     A failed row is recorded with its error, and the others continue. Rows with equal configurations share one
     training, also across experiments. A finished row is run again if its data, states or live encoders changed.
 
-    Args:
-        name: Name of the experiment.
-        scale: Data, encoders and settings.
-        out: Folder for all experiments: records go to ``<out>/<scale>/<name>/``, runs to ``<out>/runs/``.
-        seeds: Seeds of initial weights, order, dropout and negatives.
-        say: Function called with lines of progress.
-
     Returns:
-        Folder of the records.
+        Folder of the records, ``<out>/<scale>/<name>/``; runs go to ``<out>/runs/``.
 
     Raises:
         ConfigError: An unknown experiment.
@@ -99,7 +92,11 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
         "config": settings,
         **{key: result[key] for key in _COPIED},
         "history": history,
-        "gates": {tower: _gates(values) for tower, values in result["gates"].items()},
+        # The inter tower has a weight per modality, of which the first is kept.
+        "gates": {
+            tower: [value[0] if isinstance(value, list) else value for value in values]
+            for tower, values in result["gates"].items()
+        },
         "efficiency": efficiency,
     }
 
@@ -130,11 +127,6 @@ def _inputs(config: Config) -> dict[str, Any]:
             digest = load_encoder(str(wanted.kind), str(wanted.encoder)).weight_digest
             found.setdefault("encoders", {})[modality] = digest
     return found
-
-
-def _gates(values: list[Any]) -> list[float]:
-    """One weight per level; of the inter tower, which has one per modality, that of the first."""
-    return [value[0] if isinstance(value, list) else value for value in values]
 
 
 def _finished(path: Path, config: Config) -> bool:

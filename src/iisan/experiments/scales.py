@@ -55,13 +55,8 @@ def full_scale(
 ) -> Scale:
     """Return the scale of any data and models, with the settings of IISAN; missing states are cached.
 
-    Args:
-        dataset: Dataset folder, with captions or without.
-        states: Folder of state stores.
-        text: Text encoders; experiments that do not compare encoders use the first.
-        image: Image encoders, likewise.
-        say: Function called with lines of progress.
-        images: Folder of the dataset's media, if it moved.
+    Experiments that do not compare encoders use the first text and image encoder. ``images`` is the folder of the
+    dataset's media, if it moved.
 
     Raises:
         ConfigError: No text or no image encoder.

@@ -76,9 +76,7 @@ def full_settings(method: str) -> Config:
         modality: base.section_of(modality).model_copy(update={"levels": own.section_of(modality).levels})
         for modality in (TEXT, IMAGE)
     }
-    items = base.items
-    if own.items.kind != "side":
-        items = items.model_copy(update={"kind": own.items.kind})
+    items = base.items.model_copy(update={"kind": own.items.kind})
     return own.model_copy(update={**shared, **states, "items": items})
 
 
@@ -121,10 +119,8 @@ def kept_levels(depth: int) -> list[tuple[int, ...]]:
 def table_5(scale: Scale) -> Rows:
     """Number of kept layers (IISAN, table 5)."""
     return {
-        f"{len(levels) - 1} blocks": scale.row(
-            "default", f"text.levels={list(levels)}", f"image.levels={list(levels)}"
-        )
-        for levels in kept_levels(scale.depth)
+        f"{len(levels) - 1} blocks": scale.row("default", f"text.levels={levels}", f"image.levels={levels}")
+        for levels in map(list, kept_levels(scale.depth))
     }
 
 

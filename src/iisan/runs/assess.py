@@ -46,16 +46,10 @@ def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Sco
 def assess(
     run: Run, config: Config, subset: Subset = "test", with_baselines: bool = True
 ) -> dict[str, Evaluation]:
-    """Evaluate a run, and the baselines, under the protocol of ``config``.
+    """Evaluate a run, and the baselines, under the protocol of ``config``: the run's own with other settings.
 
     With a different split, targets that the run was trained or selected on are left out, and the baselines count
     the interactions that it was trained on.
-
-    Args:
-        run: Finished run.
-        config: Configuration of the run, or one with another ``evaluation`` section or dataset folder.
-        subset: Subset to evaluate on.
-        with_baselines: Whether to evaluate the baselines too.
 
     Returns:
         Name -> evaluation; the run comes last, under its recipe's name.

@@ -38,10 +38,6 @@ class Group:
         """Mean and standard deviation over the seeds."""
         return spread([run.result["test"][name] for run in self.runs if name in run.result["test"]])
 
-    def frames(self) -> list[pl.DataFrame]:
-        """Rank of every target, one frame per run."""
-        return [pl.read_parquet(run.folder / PER_USER) for run in self.runs]
-
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""
@@ -165,7 +161,7 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
     groups = _groups(runs)
     mixed = why_not_compared({group.name: group.conditions() for group in groups})
     costs = {} if mixed else {group.name: group.measurement() for group in groups}
-    first_frames, *others = [group.frames() for group in groups]
+    first_frames, *others = [[pl.read_parquet(run.folder / PER_USER) for run in group.runs] for group in groups]
     found = [
         (other.name, compare(first_frames, frames, metric))
         for other, frames in zip(groups[1:], others, strict=True)

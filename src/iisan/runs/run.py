@@ -17,7 +17,7 @@ from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import read_manifest, relocated, sha256_file
 from iisan.legacy import upgraded_config, upgraded_keys
 from iisan.machine import choose_device, usable_device
-from iisan.model import SequentialRecommender, encode_queries, load_trainable, sequence_encoder
+from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
 from iisan.nested import read_yaml
 
@@ -38,16 +38,6 @@ def _scorer(sequence: nn.Module, items: Tensor, length: int) -> EmbeddingScorer:
 def network_scorer(network: SequentialRecommender) -> EmbeddingScorer:
     """Return a scorer with the current weights of a network."""
     return _scorer(network.sequence, network.item_embeddings(), network.length)
-
-
-def restore(run: "Run", network: SequentialRecommender) -> SequentialRecommender:
-    """Load a run's best weights into a network that was built from the run's configuration.
-
-    Raises:
-        RunError: The weights do not fit.
-    """
-    load_trainable(network, run.weights())
-    return network
 
 
 @dataclass(frozen=True)
