@@ -117,7 +117,7 @@ def estimate(
         name: model_costs(models[name], config, share * data.distinct, hardware.precision)
         for name, share in present.items()
     }
-    small, forward, backward = _network_costs(config, costs, data, min(present.values(), default=1) < 1)
+    network, forward, backward = _network_costs(config, costs, data, min(present.values(), default=1) < 1)
     work = {
         "forward": sum((each.forward for each in costs.values()), forward.work),
         "backward": sum((each.backward for each in costs.values()), backward.work),
@@ -130,9 +130,9 @@ def estimate(
             levels = 1 if config.source == "partial" else len(each.levels)
             disk += store_bytes(catalogue * each.rows, levels, each.width, dtype)
             read += sum(store_bytes(batch * each.rows, levels, each.width, form) for form in (dtype, "fp32"))
-    parameters = [value.numel() for value in small.parameters()]
-    trained = sum(parameters) + sum(each.trained for each in costs.values())
-    total = sum(parameters) + sum(each.parameters for each in costs.values())
+    own = sum(value.numel() for value in network.parameters())
+    trained = own + sum(each.trained for each in costs.values())
+    total = own + sum(each.parameters for each in costs.values())
     mapped = 4.0 * (total - trained) if hardware.device == "cpu" else 0.0
     largest = max(data.largest / data.distinct, 1.0)
     memory = {

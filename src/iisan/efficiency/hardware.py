@@ -87,9 +87,8 @@ class Hardware:
                 "attention": 4 * images * heads * length**2 * width / _typical(attention, where, 0.1 * seconds),
                 "elements": tokens * (2 * _WIDTH + wide) / _typical(passes, where, 0.2 * seconds),
             }
-        overhead = _overhead(where, 0.1 * seconds)
-        name = device_name(where) + threads
-        return cls(**rates, overhead=overhead, name=name, precision=kind, device=where.type)
+        rates["overhead"] = _overhead(where, 0.1 * seconds)
+        return cls(**rates, name=device_name(where) + threads, precision=kind, device=where.type)
 
     def seconds(self, work: Work) -> float:
         """Predicted time of some work."""

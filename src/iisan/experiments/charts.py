@@ -179,10 +179,12 @@ def quality_against_size(records: Sequence[Record]) -> "Figure":
     _quality_axis(axes, quality, "test HR@10 (%)")
     axes.set_xlabel(f"parameters, {' and '.join(grown)} (logarithmic)")
     # Labels avoid the line, which is straight on the logarithmic axis.
-    steps, corners = np.linspace(0, len(rows) - 1, 40 * (len(rows) - 1) + 1), range(len(rows))
-    line = np.exp(np.interp(steps, corners, np.log(sizes))), np.interp(steps, corners, quality)
-    spots = list(zip(sizes, quality, (row.name for row in rows), strict=True))
-    label(axes, spots, points=list(zip(*line, strict=True)))
+    line = [
+        (x * (other_x / x) ** (step / 40), y + (other_y - y) * step / 40)
+        for (x, y), (other_x, other_y) in itertools.pairwise(zip(sizes, quality, strict=True))
+        for step in range(41)
+    ]
+    label(axes, list(zip(sizes, quality, (row.name for row in rows), strict=True)), points=line)
     return figure
 
 
@@ -202,8 +204,7 @@ def learning_curves(records: Sequence[Record]) -> "Figure":
         look = {**_look(place), "linewidth": 2, "markersize": 7, "markevery": marked}
         axes.plot(list(curve), shown, label=wrapped(row.name, 40), **look)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("validation HR@10 (%)")
+    axes.set(xlabel="epoch", ylabel="validation HR@10 (%)")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
     return figure
@@ -318,8 +319,7 @@ def decline_lines(
         shown = [100 * value for value in values]
         axes.plot([100 * rate for rate in rates], shown, label=name, **_look(place))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"items with {corrupted} (%)")
-    axes.set_ylabel(f"test {metric} (%)")
+    axes.set(xlabel=f"items with {corrupted} (%)", ylabel=f"test {metric} (%)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return figure
@@ -379,8 +379,7 @@ def _quality_axis(axes: "Axes", values: Sequence[float], name: str) -> None:
     """A y axis around the values, with room for labels."""
     low, high = min(values), max(values)
     pad = 0.4 * (high - low) or 0.1 * high or 1.0
-    axes.set_ylim(max(0, low - pad), high + pad)
-    axes.set_ylabel(name)
+    axes.set(ylim=(max(0, low - pad), high + pad), ylabel=name)
     axes.grid(alpha=0.25)
 
 

@@ -138,9 +138,6 @@ def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[d
     costs = any(map(charts.has_costs, rows))
     grown = " and ".join(charts.growing(rows))
 
-    def everything(row: Row) -> bool:
-        return True
-
     def hr(row: Row) -> str:
         return f"{100 * row.hr.mean:.2f} %" if row.hr else "has none"
 
@@ -150,7 +147,7 @@ def _charts(records: Sequence[Record], rows: Sequence[Row], name: str) -> list[d
     # Whether there are figures, name, chart, the rows that it can draw, and what the alt text says of each.
     kinds: list[Any] = [
         (costs, "quality-cost", charts.quality_against_cost, charts.has_costs, cost),
-        (not costs and any(row.hr for row in rows), "hr", charts.bars, everything, hr),
+        (not costs and any(row.hr for row in rows), "hr", charts.bars, lambda row: True, hr),
         (grown, "quality-size", charts.quality_against_size, charts.has_size, hr),
         (any(map(charts.has_history, rows)), "learning", charts.learning_curves, charts.has_history, None),
         (any(map(charts.has_gates, rows)), "gates", charts.gate_values, charts.has_gates, None),

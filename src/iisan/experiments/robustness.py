@@ -64,8 +64,9 @@ def decline(
 
     Args:
         folder: Folder of a finished run; live encoders also need the media of its dataset.
-        modality, corruption: See ``CorruptedStates``.
+        modality: Modality to corrupt.
         rates: Shares from 0 to 1.
+        corruption: See ``CorruptedStates``.
         ids: Items that may be corrupted; defaults to all.
         seed: Seed of the choice among them.
         name: Name of the run in the result; defaults to its folder's.

@@ -228,7 +228,7 @@ def _sizes(scale: Scale, pairs: Iterable[Mapping[str, str]]) -> Rows:
     for pair in pairs:
         chosen = scale.chosen(**pair)
         levels = [
-            f"{name}.levels={even_levels(scale.depths[name][short], count)}" for name, short in chosen.items()
+            f"{side}.levels={even_levels(scale.depths[side][short], count)}" for side, short in chosen.items()
         ]
         rows[" + ".join(pair.values())] = scale.row("default", *levels, **pair)
     return rows

@@ -100,13 +100,9 @@ class Run:
         config = parse(upgraded_config(read_yaml(folder / CONFIG)))
         config = config.override([f"training.device={usable_device(config.training.device)}"])
         result = upgraded_keys(result)
-        config = config.model_copy(
-            update={
-                name: relocated(path, result.get("folder"), folder)
-                for name in FOLDERS
-                if (path := getattr(config, name)) is not None
-            }
-        )
+        recorded = config.model_dump(include=set(FOLDERS), exclude_none=True)
+        folders = {name: relocated(path, result.get("folder"), folder) for name, path in recorded.items()}
+        config = config.model_copy(update=folders)
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS)
