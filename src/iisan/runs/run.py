@@ -27,7 +27,7 @@ MODEL = "model.safetensors"
 ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
 #: In the file of the weights, beside them.
-_EMBEDDINGS = "item_embeddings"
+EMBEDDINGS = "item_embeddings"
 SCHEMA = 2
 
 
@@ -76,7 +76,7 @@ class Run:
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters of the best epoch, by name, on the CPU."""
         weights = load_file(self.folder / MODEL)
-        del weights[_EMBEDDINGS]
+        del weights[EMBEDDINGS]
         return weights
 
     def check_items(self, dataset: Dataset) -> None:
@@ -113,7 +113,7 @@ class Run:
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS)
-            embeddings = weights[_EMBEDDINGS]
+            embeddings = weights[EMBEDDINGS]
             sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
             prefix = "sequence."
             sequence.load_state_dict(

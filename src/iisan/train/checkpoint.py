@@ -1,4 +1,4 @@
-"""The state of a training between two epochs, as one safetensors file."""
+"""Checkpoints: the state of training between two epochs, in one safetensors file."""
 
 import json
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from iisan.model import SequentialRecommender, load_trainable, trainable_state
 
 @dataclass
 class Progress:
-    """How far a training has come.
+    """Progress of training.
 
     Attributes:
-        epoch: finished epochs.
-        best_epoch: the one with the best validation metric; 0 before the first.
-        best_value: that metric.
-        history: one record per finished epoch.
+        epoch: Number of finished epochs.
+        best_epoch: Epoch with the best validation metric; 0 before the first validation.
+        best_value: Best validation metric.
+        history: One record per finished epoch.
     """
 
     epoch: int = 0
@@ -41,24 +41,21 @@ def save_checkpoint(
     progress: Progress,
     inputs: Mapping[str, Any],
 ) -> None:
-    """Write everything that the next epoch depends on; ``inputs`` says what was trained on."""
+    """Write everything that the next epoch depends on; ``inputs`` identifies the training data."""
     tensors = {f"model.{name}": value for name, value in trainable_state(network).items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in state.items()}
+    metadata = {"progress": json.dumps(asdict(progress)), "inputs": json.dumps(inputs)}
     with aside(path) as temporary:
-        save_file(tensors, temporary, metadata=_metadata(progress=asdict(progress), inputs=inputs))
-
-
-def _metadata(**values: Any) -> dict[str, str]:
-    return {name: json.dumps(value) for name, value in values.items()}
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Make sure that a training goes on with what it began with.
+    """Check that training resumes with the data that it began with.
 
     Raises:
-        RunError: the dataset, a store or an encoder is another one now.
+        RunError: The dataset, a store or an encoder has changed.
     """
     changed = sorted(name for name in inputs if name in trained and trained[name] != inputs[name])
     if changed:
@@ -73,25 +70,25 @@ def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, A
 def load_checkpoint(
     path: Path, network: SequentialRecommender, optimizer: torch.optim.Optimizer, inputs: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], Progress]:
-    """Restore network and optimizer; returns the best parameters so far and the progress.
+    """Restore network and optimizer; return the best parameters so far and the progress.
 
     Raises:
-        RunError: the file is damaged, belongs to another network or was trained on something else.
+        RunError: The file is damaged, or belongs to another network or other data.
     """
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(value) for name, value in file.metadata().items()}
             progress = Progress(**metadata["progress"])
-            for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            for key in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
                 group, name = key.split(".", 1)
-                # A copy: the file is mapped, and it is replaced while the training goes on.
+                # A copy, as the mapped file is replaced during training.
                 groups[group][name] = file.get_tensor(key).clone()
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"the checkpoint '{path}' cannot be read ({error})",
-            "a file that was written to its end",
-            "delete it; the training then starts again",
+            "a complete checkpoint",
+            "delete it; training then starts again",
         ) from None
     check_inputs(path, metadata.get("inputs", {}), inputs)
     load_trainable(network, groups["model"])
