@@ -61,7 +61,7 @@ class StatesConfig(Section):
     levels: Levels = "layerdrop"
 
 
-class ColumnConfig(Section):
+class ColumnConfig(StatesConfig):
     """Settings of one modality, such as a second text or audio.
 
     ``encoder``, ``pooling``, ``max_tokens`` and ``levels`` mean the same as in the sections ``text`` and
@@ -75,12 +75,9 @@ class ColumnConfig(Section):
     """
 
     kind: Kind | None = None
-    encoder: str | None = None
-    pooling: Literal["cls", "mean", "last"] | None = None
-    max_tokens: PositiveInt | None = None
     max_seconds: PositiveFloat | None = None
     frames: PositiveInt | None = None
-    levels: Levels | None = None
+    levels: Levels | None = None  # type: ignore[assignment]
 
 
 class TuningConfig(Section):

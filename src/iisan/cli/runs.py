@@ -1,4 +1,4 @@
-"""Training, and what a trained run is asked for."""
+"""Commands that train, evaluate and recommend."""
 
 import json
 import sys
@@ -22,11 +22,11 @@ from iisan.cli.common import (
 from iisan.errors import ConfigError
 from iisan.printing import print_evaluations, print_json, print_recommendations
 
-Moved = Annotated[Path | None, typer.Option(help="Where the dataset is now, if it moved.")]
+Moved = Annotated[Path | None, typer.Option(help="Dataset folder, if it has moved.")]
 
 
 def _quoted(path: Path) -> str:
-    """A path as a value of YAML."""
+    """Quote a path as a YAML value."""
     return json.dumps(str(path), ensure_ascii=False)
 
 
@@ -35,18 +35,18 @@ def train(
     out: Out,
     config: Annotated[
         str | None,
-        typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe such as default, ids or lora."),
+        typer.Argument(metavar="CONFIG", help="YAML file, or a recipe such as default, ids or lora."),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--from", metavar="RUN", help="Finished run to continue, in the place of CONFIG."),
+        typer.Option("--from", metavar="RUN", help="Finished run to start from, instead of CONFIG."),
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder.")] = None,
     states: Annotated[Path | None, typer.Option(help="Folder of state stores.")] = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train, and evaluate the best epoch; an interrupted run goes on."""
+    """Train a model and evaluate its best epoch. Resumes an interrupted run."""
     from iisan.machine import first_process, keep_freed_memory
     from iisan.recipes import load_config
     from iisan.runs.run import Run
@@ -67,15 +67,9 @@ def train(
     if as_json:
         print_json(result)
         return
-    test = result["test"]
-    print(
-        f"best epoch {result['best_epoch']} of {result['epochs']}: test "
-        + "  ".join(
-            f"{name.upper()} {100 * test[name]:.2f}%"
-            for name in test
-            if name.endswith("@10") and "cold" not in name
-        )
-    )
+    shown = {name: value for name, value in result["test"].items() if name in ("hr@10", "ndcg@10", "mrr@10")}
+    metrics = "  ".join(f"{name.upper()} {100 * value:.2f}%" for name, value in shown.items())
+    print(f"best epoch {result['best_epoch']} of {result['epochs']}: test {metrics}")
     print(f"protocol: {result['protocol']}")
     print(f"next: iisan evaluate {out}   |   iisan recommend {out} --user ID")
 
@@ -92,15 +86,15 @@ def evaluate(
         ),
     ] = None,
     policy: PolicyOption = None,
-    baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also evaluate popularity, Markov, frozen similarity.")] = True,
     dataset: Moved = None,
-    states: Annotated[Path | None, typer.Option(help="Where the state stores are now, if they moved.")] = None,
+    states: Annotated[Path | None, typer.Option(help="Folder of state stores, if it has moved.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File for the run's rank of every target (.parquet, .csv, .jsonl).")
+        Path | None, typer.Option(help="File for the rank of every target (.parquet, .csv, .jsonl).")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Rank the whole catalogue for every user, next to the baselines."""
+    """Evaluate a run and the baselines by ranking the whole catalogue for every user."""
     from iisan.runs.assess import assess
     from iisan.runs.run import Run
 
@@ -125,24 +119,21 @@ def evaluate(
 @app.command()
 def recommend(
     run: RunFolder,
-    user: Annotated[str | None, typer.Option(help="A user of the dataset.")] = None,
+    user: Annotated[str | None, typer.Option(help="User of the dataset.")] = None,
     history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")] = None,
-    all_users: Annotated[bool, typer.Option("--all-users", help="Every user, into --out.")] = False,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Recommend for every user, into --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list.")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of items per list.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend seen items again.")] = False,
     dataset: Moved = None,
     as_json: Json = False,
 ) -> None:
-    """The next items for a known user, for any history, or for all users."""
+    """Recommend the next items for a known user, any history, or all users."""
     from iisan.api import Recommender
 
     if (user is not None) + (history is not None) + all_users != 1:
-        raise ConfigError(
-            "the question is not clear",
-            "exactly one of --user, --history and --all-users",
-            "give one of them",
-        )
+        given = "several or none of --user, --history and --all-users are given"
+        raise ConfigError(given, "exactly one of them", "give one of them")
     if all_users and out is None:
         raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
     check_ending(out, FRAMES)

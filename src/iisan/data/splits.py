@@ -111,6 +111,12 @@ class Split:
         return 1 - float(earlier.mean()) / len(times)
 
 
+def _queries(sequences: Sequences, users: Index, positions: Index) -> Queries:
+    """Queries whose targets are at these positions of ``sequences.items``."""
+    targets = sequences.items[positions].astype(np.int64)
+    return Queries(sequences, users, sequences.offsets[users], positions, targets)
+
+
 def leave_one_out(sequences: Sequences, num_items: int) -> Split:
     """Split off each user's last item for test and the one before for validation (IISAN, sec. 4.1).
 
@@ -119,7 +125,7 @@ def leave_one_out(sequences: Sequences, num_items: int) -> Split:
     Raises:
         DataError: No user has three interactions.
     """
-    starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
+    ends = sequences.offsets[1:]
     users = np.flatnonzero(sequences.lengths >= 3)
     if not len(users):
         raise DataError(
@@ -128,13 +134,9 @@ def leave_one_out(sequences: Sequences, num_items: int) -> Split:
             "prepare the dataset with more interactions per user",
         )
 
-    def queries(position_from_end: int) -> Queries:
-        ends_of_history = ends[users] - position_from_end
-        targets = sequences.items[ends_of_history].astype(np.int64)
-        return Queries(sequences, users, starts[users], ends_of_history, targets)
-
     train_ends = np.where(sequences.lengths >= 3, ends - 2, ends)
-    return Split("leave-one-out", num_items, sequences, train_ends, queries(2), queries(1))
+    validation, test = (_queries(sequences, users, ends[users] - back) for back in (2, 1))
+    return Split("leave-one-out", num_items, sequences, train_ends, validation, test)
 
 
 def temporal(sequences: Sequences, num_items: int, shares: Sequence[float] = (0.8, 0.9)) -> Split:
@@ -168,18 +170,11 @@ def temporal(sequences: Sequences, num_items: int, shares: Sequence[float] = (0.
                 "periods with targets",
                 "choose other shares, or use the leave-one-out split",
             )
-        targets = sequences.items[first[users]].astype(np.int64)
-        return Queries(sequences, users, starts[users], first[users], targets)
+        return _queries(sequences, users, first[users])
 
     validation_starts, test_starts = (first_at_or_after(moment) for moment in moments)
-    return Split(
-        "temporal",
-        num_items,
-        sequences,
-        validation_starts,
-        queries(validation_starts, test_starts),
-        queries(test_starts, ends),
-    )
+    validation, test = queries(validation_starts, test_starts), queries(test_starts, ends)
+    return Split("temporal", num_items, sequences, validation_starts, validation, test)
 
 
 def split(sequences: Sequences, num_items: int, name: SplitName) -> Split:

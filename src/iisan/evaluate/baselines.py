@@ -104,11 +104,8 @@ def last_item_similarity(vectors: Tensor, has_vector: Tensor) -> EmbeddingScorer
     """Score items by the cosine similarity of their content vector to that of the history's last item.
 
     An item without a vector scores −2, below all others. After a last item without a vector, and after
-    an empty history, all items with a vector score 0.
-
-    Args:
-        vectors: Content vectors ``[N, D]``.
-        has_vector: Bool ``[N]``; rows of ``vectors`` where it is false are ignored.
+    an empty history, all items with a vector score 0. Of the content vectors ``[N, D]``, rows where ``has_vector``
+    ``[N]`` is false are ignored.
     """
     directions = torch.nn.functional.normalize(vectors.float(), dim=1)
     directions = torch.where(has_vector[:, None], directions, 0.0)

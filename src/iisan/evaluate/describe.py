@@ -78,14 +78,9 @@ class Description:
 
 def describe(dataset: "Dataset", split: Split) -> Description:
     """Compute statistics of a dataset and of a split of its sequences."""
-    return Description(
-        _size(dataset)
-        | _repeats(split)
-        | _cold_start(split)
-        | _content(dataset.items, [name for name in dataset.kinds if name not in (TEXT, IMAGE)])
-        | _times(dataset.sequences)
-        | _popularity(split)
-    )
+    others = [name for name in dataset.kinds if name not in (TEXT, IMAGE)]
+    content = _content(dataset.items, others) | _times(dataset.sequences)
+    return Description(_size(dataset) | _targets(split) | content | _popularity(split))
 
 
 def _size(dataset: "Dataset") -> dict[str, Fact]:
@@ -101,7 +96,8 @@ def _size(dataset: "Dataset") -> dict[str, Fact]:
     }
 
 
-def _repeats(split: Split) -> dict[str, Fact]:
+def _targets(split: Split) -> dict[str, Fact]:
+    """Repeated interactions, and items and targets never seen in training."""
     sequences = split.sequences
     rows, items = ragged(sequences.items, sequences.offsets[:-1], sequences.offsets[1:])
     distinct = np.bincount(_distinct_pairs(rows, items, split.num_items)[0], minlength=sequences.num_users)
@@ -112,25 +108,12 @@ def _repeats(split: Split) -> dict[str, Fact]:
     for subset, queries in (("validation", split.validation), ("test", split.test)):
         label = f"{subset} targets already in the history"
         facts[f"{subset}_targets_seen"] = Fact(label, int(target_seen(queries).sum()), len(queries), why)
-    return facts
-
-
-def _cold_start(split: Split) -> dict[str, Fact]:
     cold = split.train_counts() == 0
-    return {
-        "cold_items": Fact(
-            "items never seen in training",
-            int(cold.sum()),
-            split.num_items,
-            "only their content can place them; leaving them out of the ranking flatters every model",
-        ),
-        "cold_test_targets": Fact(
-            "test targets never seen in training",
-            int(cold[split.test.targets].sum()),
-            len(split.test),
-            "out of reach for a model of ids: one average hides two different tasks",
-        ),
-    }
+    why = "only their content can place them; leaving them out of the ranking flatters every model"
+    facts["cold_items"] = Fact("items never seen in training", int(cold.sum()), split.num_items, why)
+    why, found = "out of reach for a model of ids: one average hides two different tasks", cold[split.test.targets]
+    facts["cold_test_targets"] = Fact("test targets never seen in training", int(found.sum()), len(found), why)
+    return facts
 
 
 def _content(items: pl.DataFrame, others: Iterable[str]) -> dict[str, Fact]:
@@ -139,23 +122,15 @@ def _content(items: pl.DataFrame, others: Iterable[str]) -> dict[str, Fact]:
     missing = {TEXT: text.is_null() | (text == "").fill_null(True)}
     missing |= {name: items[name].is_null() for name in (IMAGE, *others)}
     texts = text.filter(~missing[TEXT])
-    facts = {
-        "redundant_texts": Fact(
-            "items with the same text as an earlier item",
-            len(texts) - texts.n_unique(),
-            total,
-            "the same content gets the same score: a tie, which sorting breaks arbitrarily",
-        )
-    }
+    why = "the same content gets the same score: a tie, which sorting breaks arbitrarily"
+    same = len(texts) - texts.n_unique()
+    facts = {"redundant_texts": Fact("items with the same text as an earlier item", same, total, why)}
     for name, absent in missing.items():
         label = f"items without {'an image' if name == IMAGE else name}"
         facts[f"missing_{name}"] = Fact(label, int(absent.sum()), total)
-    facts["missing_all"] = Fact(
-        "items without any content",
-        int(pl.select(pl.all_horizontal(*missing.values())).to_series().sum()),
-        total,
-        "they are all the same to a content model, and tie with each other",
-    )
+    empty = int(pl.select(pl.all_horizontal(*missing.values())).to_series().sum())
+    why = "they are all the same to a content model, and tie with each other"
+    facts["missing_all"] = Fact("items without any content", empty, total, why)
     characters = texts.str.len_chars().to_numpy()
     for name, label, function in (("median", "median", np.median), ("max", "maximum", np.max)):
         value = float(function(characters)) if len(characters) else None
@@ -169,32 +144,19 @@ def _times(sequences: Sequences) -> dict[str, Fact]:
     if times is not None:
         rows = np.repeat(np.arange(sequences.num_users), sequences.lengths)
         same = int(((times[1:] == times[:-1]) & (rows[1:] == rows[:-1])).sum())
-    return {
-        "without_timestamp": Fact(
-            "interactions without a timestamp",
-            total if times is None else 0,
-            total,
-            "a leave-one-out split trains on interactions that are later than some of its test targets",
-        ),
-        "equal_timestamps": Fact(
-            "interactions at the same time as the user's previous one",
-            same,
-            total,
-            "their order, and with it the target, is the order of the file",
-        ),
-    }
+    unknown = total if times is None else 0
+    why = "a leave-one-out split trains on interactions that are later than some of its test targets"
+    facts = {"without_timestamp": Fact("interactions without a timestamp", unknown, total, why)}
+    label = "interactions at the same time as the user's previous one"
+    why = "their order, and with it the target, is the order of the file"
+    return facts | {"equal_timestamps": Fact(label, same, total, why)}
 
 
 def _popularity(split: Split) -> dict[str, Fact]:
     counts = np.sort(np.bincount(split.sequences.items, minlength=split.num_items))
-    facts = {
-        "gini": Fact(
-            "Gini coefficient of item popularity (0 equal, 1 one item)",
-            _gini(counts),
-            unit="number",
-            why="the more skewed, the better a list of the most popular items looks",
-        )
-    }
+    label = "Gini coefficient of item popularity (0 equal, 1 one item)"
+    why = "the more skewed, the better a list of the most popular items looks"
+    facts = {"gini": Fact(label, _gini(counts), unit="number", why=why)}
     for percent in (1, 10):
         head = -(-split.num_items * percent // 100)
         label = f"interactions with the top {percent}% of items"

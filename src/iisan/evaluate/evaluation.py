@@ -38,11 +38,7 @@ class Evaluation:
 
 
 def left_out(total: int, ranked: int) -> str:
-    """Say in the protocol line how many of all queries the policy leaves out; empty if none.
-
-    Raises:
-        DataError: The policy leaves out every query.
-    """
+    """State how many of all queries the policy leaves out, if any; raise a ``DataError`` if it leaves out all."""
     count = total - ranked
     if not ranked:
         raise DataError(
@@ -73,18 +69,9 @@ def evaluate(
 ) -> Evaluation:
     """Rank the whole catalogue for every query and average the metrics.
 
-    Args:
-        scorer: Scorer to evaluate.
-        queries: Histories with their targets.
-        name: Name of the queries in the protocol line, such as ``"leave-one-out test"``.
-        policy: Seen-item policy, see ``rank_targets``.
-        cutoffs: Values of k for HR@k, NDCG@k and MRR@k.
-        train_counts: Training interactions of every item, ``[N]``.
-        user_ids: User ids by user index.
-        item_ids: Item ids by item index.
-        coverage_k: List length for ``coverage@k``, which takes a second pass over the scores; None omits it.
-        batch: Users scored at a time.
-        block: Items scored at a time.
+    ``name`` is that of the queries in the protocol line, such as ``"leave-one-out test"``; ``policy``, ``batch``
+    and ``block`` are as in ``rank_targets``, ``train_counts``, ``user_ids`` and ``item_ids`` as in
+    ``per_user_frame``. ``coverage@k`` takes a second pass over the scores, which ``coverage_k=None`` omits.
 
     Raises:
         RunError: A score is NaN or +inf.

@@ -108,13 +108,8 @@ def per_user_frame(
 ) -> pl.DataFrame:
     """Build a table with one row per query, from which all metrics but coverage follow.
 
-    Args:
-        ranks: Ranks of the ranked queries.
-        rows: Rows of the ranked queries, see ``ranked_rows``.
-        queries: All queries.
-        train_counts: Training interactions of every item, ``[N]``.
-        user_ids: User ids by user index.
-        item_ids: Item ids by item index.
+    ``ranks`` are those of the queries that were ranked (``rows``), ``train_counts`` ``[N]`` the training
+    interactions of every item, and the ids are ordered by user and item index.
 
     Returns:
         ``user_id``, ``item_id`` (the target), ``above`` and ``ties`` (null for queries that were left out),

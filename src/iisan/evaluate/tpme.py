@@ -110,11 +110,8 @@ def tpme(
 
     ``TPME = w_t · t' + w_p · p' + w_m · m'`` with ``x' = (x − min) / (max − min)``.
 
-    Args:
-        measurements: Costs of the methods.
-        weights: Weights of the factors.
-        extremes: Set whose minima and maxima replace the methods' own: the ablations of IISAN (tables 4–6) use
-            those of its table 3. Values outside are not clipped, so the result may be below 0 or above 1.
+    With ``extremes``, the minima and maxima are those of another set, as in the ablations of IISAN (tables 4–6),
+    which use those of its table 3. Values outside are not clipped, so the result may be below 0 or above 1.
 
     Returns:
         TPME by name, as a share of 1: 0 is best in all factors, 1 worst in all. A factor in which the extremes do

@@ -87,6 +87,7 @@ def training_windows(split: Split, length: int, pieces: str) -> Windows:
     return Windows(users, np.maximum(window_ends - length - 1, starts[users]), window_ends)
 
 
+@dataclass(eq=False)
 class Batches:
     """Draws batches; an epoch depends on ``(seed, epoch)`` only, so a resumed run draws the same.
 
@@ -105,13 +106,16 @@ class Batches:
         DataError: There is no position to predict.
     """
 
-    def __init__(self, split: Split, length: int, batch: int, loss: LossConfig, pieces: str, seed: int) -> None:
-        self.split = split
-        self.length = length
-        self.batch = batch
-        self.loss = loss
-        self.seed = seed
-        self.windows = training_windows(split, length, pieces)
+    split: Split
+    length: int
+    batch: int
+    loss: LossConfig
+    pieces: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        split, loss = self.split, self.loss
+        self.windows = training_windows(split, self.length, self.pieces)
         if not len(self.windows.users):
             raise DataError(
                 f"no user has 2 interactions in the training part of the split {split.name}",

@@ -52,11 +52,7 @@ def save_checkpoint(
 
 
 def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Check that training resumes with the data that it began with.
-
-    Raises:
-        RunError: The dataset, a store or an encoder has changed.
-    """
+    """Raise a ``RunError`` if data, states, encoders or initial weights have changed since training began."""
     changed = sorted(name for name in inputs if name in trained and trained[name] != inputs[name])
     if changed:
         names = " and ".join(changed).replace("continued_from", "initial weights")

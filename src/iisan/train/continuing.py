@@ -35,11 +35,7 @@ _ABSENT = "items.fusion.absent"
 
 
 def check_same_model(run: Run, config: Config) -> None:
-    """Check that a configuration describes the same model as a run's.
-
-    Raises:
-        RunError: A setting differs that makes it another model.
-    """
+    """Raise a ``RunError`` if a configuration differs from a run's in a setting that makes it another model."""
     # An encoder that was frozen may be trained from now on.
     frozen = run.config.tuning.method == "none"
     before, after = (_model_settings(each, frozen) for each in (run.config, config))
@@ -137,17 +133,13 @@ class EarlierScorer:
 
 
 def list_overlap(run: Run, scorer: Scorer, dataset: Dataset, queries: Queries) -> tuple[float | None, int]:
-    """Compare the lists of a run with those of its continuation, for the users that the run was tested on.
+    """Compare the lists of a run with those of its continuation, for the users of the run's test.
 
-    Args:
-        run: The earlier run.
-        scorer: Scorer of its continuation.
-        dataset: Dataset of the continuation.
-        queries: Histories in this dataset.
+    Scorer, dataset and queries are those of the continuation.
 
     Returns:
-        Share of an earlier list's ``K`` items that are in the later list, averaged over the users (None without
-        users), and the number of users.
+        Share of the ``K`` items of an earlier list that are in the later list, averaged over the users (None
+        without users), and the number of users.
     """
     tested = pl.read_parquet(run.folder / PER_USER, columns=[USER_ID])[USER_ID].unique()
     both = dataset.user_ids.gather(queries.users).is_in(tested.implode()).to_numpy()

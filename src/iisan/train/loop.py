@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Clock:
         """End a stage (``data``, ``forward``, ``backward`` or ``update``) that began with the previous lap."""
 
 
+@dataclass(eq=False)
 class Trainer:
     """Trains until the validation metric stops rising; resumes from its checkpoint, written after every epoch.
 
@@ -93,31 +95,20 @@ class Trainer:
         inputs: Hashes of data, states and initial weights; a checkpoint with other inputs is refused.
     """
 
-    def __init__(
-        self,
-        network: SequentialRecommender,
-        batches: Batches,
-        config: Config,
-        validate: Callable[[SequentialRecommender], dict[str, float]],
-        folder: Path,
-        log: Callable[[dict[str, Any]], None] = lambda record: None,
-        clock: Clock | None = None,
-        processes: Processes = ALONE,
-        inputs: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.network = network
-        self.batches = batches
-        self.config = config
-        self.validate = validate
-        self.folder = folder
-        self.log = log
-        self.clock = clock or Clock()
-        self.processes = processes
-        self.inputs = dict(inputs or {})
-        self.device = next(network.items.parameters()).device
-        self.optimizer = torch.optim.Adam(
-            parameter_groups(network, config.optimizer, config.tuning.learning_rate), fused=True
-        )
+    network: SequentialRecommender
+    batches: Batches
+    config: Config
+    validate: Callable[[SequentialRecommender], dict[str, float]]
+    folder: Path
+    log: Callable[[dict[str, Any]], None] = lambda record: None
+    clock: Clock = field(default_factory=Clock)
+    processes: Processes = ALONE
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.device = next(self.network.items.parameters()).device
+        groups = parameter_groups(self.network, self.config.optimizer, self.config.tuning.learning_rate)
+        self.optimizer = torch.optim.Adam(groups, fused=True)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
 

@@ -192,9 +192,8 @@ def _header(config: Config) -> dict[str, Any]:
 def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run | None) -> None:
     config, split, network = setup.config, setup.split, setup.network
     evaluation, training = config.evaluation, config.training
-    batches = Batches(
-        split, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
-    )
+    length = config.sequence.max_length
+    batches = Batches(split, length, training.batch_size, config.loss, training.windows, training.seed)
 
     def ranked(subset: Subset) -> Queries:
         queries = split.subset(subset)

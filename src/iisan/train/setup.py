@@ -60,17 +60,12 @@ def resolve(config: Config) -> Config:
     incomplete = modalities is None or any(config.kind_of(name) is None for name in modalities)
     if incomplete and config.source != "live" and config.states is not None:
         stored = StateStore.kinds(config.states, tokens=config.source == "partial")
-    if modalities is None and config.source == "live":
-        named = dict.fromkeys((*KINDS, *columns))
-        modalities = tuple(name for name in named if config.states_of(name).encoder is not None)
-    elif modalities is None:
-        modalities = tuple(stored)
-    if not modalities and config.modalities is None:
-        raise ConfigError(
-            "no modality is named",
-            "'modalities' (such as [image, text]), or a folder of state stores",
-            STATES_CURE,
-        )
+    if modalities is None:
+        live = (name for name in dict.fromkeys((*KINDS, *columns)) if config.states_of(name).encoder is not None)
+        modalities = tuple(live if config.source == "live" else stored)
+        if not modalities:
+            expected = "'modalities' (such as [image, text]), or a folder of state stores"
+            raise ConfigError("no modality is named", expected, STATES_CURE)
     for name in modalities:
         if config.kind_of(name) is None and name in stored:
             columns[name] = columns.get(name, ColumnConfig()).model_copy(update={"kind": stored[name]})
