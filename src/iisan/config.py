@@ -92,9 +92,9 @@ class TuningConfig(Section):
         alpha: Scaling factor of LoRA, whose product is multiplied by ``alpha / rank``.
         bottleneck: Bottleneck width H of Houlsby's adapters.
         learning_rate: Learning rate of all trained weights inside the encoders.
-        refresh: Number of epochs per encoder update. The encoders are trained in the first of them; in the others
-            their final states are read from memory, so these cost as little as cached training. 1 trains the
-            encoders in every epoch.
+        refresh: Period of encoder training in epochs. The encoders are trained in the first epoch of each period; in
+            the others their final states are read from memory, at the cost of cached training. 1 trains them in
+            every epoch.
         gradient_checkpointing: Whether activations are recomputed in the backward pass instead of stored.
     """
 
@@ -379,11 +379,8 @@ class Config(Section):
         """
         kind = self.kind_of(modality)
         if kind is None:
-            raise ConfigError(
-                f"the kind of the modality '{modality}' is not known",
-                f"one of {', '.join(KINDS)}",
-                f"set columns.{modality}.kind",
-            )
+            got = f"the kind of the modality '{modality}' is not known"
+            raise ConfigError(got, f"one of {', '.join(KINDS)}", f"set columns.{modality}.kind")
         own = self.columns.get(modality, ColumnConfig()).model_dump(exclude_none=True)
         return ColumnConfig.model_validate({**self.section_of(kind).model_dump(), **own, "kind": kind})
 

@@ -11,11 +11,7 @@ from iisan.errors import ConfigError
 
 
 def parse_assignment(assignment: str) -> tuple[str, Any]:
-    """Parse a ``key.key=value`` override, whose value is YAML, into key and value.
-
-    Raises:
-        ConfigError: Not an assignment, or the value is not YAML.
-    """
+    """Parse a ``key.key=value`` override, whose value is YAML; raise a ``ConfigError`` for anything else."""
     key, separator, value = assignment.partition("=")
     if not separator or not key:
         raise ConfigError(

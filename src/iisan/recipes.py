@@ -140,11 +140,7 @@ METHODS = ("ids", "frozen", "default", "uncached", "partial", "bitfit", "lora", 
 
 
 def recipe(name: str) -> Config:
-    """Return the configuration of a recipe.
-
-    Raises:
-        ConfigError: An unknown recipe.
-    """
+    """Return the configuration of a recipe; raise a ``ConfigError`` for an unknown name."""
     if name not in RECIPES:
         raise ConfigError(f"no recipe '{name}'", f"one of {', '.join(RECIPES)}", "choose one of them")
     return RECIPES[name]()
@@ -163,11 +159,8 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
         return recipe(str(source)).override(overrides)
     path = Path(source)
     if not path.exists() and path.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(
-            f"'{source}' is neither a recipe nor a file",
-            f"one of {', '.join(RECIPES)}, or the path of a YAML file",
-            "check the name",
-        )
+        expected = f"one of {', '.join(RECIPES)}, or the path of a YAML file"
+        raise ConfigError(f"'{source}' is neither a recipe nor a file", expected, "check the name")
     values = read_yaml(path)
     if values.keys() >= Config.model_fields.keys():
         return parse(values).override(overrides)

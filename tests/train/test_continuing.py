@@ -130,7 +130,7 @@ def test_what_newer_data_need_starts_as_usual(configured, prepared, tmp_path):
 
 def test_no_weight_is_left_behind(earlier):
     run = earlier()
-    with pytest.raises(RunError, match=r"has a parameter 'items\.towers\.\w+\.gates', which the network has not"):
+    with pytest.raises(RunError, match=r"has a parameter 'items\.towers\.\w+\.gates', which the network lacks"):
         start_from(run, build(run.config.override(["items.gated=false"])))
 
 

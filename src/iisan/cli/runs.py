@@ -34,12 +34,10 @@ def _quoted(path: Path) -> str:
 def train(
     out: Out,
     config: Annotated[
-        str | None,
-        typer.Argument(metavar="CONFIG", help="YAML file, or a recipe such as default, ids or lora."),
+        str | None, typer.Argument(metavar="CONFIG", help="YAML file, or a recipe such as default, ids or lora.")
     ] = None,
     start: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="RUN", help="Finished run to start from, instead of CONFIG."),
+        Path | None, typer.Option("--from", metavar="RUN", help="Finished run to start from, instead of CONFIG.")
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder.")] = None,
     states: Annotated[Path | None, typer.Option(help="Folder of state stores.")] = None,
@@ -124,7 +122,7 @@ def recommend(
     all_users: Annotated[bool, typer.Option("--all-users", help="Recommend for every user, into --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of items per list.")] = 10,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend seen items again.")] = False,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Allow seen items in the lists.")] = False,
     dataset: Moved = None,
     as_json: Json = False,
 ) -> None:
@@ -146,9 +144,8 @@ def recommend(
     if out is not None:
         write_frame(lists, out)
         print(f"{lists.height:,} rows written to {out}", file=sys.stderr)
-        return
-    if as_json:
+    elif as_json:
         print_json(lists.to_dicts())
-        return
-    title = f"next for user {user}" if user is not None else f"next after {history}"
-    print_recommendations(title, lists.to_dicts())
+    else:
+        title = f"next for user {user}" if user is not None else f"next after {history}"
+        print_recommendations(title, lists.to_dicts())

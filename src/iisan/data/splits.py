@@ -128,12 +128,9 @@ def leave_one_out(sequences: Sequences, num_items: int) -> Split:
     ends = sequences.offsets[1:]
     users = np.flatnonzero(sequences.lengths >= 3)
     if not len(users):
-        raise DataError(
-            f"no user among {sequences.num_users} has 3 interactions or more",
-            "at least one such user for a leave-one-out split",
-            "prepare the dataset with more interactions per user",
-        )
-
+        got = f"no user among {sequences.num_users} has 3 interactions or more"
+        expected = "at least one such user for a leave-one-out split"
+        raise DataError(got, expected, "prepare the dataset with more interactions per user")
     train_ends = np.where(sequences.lengths >= 3, ends - 2, ends)
     validation, test = (_queries(sequences, users, ends[users] - back) for back in (2, 1))
     return Split("leave-one-out", num_items, sequences, train_ends, validation, test)
@@ -149,11 +146,9 @@ def temporal(sequences: Sequences, num_items: int, shares: Sequence[float] = (0.
         DataError: There are no timestamps, or a period has no target.
     """
     if sequences.timestamps is None:
-        raise DataError(
-            "the dataset has no timestamps",
-            "a timestamp for every interaction, which a global temporal split needs",
-            "prepare it with a timestamp column, or use the leave-one-out split",
-        )
+        expected = "a timestamp for every interaction, which a global temporal split needs"
+        cure = "prepare it with a timestamp column, or use the leave-one-out split"
+        raise DataError("the dataset has no timestamps", expected, cure)
     timestamps = np.asarray(sequences.timestamps)
     moments = np.quantile(timestamps, shares, method="higher")
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
@@ -165,11 +160,9 @@ def temporal(sequences: Sequences, num_items: int, shares: Sequence[float] = (0.
     def queries(first: Index, limit: Index) -> Queries:
         users = np.flatnonzero((first > starts) & (first < limit))
         if not len(users):
-            raise DataError(
-                f"no user has an interaction before and inside a period of the temporal split {shares}",
-                "periods with targets",
-                "choose other shares, or use the leave-one-out split",
-            )
+            got = f"no user has an interaction before and inside a period of the temporal split {shares}"
+            cure = "choose other shares, or use the leave-one-out split"
+            raise DataError(got, "periods with targets", cure)
         return _queries(sequences, users, first[users])
 
     validation_starts, test_starts = (first_at_or_after(moment) for moment in moments)

@@ -16,8 +16,6 @@ from iisan.names import IMAGE, TEXT
 if TYPE_CHECKING:
     from iisan.data.dataset import Dataset
 
-Rows = list[tuple[str, str, str]]
-
 
 @dataclass(frozen=True)
 class Fact:
@@ -56,7 +54,7 @@ class Description:
     def __getitem__(self, name: str) -> float | None:
         return self.facts[name].value
 
-    def rows(self) -> Rows:
+    def rows(self) -> list[tuple[str, str, str]]:
         """Return ``(label, value, why it matters)`` of every fact; a count of 0 does not matter."""
         rows = []
         above = ""

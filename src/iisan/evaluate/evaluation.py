@@ -41,11 +41,8 @@ def left_out(total: int, ranked: int) -> str:
     """State how many of all queries the policy leaves out, if any; raise a ``DataError`` if it leaves out all."""
     count = total - ranked
     if not ranked:
-        raise DataError(
-            f"all {total:,} targets are in their users' histories",
-            "at least one that is not, as the policy unseen leaves out the others",
-            "choose the policy all",
-        )
+        got = f"all {total:,} targets are in their users' histories"
+        raise DataError(got, "at least one that is not", "choose the policy all")
     if not count:
         return ""
     many = count > MANY * total

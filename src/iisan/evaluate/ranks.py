@@ -17,7 +17,7 @@ from iisan.data.sequences import Index
 from iisan.data.splits import Queries
 from iisan.errors import ConfigError, RunError
 from iisan.evaluate.metrics import Ranks, target_seen
-from iisan.evaluate.scorer import Scorer
+from iisan.evaluate.scorer import DIVERGED, Scorer
 from iisan.names import PAD
 from iisan.progress import track
 
@@ -51,11 +51,8 @@ def rank_targets(
     for rows, chunk in _batches(queries, batch):
         query = scorer.start(chunk.histories(scorer.history_length))
         if policy == "unseen" and target_seen(chunk).any():
-            raise ConfigError(
-                "queries whose target is in their own history, under the policy unseen",
-                "queries without them",
-                "leave them out with ranked_rows",
-            )
+            got = "queries whose target is in their own history, under the policy unseen"
+            raise ConfigError(got, "queries without them", "leave them out with ranked_rows")
         target_scores: Tensor | None = None
         if width < scorer.num_items:
             target_scores = _target_scores(scorer, query, chunk.targets, width)
@@ -82,13 +79,7 @@ def rank_targets(
 
 @torch.inference_mode()
 def top_k(
-    scorer: Scorer,
-    queries: Queries,
-    k: int,
-    policy: Policy = "unseen",
-    *,
-    batch: int = 128,
-    block: int = 32768,
+    scorer: Scorer, queries: Queries, k: int, policy: Policy = "unseen", *, batch: int = 128, block: int = 32768
 ) -> tuple[Index, npt.NDArray[np.float32]]:
     """List the ``k`` best items of every query, whatever its target; of equal scores the lower index comes first.
 
@@ -160,7 +151,7 @@ def _blocks(scorer: Scorer, query: Any, excluded: tuple[Index, Index], width: in
             raise RunError(
                 f"a score of items {origin} to {origin + width - 1} is NaN or infinite",
                 "finite scores, or -inf for an item that must not be recommended",
-                "the model diverged: train again with a smaller learning rate",
+                DIVERGED,
             )
         here = slice(*np.searchsorted(items, (first, origin + width)))
         scores[_indices(rows[here], items[here] - origin, scores.device)] = -torch.inf

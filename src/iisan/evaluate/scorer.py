@@ -9,6 +9,8 @@ from torch import Tensor
 from iisan.data.sequences import Index
 from iisan.errors import RunError
 
+DIVERGED = "the model diverged: train again with a smaller learning rate"
+
 
 class Scorer(Protocol):
     """Scores every item of the catalogue for a user's history.
@@ -73,9 +75,5 @@ class EmbeddingScorer:
 
 def _finite(vectors: Tensor, what: str) -> Tensor:
     if bad := int((~torch.isfinite(vectors)).any(dim=-1).sum()):
-        raise RunError(
-            f"{bad} of {len(vectors)} {what} hold NaN or infinity",
-            "finite numbers",
-            "the model diverged: train again with a smaller learning rate",
-        )
+        raise RunError(f"{bad} of {len(vectors)} {what} hold NaN or infinity", "finite numbers", DIVERGED)
     return vectors.detach().float()

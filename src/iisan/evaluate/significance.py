@@ -21,7 +21,6 @@ from iisan.names import ITEM_ID, USER_ID
 VALUE = "value"
 _COLUMNS = (USER_ID, ITEM_ID, "above", "ties")
 _RESAMPLES = 2000
-_SEED = 0
 #: Users resampled at a time, 8 bytes each for index and value: 64 MB however many users there are.
 _DRAWN = 4_000_000
 #: Smaller differences are rounding errors of sums: metrics differ by 1/(ties × runs) or more.
@@ -169,7 +168,7 @@ def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
 def _interval(differences: Values) -> tuple[float, float]:
     """Ends of the 95% percentile bootstrap interval of the mean difference."""
     users = len(differences)
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(0)
     batch = max(1, _DRAWN // users)
     means = [
         differences[rng.integers(users, size=(min(batch, _RESAMPLES - done), users))].mean(axis=1)

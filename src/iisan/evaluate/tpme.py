@@ -74,11 +74,9 @@ class Weights:
         values = astuple(self)
         # Also refuses NaN.
         if not (all(value >= 0 for value in values) and abs(sum(values) - 1) <= 1e-9):
-            raise ConfigError(
-                f"the weights time {self.time}, parameters {self.parameters}, memory {self.memory}",
-                "three numbers of 0 or more that sum to 1",
-                "choose weights such as 0.45, 0.10, 0.45",
-            )
+            got = f"the weights time {self.time}, parameters {self.parameters}, memory {self.memory}"
+            cure = "choose weights such as 0.45, 0.10, 0.45"
+            raise ConfigError(got, "three numbers of 0 or more that sum to 1", cure)
 
 
 #: The weights that IISAN uses.
@@ -86,11 +84,7 @@ PAPER = Weights(time=0.45, parameters=0.10, memory=0.45)
 
 
 def parse_weights(text: str) -> Weights:
-    """Parse ``paper``, or numbers for time, parameters and memory, such as ``0.3,0.1,0.6``.
-
-    Raises:
-        ConfigError: The text is neither.
-    """
+    """Parse ``paper``, or time, parameters and memory such as ``0.3,0.1,0.6``; else raise a ``ConfigError``."""
     if text == "paper":
         return PAPER
     try:
@@ -102,9 +96,7 @@ def parse_weights(text: str) -> Weights:
 
 
 def tpme(
-    measurements: Sequence[Measurement],
-    weights: Weights = PAPER,
-    extremes: Sequence[Measurement] | None = None,
+    measurements: Sequence[Measurement], weights: Weights = PAPER, extremes: Sequence[Measurement] | None = None
 ) -> dict[str, float]:
     """Training time, parameter and memory efficiency of every method (IISAN, eqs. 6–10).
 
@@ -147,9 +139,6 @@ def shares(measurements: Sequence[Measurement], steps: int = 50) -> dict[str, fl
     """Share of all possible weights, see ``winners``, under which each method has the lowest TPME.
 
     Tied methods divide a point among them, so the shares sum to 1.
-
-    Raises:
-        ConfigError: See ``winners``.
     """
     _, wins = _wins(measurements, steps)
     divided = (wins / wins.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -180,11 +169,8 @@ def read_csv(path: Path) -> list[Measurement]:
     for factor in FACTORS:
         wrong = text.filter(numbers[factor].is_null())
         if len(wrong):
-            raise ConfigError(
-                f"{path} (columns {found}) holds '{wrong[factor][0] or ''}' as {factor} of '{wrong[NAME][0]}'",
-                "a number",
-                "write digits with a decimal point, without units or separators",
-            )
+            got = f"{path} (columns {found}) holds '{wrong[factor][0] or ''}' as {factor} of '{wrong[NAME][0]}'"
+            raise ConfigError(got, "a number", "write digits with a decimal point, without units or separators")
     return [Measurement(name or "", *values) for name, *values in numbers.select(columns).iter_rows()]
 
 
@@ -201,11 +187,8 @@ def _normalised(measurements: Sequence[Measurement], extremes: Sequence[Measurem
     values = _matrix(measurements)
     bounds = values if extremes is None else _matrix(extremes)
     if len(bounds) < 2:
-        raise ConfigError(
-            f"{len(bounds)} measurement(s) to take the extremes from",
-            "at least 2, as TPME is relative to a compared set",
-            "add the methods to compare with, or pass extremes",
-        )
+        got, expected = f"{len(bounds)} measurement(s) to take the extremes from", "at least 2, to compare"
+        raise ConfigError(got, expected, "add the methods to compare with, or pass extremes")
     low = bounds.min(axis=0)
     spread = bounds.max(axis=0) - low
     return np.divide(values - low, spread, out=np.zeros_like(values), where=spread > 0)

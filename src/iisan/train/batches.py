@@ -117,11 +117,9 @@ class Batches:
         split, loss = self.split, self.loss
         self.windows = training_windows(split, self.length, self.pieces)
         if not len(self.windows.users):
-            raise DataError(
-                f"no user has 2 interactions in the training part of the split {split.name}",
-                "at least one such user, to learn the next item from",
-                "prepare the dataset with more interactions per user",
-            )
+            got = f"no user has 2 interactions in the training part of the split {split.name}"
+            expected = "at least one such user, to learn the next item from"
+            raise DataError(got, expected, "prepare the dataset with more interactions per user")
         counts = item_counts(split.sequences.items, self.windows.starts, self.windows.ends, split.num_items)
         self.popularity = counts / counts.sum()
         #: Position of an item in the rows of this batch, or of an earlier one; allocated once.

@@ -56,11 +56,8 @@ def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, A
     changed = sorted(name for name in inputs if name in trained and trained[name] != inputs[name])
     if changed:
         names = " and ".join(changed).replace("continued_from", "initial weights")
-        raise RunError(
-            f"'{place}' was trained with other {names} than are given now",
-            "the same as at its beginning",
-            "choose another --out, or delete it",
-        )
+        got = f"'{place}' was trained with other {names} than are given now"
+        raise RunError(got, "the same as at its beginning", "choose another --out, or delete it")
 
 
 def load_checkpoint(
@@ -81,11 +78,8 @@ def load_checkpoint(
                 # A copy, as the mapped file is replaced during training.
                 groups[group][name] = file.get_tensor(key).clone()
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"the checkpoint '{path}' cannot be read ({error})",
-            "a complete checkpoint",
-            "delete it; training then starts again",
-        ) from None
+        got = f"the checkpoint '{path}' cannot be read ({error})"
+        raise RunError(got, "a complete checkpoint", "delete it; training then starts again") from None
     check_inputs(path, metadata.get("inputs", {}), inputs)
     load_trainable(network, groups["model"])
     state = optimizer.state_dict()

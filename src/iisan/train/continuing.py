@@ -73,11 +73,9 @@ def start_from(run: Run, setup: Setup) -> int:
     known = torch.from_numpy(rows != PAD)
     state = trainable_state(setup.network)
     if lost := saved.keys() - state.keys() - {_ABSENT}:
-        raise RunError(
-            f"the run in '{run.folder}' has a parameter '{min(lost)}', which the network has not",
-            "the same parameters",
-            "leave source and tuning as they are, or train a new run without --from",
-        )
+        got = f"the run in '{run.folder}' has a parameter '{min(lost)}', which the network lacks"
+        cure = "leave source and tuning as they are, or train a new run without --from"
+        raise RunError(got, "the same parameters", cure)
     for name in state.keys() & saved.keys():
         if name == _ITEM_TABLE:
             state[name][known] = saved[name][torch.from_numpy(rows)[known]]

@@ -159,11 +159,8 @@ class Trainer:
         total = self.run(track(self.batches.epoch(epoch), f"epoch {epoch}", len(self.batches)))
         loss = self.processes.add(total).item() / len(self.batches)
         if not math.isfinite(loss):
-            raise RunError(
-                f"the loss of epoch {epoch} is {loss}",
-                "a finite loss",
-                "lower optimizer.learning_rate and optimizer.san_learning_rate, or set training.max_grad_norm",
-            )
+            cure = "lower optimizer.learning_rate and optimizer.san_learning_rate, or set training.max_grad_norm"
+            raise RunError(f"the loss of epoch {epoch} is {loss}", "a finite loss", cure)
         trained = time.perf_counter()
         metrics: dict[str, float] = {}
         if epoch % self.config.evaluation.every == 0 or epoch == self.config.training.epochs:

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -77,10 +77,7 @@ def train(
     if start is not None:
         check_same_model(start, config)
     device = choose_device(config.training.device)
-    with (
-        joined(device) as processes,
-        _claimed(out, config) if processes.first else nullcontext(config) as config,
-    ):
+    with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext(config) as config:
         processes.wait()
         finished = _finished_result(out)
         if finished is not None:
@@ -136,31 +133,23 @@ def _checked(out: Path, config: Config) -> tuple[list[Path], Config]:
     theirs = read_yaml(path) if path.exists() else {}
     whole = theirs.keys() >= Config.model_fields.keys()
     begun = CHECKPOINT in names or _finished_result(out) is not None
-    same = _in_precision_of(theirs, config)
+    same, chosen = config, dict(flatten(theirs)).get("training.precision")
+    if config.training.precision == "auto" and chosen in ("fp32", "bf16"):
+        # A resumed run keeps the precision that an earlier call chose.
+        same = config.override([f"training.precision={chosen}"])
     found = difference(theirs, same.model_dump(mode="json"))
     if found and (begun or (whole and not names <= _BEFORE_AN_EPOCH)):
         key, before, ours = found
-        raise RunError(
-            f"'{out}' holds a run with {key} = {before!r}, not {ours!r}",
-            "a new folder, or one of a run with the same settings",
-            "choose another --out",
-        )
+        got = f"'{out}' holds a run with {key} = {before!r}, not {ours!r}"
+        raise RunError(got, "a new folder, or one of a run with the same settings", "choose another --out")
     if names and not whole:
-        raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
+        raise RunError(f"'{out}' is neither a run folder nor empty", "a new or empty one", "choose another --out")
     return unfinished, config if found else same
 
 
 def _write_config(out: Path, config: Config) -> None:
     with aside(out / CONFIG) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
-
-
-def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
-    """Replace precision ``auto`` by the one that an earlier call chose and wrote."""
-    chosen = dict(flatten(theirs)).get("training.precision")
-    if config.training.precision != "auto" or chosen not in ("fp32", "bf16"):
-        return config
-    return config.override([f"training.precision={chosen}"])
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:

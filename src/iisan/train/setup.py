@@ -105,11 +105,6 @@ def build(config: Config, dataset: Dataset | None = None, processes: Processes =
     products = main_products(config, source.widths, dataset.num_items)
     low = processes.first and choose_precision(device, config.training.precision, products, True) == "bf16"
     network.autocast = bool(processes.add(torch.tensor(float(low), device=device)))
-    return Setup(
-        config.override([f"training.precision={'bf16' if network.autocast else 'fp32'}"]),
-        dataset,
-        split(dataset.sequences, dataset.num_items, config.evaluation.split),
-        stores,
-        network,
-        device,
-    )
+    config = config.override([f"training.precision={'bf16' if network.autocast else 'fp32'}"])
+    subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
+    return Setup(config, dataset, subsets, stores, network, device)
