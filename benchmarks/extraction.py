@@ -32,12 +32,12 @@ from timing import PRODUCT, faster, products, take_turns, told, write_record
 
 from iisan.ahead import ahead
 from iisan.data.prepare import prepare
+from iisan.encoders.contents import Contents
 from iisan.encoders.encoder import Encoder
 from iisan.encoders.image import load_image
 from iisan.encoders.text import load_text
 from iisan.names import IMAGE, TEXT
 from iisan.states import extract as extraction_module
-from iisan.states.contents import Contents
 from iisan.states.extract import extract
 
 TOKENS, PATCHES, WIDTH, DEPTH = 30, 197, 768, 12

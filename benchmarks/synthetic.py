@@ -16,10 +16,10 @@ from PIL import Image
 
 from iisan.data.dataset import Dataset
 from iisan.data.prepare import prepare
+from iisan.encoders.contents import Contents
 from iisan.encoders.encoder import Encoder
 from iisan.encoders.levels import layer_drop
 from iisan.names import IMAGE
-from iisan.states.contents import Contents
 from iisan.states.manifest import Manifest, fingerprint_of
 from iisan.states.store import StateStore, store_folder
 from iisan.states.writer import StateWriter, library_versions
@@ -57,8 +57,7 @@ def make_encoders(tokenizer: Path, folder: Path) -> dict[str, Path]:
 
 def make_store(encoder: Encoder, dataset: Dataset, out: Path) -> StateStore:
     """A store as ``iisan cache`` would write it."""
-    found = Contents.of(dataset, encoder.kind).keys()
-    keys = [key for key in dict.fromkeys(found) if key is not None]
+    keys = Contents.of(dataset, encoder.kind).keys().drop_nulls().unique(maintain_order=True).to_list()
     return write_store(out, {"modality": encoder.kind, **encoder.settings}, encoder.depth, encoder.width, keys)
 
 

@@ -72,6 +72,8 @@ class Recommender:
         config = config or (earlier.config if earlier else "default")
         chosen = config if isinstance(config, Config) else load_config(config)
         given = {"dataset": path} | ({} if states is None else {"states": Path(states)})
+        if isinstance(dataset, Dataset):
+            given["images"] = dataset.image_root
         chosen = chosen.override(overrides).model_copy(update=given)
         train(chosen, folder, start=earlier)
         return cls.load(folder)
@@ -175,16 +177,8 @@ class Recommender:
         items, scores = top_k(self.run.scorer, queries, k, "all" if include_seen else "unseen")
         found = items != PAD
         query, position = np.nonzero(found)
-        chosen = self.run.items[items[found]]
-        return pl.DataFrame(
-            {
-                "query": query,
-                "rank": position + 1,
-                ITEM_ID: chosen[ITEM_ID],
-                "score": scores[found],
-                TEXT: chosen[TEXT],
-            }
-        )
+        lists = self.run.items[items[found]].with_columns(query=query, rank=position + 1, score=scores[found])
+        return lists.select("query", "rank", ITEM_ID, "score", TEXT)
 
 
 def _saved(dataset: Dataset, folder: Path) -> Dataset:

@@ -34,6 +34,8 @@ Levels = (
     | Annotated[str, Field(pattern=r"^group-[1-9][0-9]*$")]
     | Annotated[tuple[Level, ...], Field(min_length=1)]
 )
+#: Keys of folders, whose contents are identified by fingerprints rather than paths.
+FOLDERS = ("dataset", "images", "states")
 Policy = Literal["unseen", "all", "exclude-all"]
 
 
@@ -47,7 +49,8 @@ class StatesConfig(Section):
     """The hidden states of all texts or all images. None accepts whatever the state store contains.
 
     Attributes:
-        encoder: Hub id or folder of the encoder; required for ``source: live``.
+        encoder: Hub id (``owner/name`` or ``owner/name@revision``) or folder of the encoder; required for
+            ``source: live``.
         pooling: Pooling of a content's tokens: ``cls``, ``mean``, or ``last`` (texts only).
         max_tokens: Maximum number of tokens of a text, including special tokens.
         levels: Hidden states that are read: ``layerdrop`` (every other one), ``all``, ``group-N`` (N evenly spaced
@@ -92,8 +95,8 @@ class TuningConfig(Section):
         alpha: Scaling factor of LoRA, whose product is multiplied by ``alpha / rank``.
         bottleneck: Bottleneck width H of Houlsby's adapters.
         learning_rate: Learning rate of all trained weights inside the encoders.
-        refresh: Period of encoder training in epochs. The encoders are trained in the first epoch of each period; in
-            the others their final states are read from memory, at the cost of cached training. 1 trains them in
+        refresh: Period of encoder training in epochs. The encoders are trained in the first epoch of each period;
+            in the others their final states are read from memory, at the cost of cached training. 1 trains them in
             every epoch.
         gradient_checkpointing: Whether activations are recomputed in the backward pass instead of stored.
     """
@@ -293,6 +296,7 @@ class Config(Section):
     Attributes:
         recipe: Name of the recipe that the settings are based on.
         dataset: Dataset folder.
+        images: Folder of the dataset's media, if moved since ``iisan prepare``; only live encoders need it.
         states: Folder of state stores (the output of ``iisan cache``); not used for item ids.
         source: Source of the hidden states: ``cached`` reads them from the store, ``live`` runs the encoders in
             every step, ``partial`` reads token states below the last ``tuning.last_n_layers`` layers and runs
@@ -306,6 +310,7 @@ class Config(Section):
 
     recipe: str = "default"
     dataset: Path | None = None
+    images: Path | None = None
     states: Path | None = None
     source: Literal["cached", "live", "partial"] = "cached"
     modalities: tuple[Modality, ...] | None = None

@@ -92,6 +92,28 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_key(content: str | bytes) -> str:
+    """Hexadecimal SHA-256 of a content: a text's UTF-8 bytes, or a media file's bytes."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def relocated(path: Path, written_in: str | None, folder: Path) -> Path:
+    """Where a path is now that an artefact recorded.
+
+    Args:
+        path: as recorded, absolute.
+        written_in: the artefact's absolute folder at that time; None where it was not recorded.
+        folder: the artefact's folder now.
+
+    Returns:
+        The path, or where nothing is there any more, its counterpart that was moved together with the artefact.
+    """
+    if written_in is None or path.exists():
+        return path
+    moved = (folder / os.path.relpath(path, written_in)).resolve()
+    return moved if moved.exists() else path
+
+
 def sha256_json(value: Any) -> str:
     """SHA-256 of a JSON value, hexadecimal and independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -18,6 +19,10 @@ INTERACTIONS = pl.DataFrame(
 )
 
 
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
 def make():
     return Dataset.from_frames(ITEMS, INTERACTIONS)
 
@@ -34,7 +39,9 @@ def test_round_trip(tmp_path):
     assert loaded.sequences.items.tolist() == [0, 1, 2, 0, 1, 0]
     assert (loaded.num_items, loaded.num_users, loaded.num_interactions) == (3, 2, 6)
     assert (loaded.text(0), loaded.text(1)) == ("A & B", None)
-    assert loaded.manifest == made.manifest | {"files": loaded.manifest["files"]}
+    written = {"files", "folder", "image_root"}
+    assert {name: value for name, value in loaded.manifest.items() if name not in written} == made.manifest
+    assert loaded.manifest["folder"] == str(tmp_path / "dataset")
     stored = pl.read_parquet(tmp_path / "dataset" / "interactions.parquet")
     assert stored.equals(loaded.interactions())
     assert stored.rows()[:3] == [("u", "a", 1), ("u", "b", 2), ("u", "c", 3)]
@@ -89,6 +96,25 @@ def test_content_hash_sees_every_part():
     ]
     hashes |= {Dataset.from_frames(*frames).manifest["content_hash"] for frames in changes}
     assert len(hashes) == 6
+
+
+def test_content_hash_sees_the_files_and_not_where_they_lie(tmp_path):
+    paths = ITEMS.with_columns(image=pl.Series(["a.png", None, "deep/c.png"]))
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.png").write_bytes(b"A")
+    (tmp_path / "deep" / "c.png").write_bytes(b"C")
+    options = {"images": tmp_path, "check_images": False}
+    by_path = Dataset.from_frames(paths, INTERACTIONS, **options)
+    assert by_path.keys.to_dict(as_series=False) == {"image": [sha256(b"A"), None, sha256(b"C")]}
+    bytes_ = ITEMS.with_columns(image=pl.Series([b"A", None, b"C"]))
+    by_bytes = Dataset.from_frames(bytes_, INTERACTIONS, check_images=False)
+    assert by_bytes.content_hash == by_path.content_hash
+    (tmp_path / "a.png").write_bytes(b"B")
+    assert Dataset.from_frames(paths, INTERACTIONS, **options).content_hash != by_path.content_hash
+    # Bytes that are no content of an encoder count as they are.
+    thumbs = [by_bytes.items.with_columns(thumb=pl.Series([thumb, None, b""])) for thumb in (b"x", b"y")]
+    hashes = {Dataset.from_frames(each, INTERACTIONS, check_images=False).content_hash for each in thumbs}
+    assert len(hashes | {by_bytes.content_hash}) == 3
 
 
 def test_pandas_gives_the_same_as_polars():
@@ -164,6 +190,7 @@ def test_foreign_files_in_the_folder_are_not_the_datasets(tmp_path):
     assert sorted(files) == [
         "interactions.parquet",
         "items.parquet",
+        "keys.parquet",
         *(f"sequences/{name}.npy" for name in ("items", "offsets", "timestamps")),
         "skipped.jsonl",
         "users.parquet",
@@ -228,7 +255,7 @@ def test_damage_of_equal_size_is_refused(tmp_path, name):
     ("change", "match"),
     [
         ({"kind": "other"}, "was not written as an iisan-dataset"),
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 3}, "schema 3"),
         ({"files": {"../x": 1}}, "leads out"),
         ({"files": None}, "is damaged"),
         ({"counts": {"items": 4, "users": 2, "interactions": 6}}, "expected .4, 2, 2, 6."),

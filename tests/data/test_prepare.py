@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import shutil
 from datetime import datetime
 
 import numpy as np
@@ -391,13 +392,28 @@ def test_images_by_column_of_paths(tmp_path):
     assert dataset.content_bytes("image", 2) == png()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    lay(elsewhere, a__png=png((0, 0, 0)))
-    moved = Dataset.load(tmp_path / "out", image_root=elsewhere)
-    assert moved.content_bytes("image", 0) == png((0, 0, 0))
+    (tmp_path / "a.png").rename(elsewhere / "a.png")
+    with pytest.raises(DataError, match=r"a\.png' cannot be read.*pass --images FOLDER"):
+        dataset.content_bytes("image", 2)
+    assert Dataset.load(tmp_path / "out", image_root=elsewhere).content_bytes("image", 0) == png()
     # The hash is about contents, not about where the folder lies.
     assert (
         run(tmp_path, items=items, images=elsewhere).manifest["content_hash"] == dataset.manifest["content_hash"]
     )
+    lay(elsewhere, a__png=png((0, 0, 0)))
+    with pytest.raises(DataError, match="the image of item '007' changed since `iisan prepare`"):
+        Dataset.load(tmp_path / "out", image_root=elsewhere).content_bytes("image", 0)
+
+
+def test_media_are_found_where_they_moved_with_the_dataset(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "deep" / "there"
+    here.mkdir()
+    lay(here, a__png=png())
+    run(here, items="item_id,image\n007,a.png\nb,\nc,\n")
+    shutil.copytree(here, there)
+    assert Dataset.load(there / "out").image_root == here  # as long as they are where they were
+    shutil.rmtree(here)
+    assert Dataset.load(there / "out").image_root == there
 
 
 def test_images_by_column_of_bytes(tmp_path):

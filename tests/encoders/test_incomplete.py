@@ -9,8 +9,9 @@ import transformers as hf
 
 from iisan.demo.run import CAPTIONER, ENCODERS
 from iisan.encoders.captions import Captioner
+from iisan.encoders.hub import locate
 from iisan.encoders.load import load_encoder
-from iisan.encoders.loading import check_tokenizer, locate
+from iisan.encoders.loading import check_tokenizer
 from iisan.encoders.text import load_text
 from iisan.errors import EncoderError
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import transformers as hf
 
+from iisan.encoders.contents import Contents
 from iisan.encoders.encoder import Encoder, _size
 from iisan.encoders.levels import parse_levels
 from iisan.encoders.loading import Loading
 from iisan.encoders.text import TextEncoder, load_text
 from iisan.encoders.tuning import tune
 from iisan.errors import ConfigError, EncoderError, MissingExtraError, StoreError
-from iisan.states.contents import Contents
 from iisan.states.extract import extract
 
 TEXTS = ["red pump", "small steel valve for large blue pump", "tape", "glove of steel", "blue box", "green mask"]

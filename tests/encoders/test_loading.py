@@ -238,21 +238,17 @@ def test_wrong_entries_of_a_configuration(bert: Path, entry: dict[str, Any], mes
 
 
 @pytest.fixture
-def empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model of the hub lies on this machine."""
-
-    def nothing(name: str, **options: Any) -> str:
-        assert options["local_files_only"]
-        raise huggingface_hub.errors.LocalEntryNotFoundError(name)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing)
+def hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The hub's folder on this machine: empty, and without a network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
 
 
-@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.usefixtures("hub_cache")
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def dead(_api: object, name: str, timeout: float) -> None:
+    def dead(_api: object, name: str, revision: None, timeout: float) -> None:
         calls.append(timeout)
         raise ConnectionError("no route")
 
@@ -263,8 +259,10 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     assert raised.value.__suppress_context__
 
 
-def test_a_hub_model_is_pinned_and_brings_one_set_of_weights(
-    monkeypatch: pytest.MonkeyPatch, bert: Path, tmp_path: Path
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize(("name", "revision"), [("some/model", None), ("some/model@refs/pr/7", "refs/pr/7")])
+def test_a_hub_model_brings_one_set_of_weights(
+    monkeypatch: pytest.MonkeyPatch, bert: Path, tmp_path: Path, name: str, revision: str | None
 ) -> None:
     names = [
         "README.md",
@@ -282,17 +280,56 @@ def test_a_hub_model_is_pinned_and_brings_one_set_of_weights(
         siblings = [type("File", (), {"rfilename": name}) for name in names]  # noqa: RUF012
 
     def download(name: str, **options: Any) -> str:
-        if options.get("local_files_only"):
-            raise huggingface_hub.errors.LocalEntryNotFoundError(name)
+        assert name == "some/model"
         asked.update(options)
         return str(shutil.copytree(bert, tmp_path / "snapshots" / commit))
 
+    def model_info(_api: object, name: str, revision: str | None, timeout: float) -> type[Info]:
+        assert name == "some/model"
+        asked["listed"] = revision
+        return Info
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda _api, _name, timeout: Info)
-    settings = load_text("some/model").settings
-    assert settings["encoder"] == "some/model"
-    assert settings["revision"] == asked["revision"] == commit
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    settings = load_text(name).settings
+    assert settings["encoder"] == name
+    assert settings["revision"] == commit
+    assert asked["revision"] == asked["listed"] == revision
     assert set(asked["allow_patterns"]) == {"1_Pooling/config.json", *(path.name for path in bert.iterdir())}
+
+
+def test_a_revision_on_this_machine_is_found_without_a_network(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, bert: Path
+) -> None:
+    """Laid out as the hub's client does: branches and tags name commits, which have the files."""
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", None)
+    home = hub_cache / "models--some--model"
+    digests = {}
+    for number, names in enumerate((("main", "v1"), ("v2", "refs/pr/7"))):
+        commit = f"{number}" * 40
+        weights = load_file(bert / "model.safetensors")
+        weights["encoder.layer.3.output.dense.bias"] += number
+        save_file(weights, bert / "model.safetensors", {"format": "pt"})
+        shutil.copytree(bert, home / "snapshots" / commit)
+        for name in names:
+            (home / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / "refs" / name).write_text(commit)
+        digests[commit] = load_text(str(bert)).weight_digest
+    one, other = digests
+    for name, commit in (("", one), ("@v1", one), ("@v2", other), ("@refs/pr/7", other), (f"@{other}", other)):
+        settings = load_text(f"some/model{name}").settings
+        assert (settings["encoder"], settings["revision"]) == (f"some/model{name}", commit)
+        assert settings["weight_digest"] == digests[commit]
+    with pytest.raises(EncoderError, match="'some/model@v3' is not on this machine"):
+        load_text("some/model@v3")
+
+
+def test_a_folder_may_have_an_at_sign(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(bert, tmp_path / "some" / "bert@v1")
+    monkeypatch.chdir(tmp_path)
+    for name in (str(tmp_path / "some" / "bert@v1"), "some/bert@v1"):
+        settings = load_text(name).settings
+        assert (settings["encoder"], settings["revision"]) == (str(tmp_path / "some" / "bert@v1"), None)
 
 
 def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(tmp_path: Path) -> None:

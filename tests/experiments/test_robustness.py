@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from iisan.cli import main
 from iisan.errors import ConfigError, DataError
 from iisan.evaluate.tpme import PAPER
 from iisan.experiments.robustness import decline
@@ -61,19 +60,6 @@ def test_only_the_named_items_are_corrupted(runs):
         decline(runs / "plain", "text", [2.0], "remove")
     with pytest.raises(ConfigError, match="the seed -1; expected 0 or more"):
         decline(runs / "plain", "text", [1.0], "remove", seed=-1)
-
-
-@pytest.fixture
-def iisan(capsys, monkeypatch):
-    """Run a command in this process; returns exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["iisan", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return stop.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_prints_and_draws(runs, tmp_path, iisan):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from iisan.encoders.image import ImageEncoder, load_image
 from iisan.encoders.text import TextEncoder, load_text
+from iisan.files import content_key
 from pictures import encoded, noise
 
 ADJECTIVES = ("red", "blue", "green", "small", "large", "steel")
@@ -31,6 +32,11 @@ class TinyCatalogue:
         images = self.images or [None] * len(self.texts)
         columns = {"item_id": [f"i{n}" for n in range(len(self.texts))], "text": self.texts, "image": images}
         return pl.DataFrame(columns, schema={"item_id": pl.String, "text": pl.String, "image": pl.Binary})
+
+    @property
+    def keys(self) -> pl.DataFrame:
+        known = [None if image is None else content_key(image) for image in self.items["image"]]
+        return pl.DataFrame({"image": known}, schema={"image": pl.String})
 
     def content_bytes(self, column: str, index: int) -> bytes:
         content = self.images[index]

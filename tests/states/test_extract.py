@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from iisan.encoders import precision as precision_module
+from iisan.encoders.contents import Contents
 from iisan.encoders.text import TextEncoder, load_text
 from iisan.errors import ConfigError, DataError, EncoderError, StoreError
 from iisan.files import sha256_file
 from iisan.states import extract as extract_module
 from iisan.states.caching import cache
-from iisan.states.contents import Contents
 from iisan.states.extract import extract
 from iisan.states.manifest import Manifest
 from iisan.states.store import StateStore

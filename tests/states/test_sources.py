@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iisan.encoders.contents import Contents
 from iisan.encoders.image import ImageEncoder
 from iisan.encoders.text import TextEncoder, load_text
 from iisan.encoders.tuning import tune
 from iisan.errors import ConfigError, DataError, EncoderError, StoreError
 from iisan.nn.hidden import Hidden
-from iisan.states.contents import Contents
 from iisan.states.corruption import CorruptedStates, hide_modalities
 from iisan.states.extract import extract
 from iisan.states.sources import CachedStates, ItemBatch, LiveStates, NoStates

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from iisan.encoders.contents import Contents
 from iisan.encoders.image import load_image
 from iisan.encoders.text import TextEncoder
 from iisan.errors import StoreError
 from iisan.files import sha256_json
-from iisan.states.contents import Contents
 from iisan.states.extract import extract
 from iisan.states.manifest import Manifest
 from iisan.states.store import StateStore
@@ -156,6 +156,18 @@ def test_states_made_under_other_settings(store: StateStore, name: str, value: A
     assert f"{name} {value!r}" in str(raised.value)
     with pytest.raises(StoreError, match=name):
         StateStore.find(store.folder.parent, "text", {name: value})
+
+
+def test_a_hub_model_is_named_with_its_revision_with_its_commit_or_without(store: StateStore) -> None:
+    commit = "0123abcd" * 5
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    manifest["settings"] |= {"encoder": "some/model@v1", "revision": commit}
+    (store.folder / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("some/model@v1", "some/model", f"some/model@{commit}"):
+        assert StateStore.open(store.folder, {"encoder": name}).settings["revision"] == commit
+    for name in ("some/model@v2", "some/other", "some/other@v1"):
+        with pytest.raises(StoreError, match=f"expected encoder '{name}'"):
+            StateStore.open(store.folder, {"encoder": name})
 
 
 def test_states_of_jpegs_in_draft_mode_are_refused_and_passed_over(

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from iisan.data.dataset import Dataset
+from iisan.encoders.contents import Contents
 from iisan.encoders.text import TextEncoder
 from iisan.errors import StoreError
 from iisan.recipes import load_config
-from iisan.states.contents import Contents
 from iisan.states.extract import extract
 from iisan.states.importing import import_states, open_source
 from iisan.states.store import StateStore

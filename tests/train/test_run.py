@@ -73,6 +73,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_
 CHANGES = {
     "recipe": None,  # a label
     "dataset": None,  # other data; see test_bad_paths
+    "images": None,  # of live states that moved; see test_moving.py
     "states": None,
     "source": None,  # the same numbers by another way; see test_live_states_equal_cached_ones
     "modalities": "[text]",
@@ -546,8 +547,8 @@ def test_a_damaged_result_says_what_to_do(quick, tmp_path):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({"photo.jpg": "", ".photo.part": "", ".config.yaml.x.part": ""}, "no run folder and not empty"),
-        ({"config.yaml": "recipe: default # mine\n"}, "no run folder and not empty"),
+        ({"photo.jpg": "", ".photo.part": "", ".config.yaml.x.part": ""}, "neither a run folder nor empty"),
+        ({"config.yaml": "recipe: default # mine\n"}, "neither a run folder nor empty"),
         ({"config.yaml": "whole", "thesis.txt": ""}, "holds a run with"),
     ],
 )

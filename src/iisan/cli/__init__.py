@@ -1,6 +1,7 @@
 """The command line: parse, call, print; no logic, and no heavy import before a command needs it."""
 
 import sys
+import warnings
 
 from iisan.cli import data, doctor, runs, studies
 from iisan.cli.common import app
@@ -13,6 +14,7 @@ __all__ = ["app", "data", "doctor", "main", "runs", "studies"]
 def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
     wait_briefly()
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except IisanError as error:

@@ -41,6 +41,11 @@ Set = Annotated[
 ]
 DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="What `iisan prepare` wrote.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="What `iisan train` wrote.")]
+DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="Dataset folder; a run's own if it moved.")]
+StatesOption = Annotated[
+    Path | None, typer.Option("--states", help="Folder of state stores; a run's own if it moved.")
+]
+ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of the dataset's media if it moved.")]
 PolicyOption = Annotated[
     Literal["unseen", "all", "exclude-all"] | None,
     typer.Option(help="Items that compete with a target. Defaults to the run's own policy."),
@@ -71,6 +76,15 @@ def write_frame(frame: "DataFrame", out: Path) -> None:
     """Write a table in the format that the ending of its file says, see ``FRAMES``."""
     with aside(out) as temporary:
         getattr(frame, FRAMES[out.suffix.lower()])(temporary)
+
+
+def given(**folders: Path | None) -> dict[str, Path | None]:
+    """The folders that are named on the command line, as settings of a configuration.
+
+    Media that an earlier dataset had elsewhere are not those of another dataset.
+    """
+    found: dict[str, Path | None] = {name: path.resolve() for name, path in folders.items() if path is not None}
+    return {"images": None, **found} if "dataset" in found else found
 
 
 def pairs_of(given: Iterable[str] | None, form: str) -> dict[str, str]:

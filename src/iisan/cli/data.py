@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from iisan.cli.common import DatasetFolder, Json, Out, app, pairs_of, say_to
+from iisan.cli.common import DatasetFolder, ImagesOption, Json, Out, app, pairs_of, say_to
 from iisan.printing import print_json, print_recommendations, print_stores, print_table
 
 
@@ -69,7 +69,9 @@ def prepare(
     on_bad: Annotated[
         Literal["stop", "skip"], typer.Option(help="Stop at bad rows, or skip, count and list them.")
     ] = "stop",
-    check_images: Annotated[bool, typer.Option(help="Decode every image, sound and clip now.")] = True,
+    check_images: Annotated[
+        bool, typer.Option(help="Decode every image, sound and clip now, not only read it.")
+    ] = True,
     quotes: Annotated[bool | None, typer.Option(help="Fields may be quoted (CSV: yes, TSV: no).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -143,7 +145,8 @@ def describe(
 def caption(
     dataset: DatasetFolder,
     out: Out,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-to-text model.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Image-to-text model: hub id[@revision] or folder.")],
+    images: ImagesOption = None,
     column: Annotated[str, typer.Option(help="What is described: a column of images or videos.")] = "image",
     name: Annotated[str, typer.Option(help="Name of the new column.")] = "caption",
     prompt: Annotated[
@@ -163,11 +166,11 @@ def caption(
 ) -> None:
     """Write captions of images, or of videos' middle frames -> a dataset with one more column of texts."""
     from iisan.data.dataset import Dataset
-    from iisan.states.captioning import caption as write_captions
+    from iisan.encoders.captioning import caption as write_captions
 
     asked = {"prompt": prompt, "max_tokens": max_tokens}
     captioned = write_captions(
-        Dataset.load(dataset),
+        Dataset.load(dataset, images),
         out,
         model,
         column=column,
@@ -190,14 +193,17 @@ def caption(
 def cache(
     dataset: DatasetFolder,
     out: Out,
-    text: Annotated[str | None, typer.Option(metavar="MODEL", help="Hub id or folder of a text encoder.")] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Text encoder: hub id[@revision] or folder.")
+    ] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Hub id or folder of an image encoder.")
+        str | None, typer.Option(metavar="MODEL", help="Image encoder: hub id[@revision] or folder.")
     ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="COLUMN=MODEL", help="An encoder of any other column; repeatable."),
     ] = None,
+    images: ImagesOption = None,
     recipe: Annotated[
         str, typer.Option(help="Pooling and text length that this recipe trains on; the options below win.")
     ] = "default",
@@ -243,7 +249,7 @@ def cache(
     from iisan.recipes import recipe as named_recipe
     from iisan.states.caching import cache as cache_states
 
-    wanted, loaded = named_recipe(recipe), Dataset.load(dataset)
+    wanted, loaded = named_recipe(recipe), Dataset.load(dataset, images)
     models = {name: each for name, each in (("image", image), ("text", text)) if each}
     poolings: dict[str, str | None] = {
         name: wanted.section_of(kind).pooling for name, kind in loaded.kinds.items()

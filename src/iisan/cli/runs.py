@@ -1,6 +1,5 @@
 """Commands that train, evaluate and recommend."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,25 +8,22 @@ import typer
 
 from iisan.cli.common import (
     FRAMES,
+    DatasetOption,
+    ImagesOption,
     Json,
     Out,
     PolicyOption,
     RunFolder,
     Set,
+    StatesOption,
     app,
     check_ending,
+    given,
     say_to,
     write_frame,
 )
 from iisan.errors import ConfigError
 from iisan.printing import print_evaluations, print_json, print_recommendations
-
-Moved = Annotated[Path | None, typer.Option(help="Dataset folder, if it has moved.")]
-
-
-def _quoted(path: Path) -> str:
-    """Quote a path as a YAML value."""
-    return json.dumps(str(path), ensure_ascii=False)
 
 
 @app.command()
@@ -39,8 +35,9 @@ def train(
     start: Annotated[
         Path | None, typer.Option("--from", metavar="RUN", help="Finished run to start from, instead of CONFIG.")
     ] = None,
-    dataset: Annotated[Path | None, typer.Option(help="Dataset folder.")] = None,
-    states: Annotated[Path | None, typer.Option(help="Folder of state stores.")] = None,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
+    images: ImagesOption = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -51,22 +48,22 @@ def train(
     from iisan.train.run import train as train_run
 
     keep_freed_memory()
-    folders = [f"{name}={_quoted(path)}" for name, path in (("dataset", dataset), ("states", states)) if path]
-    overrides = [*folders, *(settings or [])]
     if (config is None) == (start is None):
         raise ConfigError(
             "neither or both of CONFIG and --from are given", "one of them", "name a recipe, a YAML file or a run"
         )
-    earlier = Run.load(start) if start is not None else None
+    earlier, overrides = Run.load(start) if start is not None else None, settings or []
     chosen = earlier.config.override(overrides) if earlier else load_config(str(config), overrides)
+    chosen = chosen.model_copy(update=given(dataset=dataset, states=states, images=images))
     result = train_run(chosen, out, say=say_to(as_json), start=earlier)
     if not first_process():
         return
     if as_json:
         print_json(result)
         return
-    shown = {name: value for name, value in result["test"].items() if name in ("hr@10", "ndcg@10", "mrr@10")}
-    metrics = "  ".join(f"{name.upper()} {100 * value:.2f}%" for name, value in shown.items())
+    test = result["test"]
+    shown = [name for name in test if name.endswith("@10") and not name.startswith("cold")]
+    metrics = "  ".join(f"{name.upper()} {100 * test[name]:.2f}%" for name in shown)
     print(f"best epoch {result['best_epoch']} of {result['epochs']}: test {metrics}")
     print(f"protocol: {result['protocol']}")
     print(f"next: iisan evaluate {out}   |   iisan recommend {out} --user ID")
@@ -85,8 +82,8 @@ def evaluate(
     ] = None,
     policy: PolicyOption = None,
     baselines: Annotated[bool, typer.Option(help="Also evaluate popularity, Markov, frozen similarity.")] = True,
-    dataset: Moved = None,
-    states: Annotated[Path | None, typer.Option(help="Folder of state stores, if it has moved.")] = None,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
     out: Annotated[
         Path | None, typer.Option(help="File for the rank of every target (.parquet, .csv, .jsonl).")
     ] = None,
@@ -98,13 +95,9 @@ def evaluate(
 
     check_ending(out, FRAMES)
     trained = Run.load(run)
-    changes = {
-        "evaluation.split": split,
-        "evaluation.policy": policy,
-        "dataset": dataset and _quoted(dataset),
-        "states": states and _quoted(states),
-    }
+    changes = {"evaluation.split": split, "evaluation.policy": policy}
     config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
+    config = config.model_copy(update=given(dataset=dataset, states=states))
     evaluations = assess(trained, config, subset, baselines)
     if out:
         write_frame(evaluations[trained.config.recipe].per_user, out)
@@ -123,15 +116,15 @@ def recommend(
     out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of items per list.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Allow seen items in the lists.")] = False,
-    dataset: Moved = None,
+    dataset: DatasetOption = None,
     as_json: Json = False,
 ) -> None:
     """Recommend the next items for a known user, any history, or all users."""
     from iisan.api import Recommender
 
     if (user is not None) + (history is not None) + all_users != 1:
-        given = "several or none of --user, --history and --all-users are given"
-        raise ConfigError(given, "exactly one of them", "give one of them")
+        got = "several or none of --user, --history and --all-users are given"
+        raise ConfigError(got, "exactly one of them", "give one of them")
     if all_users and out is None:
         raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
     check_ending(out, FRAMES)

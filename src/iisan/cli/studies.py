@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from iisan.cli.common import DatasetFolder, Json, Out, Set, app, check_ending, say_to
+from iisan.cli.common import (
+    DatasetFolder,
+    DatasetOption,
+    ImagesOption,
+    Json,
+    Out,
+    Set,
+    StatesOption,
+    app,
+    check_ending,
+    given,
+    say_to,
+)
 from iisan.errors import ConfigError, DataError
 from iisan.printing import print_comparison, print_declines, print_estimates, print_json, print_measurements
 
@@ -81,6 +93,9 @@ def robustness(
         Path | None, typer.Option(help="File of item ids, one a line, that may be corrupted; all by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of items.")] = 0,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
+    images: ImagesOption = None,
     out: Annotated[Path | None, typer.Option(help="SVG file of the decline.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +116,10 @@ def robustness(
         raise DataError(f"'{items}' is not UTF-8 text", "item ids, one a line", "save it as UTF-8") from None
     ids = ids and [each.strip() for each in ids if each.strip()]
     names = short_names([run.absolute() for run in runs])
-    found = [decline(run, modality, shares, how, ids, seed, name) for run, name in zip(runs, names, strict=True)]
+    moved = given(dataset=dataset, states=states, images=images)
+    found = [
+        decline(run, modality, shares, how, ids, seed, name, moved) for run, name in zip(runs, names, strict=True)
+    ]
     if out is not None:
         with aside(out) as temporary:
             lines = {each.name: each.values("hr@10") for each in found}
@@ -124,6 +142,7 @@ def experiment(
     seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds of every row.")] = "0",
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder (full).")] = None,
     states: Annotated[Path | None, typer.Option(help="Folder of state stores (full).")] = None,
+    images: ImagesOption = None,
     text: Annotated[list[str] | None, typer.Option(help="Text model (full); repeatable.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="Image model (full); repeatable.")] = None,
 ) -> None:
@@ -145,7 +164,7 @@ def experiment(
     elif dataset is None or states is None:
         raise ConfigError("the scale 'full' lacks data", "--dataset and --states", "pass both")
     else:
-        chosen = full_scale(dataset, states, text or [], image or [], say)
+        chosen = full_scale(dataset, states, text or [], image or [], say, images)
     folder = run_experiment(name, chosen, out, [int(number) for number in numbers], say)
     print(f"\n{name} ({scale}): {title}\n")
     records = read_records([folder])

@@ -33,6 +33,7 @@ class Parts:
         sequences: all interactions.
         image_root: folder of the image paths.
         kinds: the columns with contents, and of which kind each is.
+        keys: ``[N]`` rows: content key of every item's file, a column per column of files; null = missing.
         counts: what was read, what every filter left, what is missing.
         skipped: bad rows.
     """
@@ -42,6 +43,7 @@ class Parts:
     sequences: Sequences
     image_root: Path | None
     kinds: dict[str, str]
+    keys: pl.DataFrame
     counts: dict[str, Any]
     skipped: pl.DataFrame
 
@@ -121,8 +123,9 @@ def assemble(
         kept_items, item_numbers = renumber(events.items, len(catalogue))
         catalogue = catalogue[kept_items]
     files = {name: kind for name, kind in kinds.items() if kind != TEXT}
+    keys: dict[str, pl.Series] = {}
     for name, kind in files.items():
-        catalogue = checked_files(catalogue, name, kind, root, options.check_images, problems)
+        catalogue, keys[name] = checked_files(catalogue, name, kind, root, options.check_images, problems)
     counts = {
         "items_listed": num_listed,
         "steps": steps,
@@ -138,6 +141,7 @@ def assemble(
         sequences=to_sequences(Events(users, item_numbers, events.timestamps), len(kept_users)),
         image_root=root if any(has_paths(catalogue[name]) for name in files) else None,
         kinds=kinds,
+        keys=pl.DataFrame(keys),
         counts=counts,
         skipped=problems.skipped,
     )

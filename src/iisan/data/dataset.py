@@ -2,9 +2,11 @@
 
 import difflib
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,17 @@ import polars as pl
 from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles
 from iisan.data.clean import clean_texts
 from iisan.data.frames import read_frame
-from iisan.data.media import inside, read_file
+from iisan.data.media import checked_files, inside, read_file
 from iisan.data.options import parse_options
 from iisan.data.problems import Problems, read_skipped, skipped_counts, write_skipped
 from iisan.data.sequences import Index, Sequences
 from iisan.errors import DataError
-from iisan.files import aside, read_manifest, write_json
+from iisan.files import aside, content_key, read_manifest, relocated, write_json
 from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
 
 KIND = "iisan-dataset"
-SCHEMA = 1
-_MANIFEST = "dataset.json"
+SCHEMA = 2
+_MANIFEST, _KEYS = "dataset.json", "keys.parquet"
 #: Stands in the folder while it is written, so that an interrupted one may be written again.
 _UNFINISHED = "dataset.unfinished"
 _CURE = "make it (again) with: iisan prepare FORMAT SOURCE… --out DATASET"
@@ -44,6 +46,7 @@ class Dataset:
         sequences: all interactions as index arrays, memory-mapped when loaded.
         user_ids: ``[users]`` strings; the row number is the user index.
         image_root: folder that paths of images, and of other files, are relative to.
+        stored_keys: see ``keys``; None where the folder has none, as version 0.1 wrote it.
         manifest: provenance, counts before and after every filter, content hash.
         skipped: bad rows that were left out: ``reason``, ``where``, ``value``.
     """
@@ -53,6 +56,7 @@ class Dataset:
     sequences: Sequences
     user_ids: pl.Series
     image_root: Path | None
+    stored_keys: pl.DataFrame | None
     manifest: dict[str, Any]
     skipped: pl.DataFrame = field(default_factory=lambda: Problems("skip").skipped)
 
@@ -91,20 +95,72 @@ class Dataset:
         """The bytes of an item's file in a column of files, such as ``image``.
 
         Raises:
-            DataError: the item has none, or its file is gone.
+            DataError: the item has none, or its file is gone or another one than the dataset was prepared with.
         """
-        content = self.items[column][index]
+        content, item = self.items[column][index], self.items[ITEM_ID][index]
         if content is None:
+            raise DataError(f"item '{item}' has no {column}", f"an item with {column}", "ask for others")
+        if isinstance(content, str):
+            if self.image_root is None:
+                raise DataError(
+                    f"the dataset has the {column} path '{content}' but no folder of files", "an image_root", _CURE
+                )
+            content = read_file(inside(self.image_root, content))
+        if content_key(content) != self.keys[column][index]:
             raise DataError(
-                f"item '{self.items[ITEM_ID][index]}' has no {column}", f"an item with {column}", "ask for others"
+                f"the {column} of item '{item}' changed since `iisan prepare`",
+                "the file that the dataset was prepared with",
+                "prepare the dataset again, or bring that file back",
             )
-        if isinstance(content, bytes):
-            return content
-        if self.image_root is None:
+        return content
+
+    @cached_property
+    def keys(self) -> pl.DataFrame:
+        """Content key (:func:`iisan.files.content_key`) of every item's file, ``[N]`` rows; null = missing.
+
+        A column per column of files; texts are quick to hash when their keys are needed. A dataset of version 0.1
+        gets its keys when they are first needed, while its media are there, and keeps them in its folder.
+
+        Raises:
+            DataError: media of such a dataset that cannot be read.
+        """
+        if self.stored_keys is not None:
+            return self.stored_keys
+        problems, keys = Problems("skip"), {}
+        for name, kind in self.kinds.items():
+            if kind != TEXT:
+                keys[name] = checked_files(self.items, name, kind, self.image_root, False, problems)[1]
+        if len(problems.skipped):
+            _, where, fault = problems.skipped.row(0)
             raise DataError(
-                f"the dataset has the {column} path '{content}' but no folder of files", "an image_root", _CURE
+                f"the dataset '{self.folder}' of version 0.1 has no content keys yet, and of {where} {fault}",
+                "all of its media, once, to compute the keys from",
+                "pass --images FOLDER if they moved, or prepare the dataset again",
             )
-        return read_file(inside(self.image_root, content))
+        self._keep(frame := pl.DataFrame(keys))
+        return frame
+
+    def _keep(self, keys: pl.DataFrame) -> None:
+        """Write the keys of a dataset of schema 1 into its folder, which makes it one of schema 2."""
+        assert self.folder is not None
+        path = self.folder / _KEYS
+        manifest = self.manifest | {
+            "schema": SCHEMA,
+            "content_hash": content_hash(self.items, keys, self.user_ids, self.sequences),
+            "previous_hash": self.content_hash,
+        }
+        try:
+            _write_parquet(keys, path)
+            manifest["files"] = self.manifest["files"] | {_KEYS: path.stat().st_size}
+            write_json(self.folder / _MANIFEST, manifest)
+        except OSError as error:
+            warnings.warn(
+                f"'{self.folder}' was prepared by version 0.1, and its content keys cannot be written there "
+                f"({error.strerror}): every command reads all of its media again",
+                stacklevel=2,
+            )
+        else:
+            self.manifest.update(manifest)
 
     def item_index(self, ids: Sequence[str]) -> Index:
         """Row numbers of items by id, ``[len(ids)]``.
@@ -160,11 +216,19 @@ class Dataset:
             "provenance": dict(provenance),
             "counts": parts.counts,
             "skipped": skipped_counts(parts.skipped),
-            "content_hash": content_hash(parts.items, parts.user_ids, parts.sequences),
-            "image_root": None if parts.image_root is None else str(parts.image_root),
+            "content_hash": content_hash(parts.items, parts.keys, parts.user_ids, parts.sequences),
             "kinds": parts.kinds,
         }
-        return cls(None, parts.items, parts.sequences, parts.user_ids, parts.image_root, manifest, parts.skipped)
+        return cls(
+            None,
+            parts.items,
+            parts.sequences,
+            parts.user_ids,
+            parts.image_root,
+            parts.keys,
+            manifest,
+            parts.skipped,
+        )
 
     @property
     def captions(self) -> dict[str, str]:
@@ -208,10 +272,11 @@ class Dataset:
             "created": _now(),
             "provenance": self.manifest["provenance"] | {"captions": captions},
             "counts": counts | {"missing": counts["missing"] | {name: texts.null_count()}},
-            "content_hash": content_hash(items, self.user_ids, self.sequences),
+            "content_hash": content_hash(items, self.keys, self.user_ids, self.sequences),
             "kinds": {**self.kinds, name: TEXT},
         }
-        return replace(self, folder=None, items=items, manifest=manifest)
+        manifest.pop("previous_hash", None)
+        return replace(self, folder=None, items=items, stored_keys=self.keys, manifest=manifest)
 
     def save(self, folder: Path | str) -> "Dataset":
         """Write the dataset; it is not there until its manifest is.
@@ -223,13 +288,17 @@ class Dataset:
             DataError: the folder holds something else.
         """
         folder = Path(folder)
+        frames = {
+            "items": self.items,
+            "keys": self.keys,
+            "users": self.user_ids.alias(USER_ID).to_frame(),
+            "interactions": self.interactions(),
+        }
         claim(folder)
         (folder / "sequences").mkdir(exist_ok=True)
         (folder / _MANIFEST).unlink(missing_ok=True)
         for leftover in folder.rglob(".*.part"):  # of a writing that was killed
             leftover.unlink()
-        users = self.user_ids.alias(USER_ID).to_frame()
-        frames = {"items": self.items, "users": users, "interactions": self.interactions()}
         tables = {folder / f"{name}.parquet": frame for name, frame in frames.items()}
         for path, frame in tables.items():
             _write_parquet(frame, path)
@@ -237,7 +306,11 @@ class Dataset:
         write_skipped(self.skipped, folder / "skipped.jsonl")
         written = [*tables, *arrays, folder / "skipped.jsonl"]
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(written)}
-        write_json(folder / _MANIFEST, self.manifest | {"files": sizes})
+        places = {
+            "folder": str(folder.resolve()),
+            "image_root": self.image_root and str(self.image_root.resolve()),
+        }
+        write_json(folder / _MANIFEST, {**self.manifest, "schema": SCHEMA, **places, "files": sizes})
         (folder / _UNFINISHED).unlink()
         return self.load(folder, self.image_root)
 
@@ -257,6 +330,7 @@ class Dataset:
         try:
             _check_sizes(folder, manifest["files"])
             items = pl.read_parquet(folder / "items.parquet", glob=False)
+            keys = pl.read_parquet(folder / _KEYS, glob=False) if manifest["schema"] > 1 else None
             user_ids = pl.read_parquet(folder / "users.parquet", glob=False)[USER_ID]
             sequences = Sequences.load(folder / "sequences")
             skipped = read_skipped(folder / "skipped.jsonl")
@@ -268,8 +342,10 @@ class Dataset:
             raise DataError(f"'{folder}' is damaged ({first})", "the files that were written", _CURE) from None
         if found != stated:
             raise DataError(f"'{folder}' holds {found} items, users, sequences, interactions", f"{stated}", _CURE)
-        root = image_root if image_root is not None else manifest.get("image_root")
-        dataset = cls(folder, items, sequences, user_ids, None if root is None else Path(root), manifest, skipped)
+        root = None if image_root is None else Path(image_root)
+        if root is None and manifest.get("image_root") is not None:
+            root = relocated(Path(manifest["image_root"]), manifest.get("folder"), folder)
+        dataset = cls(folder, items, sequences, user_ids, root, keys, manifest, skipped)
         for name, kind in dataset.kinds.items():
             check_modality(name, kind)
         return dataset
@@ -339,21 +415,15 @@ def claim(folder: Path) -> None:
     (folder / _UNFINISHED).touch()
 
 
-def content_hash(items: pl.DataFrame, user_ids: pl.Series, sequences: Sequences) -> str:
+def content_hash(items: pl.DataFrame, keys: pl.DataFrame, user_ids: pl.Series, sequences: Sequences) -> str:
     """Hexadecimal SHA-256 over items and interactions, the same on every machine.
 
-    Image paths count as they stand, relative to their folder; the files' contents do not.
+    Files count by their content keys, wherever they lie.
     """
     digest = hashlib.sha256()
-    for name, dtype in items.schema.items():
-        if dtype == pl.Binary:
-            sizes = items[name].bin.size().fill_null(-1).cast(pl.Int64, wrap_numerical=True)
-            digest.update(f"{name}:{sizes.to_list()}".encode())
-            for content in items[name].drop_nulls():
-                digest.update(content)
-    for frame in (items.select(pl.exclude(pl.Binary)), user_ids.alias(USER_ID).to_frame()):
+    for frame in (items.drop(keys.columns), keys, user_ids.alias(USER_ID).to_frame()):
         for part in frame.iter_slices(100_000):
-            digest.update(part.write_ndjson().encode())
+            digest.update(part.with_columns(pl.col(pl.Binary).bin.encode("hex")).write_ndjson().encode())
     for array in (sequences.offsets, sequences.items, sequences.timestamps):
         digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from iisan.data.problems import VALUE, WHERE, Problems
 from iisan.data.sounds import open_sound
 from iisan.data.videos import sample_frames
 from iisan.errors import DataError
+from iisan.files import content_key
 from iisan.names import AUDIO, IMAGE, ITEM_ID, VIDEO
 from iisan.progress import track
 
@@ -38,7 +39,7 @@ def read_file(path: Path) -> bytes:
         raise DataError(
             f"the file '{path}' cannot be read ({error.strerror or error})",
             "the file that the dataset was prepared with",
-            "bring it back, or prepare the dataset again",
+            "pass --images FOLDER if it moved, bring it back, or prepare the dataset again",
         ) from None
 
 
@@ -98,16 +99,19 @@ def has_paths(values: pl.Series) -> bool:
 
 def checked_files(
     items: pl.DataFrame, column: str, kind: str, root: Path | None, decode: bool, problems: Problems
-) -> pl.DataFrame:
-    """Check every file of a column; bad ones are reported and become null.
+) -> tuple[pl.DataFrame, pl.Series]:
+    """Read every file of a column; bad ones are reported and become null.
 
     Args:
         items: with ``item_id`` and the column (paths relative to ``root``, or bytes).
         column: its name.
         kind: of the files.
         root: folder of the paths.
-        decode: also decode the files, in threads; otherwise only paths are checked.
+        decode: also decode the files.
         problems: where bad files are reported.
+
+    Returns:
+        The items, and the content key of each one's file: strings [N], null where it has none.
 
     Raises:
         DataError: a path that leads out of ``root``, or a bad file where the policy is ``stop``.
@@ -115,30 +119,33 @@ def checked_files(
     files = items[column]
     present = files.is_not_null().arg_true()
 
-    def fault(index: int) -> str | None:
+    def checked(index: int) -> tuple[int, str | None, str | None]:
+        """The item, the key of its file, and what is wrong with it."""
         content = files[index]
         if isinstance(content, str) and re.match(ADDRESS, content):
-            return f"the web address '{content}' in the place of a file"
+            return index, None, f"the web address '{content}' in the place of a file"
         path = None if isinstance(content, bytes) else inside(_required(root, column), content)
-        if not decode:
-            return None
         try:
-            _DECODERS[kind](content if path is None else read_file(path))
+            content = content if path is None else read_file(path)
+            if decode:
+                _DECODERS[kind](content)
         except DataError as error:
-            return error.got
-        return None
+            return index, None, error.got
+        return index, content_key(content), None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
         # Every decoder's warning is either an error in `open_image` or of no concern to the caller.
         warnings.simplefilter("ignore")
-        faults = list(track(pool.map(fault, present), f"checking {column}s", total=len(present)))
-    bad = pl.DataFrame({"index": present, VALUE: faults}, schema={"index": pl.UInt32, VALUE: pl.String})
-    bad = bad.drop_nulls(VALUE)
+        rows = list(track(pool.map(checked, present), f"checking {column}s", total=len(present)))
+    schema = {"index": pl.UInt32, "key": pl.String, VALUE: pl.String}
+    found = pl.DataFrame(rows, schema, orient="row")
+    bad = found.drop_nulls(VALUE)
     names = items[ITEM_ID].gather(bad["index"])
-    rows = bad.with_columns(("item '" + names + "'").alias(WHERE))
-    problems.report(rows, f"bad {column}", f"a readable {kind} of every item that has one")
+    bad = bad.with_columns(("item '" + names + "'").alias(WHERE))
+    problems.report(bad, f"bad {column}", f"a readable {kind} of every item that has one")
     is_bad = pl.int_range(pl.len(), dtype=pl.UInt32).is_in(bad["index"].to_list())
-    return items.with_columns(pl.when(~is_bad).then(column))
+    keys = pl.repeat(None, len(items), dtype=pl.String, eager=True).scatter(found["index"], found["key"])
+    return items.with_columns(pl.when(~is_bad).then(column)), keys.alias(column)
 
 
 def _required(root: Path | None, column: str) -> Path:

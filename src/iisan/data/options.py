@@ -30,7 +30,8 @@ class PrepareOptions(BaseModel):
             column, of files named after their items, such as ``<item_id>.jpg``, in it or in folders inside it.
             Paths are relative to the items file otherwise. Paths of other kinds of files are relative to the same
             folder.
-        check_images: decode every image, sound and clip now, so that nothing fails later.
+        check_images: decode every image, sound and clip now, so that nothing fails later. Without it they are only
+            read, for their content keys.
         on_bad: ``stop`` at the first kind of bad row, or ``skip`` such rows, counted and listed.
         quotes: fields may be quoted with ``"``; default true for CSV, false for TSV.
         k_core: keep users and items with at least this many interactions, repeated until it holds; 0 is off.

@@ -17,9 +17,10 @@ from torch import Tensor
 from iisan.config import Config
 from iisan.efficiency.counting import Meter, Work, weightless
 from iisan.encoders.encoder import Encoder
+from iisan.encoders.hub import Source, locate
 from iisan.encoders.layers import Pool, grid_means
 from iisan.encoders.levels import Level, parse_levels
-from iisan.encoders.loading import Source, locate, read_config, tower_without_weights
+from iisan.encoders.loading import read_config, tower_without_weights
 from iisan.encoders.tuning import add_modules, choose_trained, first_trained_layer
 from iisan.errors import EncoderError, IisanError
 from iisan.names import IMAGE, TEXT

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.data.splits import split
+from iisan.encoders.contents import Contents
 from iisan.names import IMAGE, TEXT
-from iisan.states.contents import Contents
 from iisan.train.batches import Batches
 
 _SAMPLED_BATCHES = 20

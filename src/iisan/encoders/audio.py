@@ -14,9 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from iisan.data.sounds import MIN_SECONDS, open_sound
 from iisan.encoders.encoder import Encoder
+from iisan.encoders.hub import Source, check_folder, locate
 from iisan.encoders.layers import Pool, has_class_token, masked_mean, pooled_states
 from iisan.encoders.levels import Level
-from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_processor, load_tower, locate
+from iisan.encoders.loading import PLAIN, Loading, load_processor, load_tower
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import AUDIO

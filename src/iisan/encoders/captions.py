@@ -7,15 +7,14 @@ import torch
 from iisan.data.images import open_image
 from iisan.data.videos import sample_frames
 from iisan.encoders.encoder import config_digest, weight_digest
+from iisan.encoders.hub import check_folder, locate
 from iisan.encoders.loading import (
-    check_folder,
     check_tokenizer,
     check_weights,
     load_image_processor,
     load_model,
     load_processor,
     load_tokenizer,
-    locate,
     quiet,
 )
 from iisan.encoders.precision import autocast, choose_precision, feed_forward

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from iisan.encoders.hub import Source
 from iisan.encoders.layers import Pool, find_layers, pooled_states
 from iisan.encoders.levels import Level
-from iisan.encoders.loading import PLAIN, Loading, Source, module_weights
+from iisan.encoders.loading import PLAIN, Loading, module_weights
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import LAST

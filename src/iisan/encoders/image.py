@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from iisan.data.images import open_image
 from iisan.encoders.encoder import Encoder
+from iisan.encoders.hub import Source, check_folder, locate
 from iisan.encoders.layers import Pool, grid_means, has_class_token, masked_mean
 from iisan.encoders.levels import Level
-from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_image_processor, load_tower, locate
+from iisan.encoders.loading import PLAIN, Loading, load_image_processor, load_tower
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import IMAGE

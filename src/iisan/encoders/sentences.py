@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from iisan.encoders.loading import Source
+from iisan.encoders.hub import Source
 from iisan.errors import EncoderError
 
 #: Their names of our poolings, used as a switch ``pooling_mode_<name>`` or as the value of ``pooling_mode``.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from iisan.encoders.encoder import Encoder
+from iisan.encoders.hub import Source, check_folder, locate
 from iisan.encoders.layers import Pool, masked_mean
-from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_tokenizer, load_tower, locate
+from iisan.encoders.loading import PLAIN, Loading, load_tokenizer, load_tower
 from iisan.encoders.sentences import own_length, own_pooling
 from iisan.errors import EncoderError
 from iisan.files import sha256_json

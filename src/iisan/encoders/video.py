@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from iisan.data.videos import sample_frames
+from iisan.encoders.hub import Source, check_folder, locate
 from iisan.encoders.image import ImageEncoder
 from iisan.encoders.levels import Level
-from iisan.encoders.loading import PLAIN, Loading, Source, check_folder, load_image_processor, load_tower, locate
+from iisan.encoders.loading import PLAIN, Loading, load_image_processor, load_tower
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import VIDEO

@@ -27,13 +27,9 @@ _TIED = 1e-12
 
 @dataclass(frozen=True)
 class Measurement:
-    """Costs of one method.
+    """Costs of one method: seconds per epoch of training, number of trainable parameters, and peak memory.
 
-    Attributes:
-        name: Name of the method.
-        seconds: Training time per epoch.
-        parameters: Number of trainable parameters.
-        memory: Peak memory in bytes, or any other unit that the compared methods share.
+    The unit of memory may be any that the compared methods share.
 
     Raises:
         ConfigError: The name is empty, or a factor is negative, NaN or infinite.

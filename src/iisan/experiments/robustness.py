@@ -1,6 +1,6 @@
 """How much of a run's quality is left when a modality is missing or wrong for some items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,19 +55,21 @@ def decline(
     ids: Sequence[str] | None = None,
     seed: int = 0,
     name: str | None = None,
+    moved: Mapping[str, Path | None] | None = None,
 ) -> Decline:
     """Evaluate a run's test queries with one modality removed from, or corrupted for, more and more items.
 
     The items corrupted at a rate are corrupted at every higher rate too.
 
     Args:
-        folder: a finished run; its dataset and states must still be there.
+        folder: a finished run; its dataset and states must still be there, and live encoders need its media.
         modality: which one.
         rates: shares of 1.
         corruption: see ``CorruptedStates``.
         ids: the items that may be corrupted; None is all of them.
         seed: of the choice among them.
         name: of the run in the answer; that of its folder if None.
+        moved: the folders ``dataset``, ``images`` and ``states`` where they are not found any more.
 
     Raises:
         ConfigError: a rate that is no share, a negative seed, or a modality that the run has not.
@@ -79,7 +81,7 @@ def decline(
     if seed < 0:
         raise ConfigError(f"the seed {seed}", "0 or more", "choose another seed")
     run = Run.load(folder)
-    setup = build(run.config)
+    setup = build(run.config.model_copy(update=moved))
     network = restore(run, setup.network)
     whole, dataset = network.source, setup.dataset
     run.check_items(dataset)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from iisan.config import Config
+from iisan.config import FOLDERS, Config
 from iisan.efficiency.measure import measure
 from iisan.encoders.load import load_encoder
 from iisan.errors import IisanError
@@ -15,6 +15,7 @@ from iisan.experiments.tables import WITH_COSTS, Scale, experiment
 from iisan.files import sha256_json, write_json
 from iisan.names import IMAGE, TEXT
 from iisan.states.configured import open_dataset, open_stores
+from iisan.train.checkpoint import changed_inputs
 from iisan.train.loop import METRICS
 from iisan.train.run import train
 from iisan.train.setup import fingerprints, resolve
@@ -80,7 +81,7 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
     settings = _portable(config)
     try:
         resolved = resolve(config)
-        folder = runs / sha256_json([resolved.model_dump(mode="json"), _inputs(resolved)])[:16]
+        folder = runs / sha256_json([_portable(resolved), _inputs(resolved)])[:16]
         result = train(resolved, folder)
         history = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         efficiency = {key: result[key] for key in ("trainable_parameters", "total_parameters")}
@@ -119,7 +120,7 @@ def _typical(seconds: Sequence[float], cycle: int) -> float:
 
 def _portable(config: Config) -> dict[str, Any]:
     """The settings without the folders of this machine: fingerprints say which data and states they were."""
-    settings = config.model_dump(mode="json", exclude={"dataset", "states"})
+    settings = config.model_dump(mode="json", exclude=set(FOLDERS))
     for section in (*(settings[kind] for kind in (TEXT, IMAGE)), *settings["columns"].values()):
         name = section["encoder"]
         section["encoder"] = name and (Path(name).name if Path(name).is_dir() else name)
@@ -150,11 +151,9 @@ def _finished(path: Path, config: Config) -> bool:
     if record["status"] != "finished" or record["config"] != _portable(config):
         return False
     try:
-        inputs = _inputs(resolve(config))
+        return not changed_inputs(record, _inputs(resolve(config)))
     except IisanError:  # which running the row tells
         return False
-    # Older records lack some of them.
-    return all(record.get(name) in (None, value) for name, value in inputs.items())
 
 
 def _slug(row: str) -> str:

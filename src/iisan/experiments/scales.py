@@ -7,13 +7,13 @@ from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.demo.catalogue import generate
 from iisan.demo.run import CAPTIONER, ENCODERS, SETTINGS, demo_dataset
+from iisan.encoders.captioning import caption
 from iisan.errors import ConfigError
 from iisan.experiments.tables import Scale, full_settings
 from iisan.names import IMAGE, TEXT
 from iisan.recipes import recipe
 from iisan.runs.naming import short_names
 from iisan.states.caching import cache
-from iisan.states.captioning import caption
 from iisan.states.store import StateStore
 
 #: What the demo scale changes in the demo's settings. Methods that train their encoders encode every item of a
@@ -42,7 +42,12 @@ def demo_scale(out: Path, say: Say = lambda line: None) -> Scale:
 
 
 def full_scale(
-    dataset: Path, states: Path, text: Sequence[str], image: Sequence[str], say: Say = lambda line: None
+    dataset: Path,
+    states: Path,
+    text: Sequence[str],
+    image: Sequence[str],
+    say: Say = lambda line: None,
+    images: Path | None = None,
 ) -> Scale:
     """Anyone's data and models, with the settings of the IISAN paper; states are cached where they are missing.
 
@@ -52,6 +57,7 @@ def full_scale(
         text: text encoders, the first for all tables.
         image: the same for images.
         say: called with lines for a person.
+        images: folder of the dataset's media, where they moved.
 
     Raises:
         ConfigError: no text or no image encoder.
@@ -64,8 +70,8 @@ def full_scale(
         )
     named = {IMAGE: image, TEXT: text}
     encoders = {kind: dict(zip(short_names(models), models, strict=True)) for kind, models in named.items()}
-    loaded = Dataset.load(dataset)
-    return _scale("full", full_settings, loaded, states, encoders, say, loaded)
+    loaded = Dataset.load(dataset, images)
+    return _scale("full", full_settings, loaded, states, encoders, say, loaded, images)
 
 
 def _captioned(dataset: Dataset, folder: Path, say: Say) -> Dataset:
@@ -93,6 +99,7 @@ def _scale(
     encoders: dict[str, dict[str, str]],
     say: Say,
     captioned: Dataset,
+    images: Path | None = None,
 ) -> Scale:
     def encode(
         dataset: Dataset, settings: Config, models: Mapping[str, str], last_n_layers: int | None = None
@@ -121,4 +128,4 @@ def _scale(
     if captions:
         encode(captioned, method("default"), dict.fromkeys(captions, next(iter(encoders[TEXT].values()))))
     assert dataset.folder is not None
-    return Scale(name, method, dataset.folder, states, encoders, depths, captioned.folder, captions)
+    return Scale(name, method, dataset.folder, states, encoders, depths, captioned.folder, captions, images)

@@ -33,6 +33,7 @@ class Scale:
         depths: Modality -> short name -> number of layers T.
         captioned: Dataset folder with columns of captions.
         captions: Names of these columns, encoded by the first text encoder.
+        images: Folder of the media of the dataset, where they moved.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Scale:
     depths: Mapping[str, Mapping[str, int]]
     captioned: Path | None = None
     captions: tuple[str, ...] = ()
+    images: Path | None = None
 
     @property
     def depth(self) -> int:
@@ -55,7 +57,8 @@ class Scale:
 
     def row(self, method: str, *overrides: str, **encoders: str) -> Config:
         """Return a method's configuration on this scale, with the given or the first encoders."""
-        config = self.method(method).model_copy(update={"dataset": self.dataset, "states": self.states})
+        folders = {"dataset": self.dataset, "images": self.images, "states": self.states}
+        config = self.method(method).model_copy(update=folders)
         if config.modalities is None:  # the default would be every modality in the state store
             config = config.model_copy(update={"modalities": tuple(self.encoders)})
         chosen = self.chosen(**encoders).items()

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from iisan.config import FOLDERS
 from iisan.errors import ConfigError
 from iisan.evaluate.significance import Comparison, Spread, compare, holm, spread
 from iisan.evaluate.tpme import Measurement, Weights, shares, tpme
@@ -18,7 +19,7 @@ from iisan.runs.run import PER_USER, Run
 
 METRICS = ("hr@10", "ndcg@10")
 #: Settings that do not make another method: the draw, and where things are.
-_NOT_COMPARED = ("training.seed", "training.device", "dataset", "states")
+_NOT_COMPARED = ("training.seed", "training.device", *FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
     """
     runs = [Run.load(folder) for folder in folders]
     for key in ("data", "protocol"):
-        values = {run.result[key]: run.folder for run in runs}
+        # A dataset of version 0.1 has had another fingerprint since it got content keys.
+        values = {run.result.get(f"previous_{key}", run.result[key]): run.folder for run in runs}
         if len(values) > 1:
             (one, first), (other, second), *_ = values.items()
             raise ConfigError(

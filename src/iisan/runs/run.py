@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iisan.config import Config, parse
+from iisan.config import FOLDERS, Config, parse
 from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
 from iisan.evaluate.scorer import EmbeddingScorer
-from iisan.files import read_manifest, sha256_file
+from iisan.files import read_manifest, relocated, sha256_file
 from iisan.legacy import upgraded_config, upgraded_keys
 from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, load_trainable, sequence_encoder
@@ -110,6 +110,13 @@ class Run:
         config = parse(upgraded_config(read_yaml(folder / CONFIG)))
         config = config.override([f"training.device={usable_device(config.training.device)}"])
         result = upgraded_keys(result)
+        config = config.model_copy(
+            update={
+                name: relocated(path, result.get("folder"), folder)
+                for name in FOLDERS
+                if (path := getattr(config, name)) is not None
+            }
+        )
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
+from iisan.data.dataset import Dataset
+from iisan.encoders.contents import Contents, kind_of
 from iisan.encoders.levels import Level
 from iisan.encoders.load import load_encoder
 from iisan.encoders.loading import PLAIN, Loading
 from iisan.encoders.tuning import first_trained_layer
 from iisan.errors import ConfigError
 from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
-from iisan.states.contents import Catalogue, Contents, kind_of
 from iisan.states.extract import extract
 from iisan.states.store import StateStore
 
@@ -21,7 +22,7 @@ _BATCH_SIZE = {TEXT: 64, IMAGE: 32, AUDIO: 16, VIDEO: 8}
 
 
 def cache(
-    dataset: Catalogue,
+    dataset: Dataset,
     out: Path | str,
     models: Mapping[str, str],
     *,
@@ -72,7 +73,7 @@ def cache(
         ConfigError: no model, or a column without a kind.
         EncoderError: a model that cannot be used.
         StoreError: states that cannot be stored.
-        DataError: a file that cannot be read.
+        DataError: a file that cannot be read, or changed since the dataset was prepared.
     """
     if not models:
         raise ConfigError("no encoder", "one for text, for images or for both", "pass --text or --image")

@@ -7,13 +7,13 @@ import torch
 
 from iisan.config import Config, Level, Levels
 from iisan.data.dataset import Dataset
+from iisan.encoders.contents import Contents
 from iisan.encoders.encoder import Encoder
 from iisan.encoders.levels import named_levels
 from iisan.encoders.load import load_encoder
 from iisan.encoders.tuning import first_trained_layer, tune
 from iisan.errors import ConfigError, StoreError
 from iisan.names import IMPORTED, LAST
-from iisan.states.contents import Contents
 from iisan.states.sources import CachedStates, LiveStates, NoStates, PartialStates, StateSource
 from iisan.states.store import StateStore
 
@@ -28,7 +28,7 @@ def open_dataset(config: Config) -> Dataset:
     """Load the dataset that the configuration names.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: it names none, or it is not there.
     """
     if config.dataset is None:
         raise ConfigError(
@@ -36,7 +36,13 @@ def open_dataset(config: Config) -> Dataset:
             "the folder that `iisan prepare` wrote",
             "pass --dataset or set the key 'dataset'",
         )
-    return Dataset.load(config.dataset)
+    if not config.dataset.exists():
+        raise ConfigError(
+            f"the dataset folder '{config.dataset}' does not exist",
+            "the folder that `iisan prepare` wrote",
+            "pass --dataset FOLDER if it moved",
+        )
+    return Dataset.load(config.dataset, config.images)
 
 
 def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from iisan.ahead import ahead
+from iisan.encoders.contents import Contents, prepare_items
 from iisan.encoders.encoder import Encoder
 from iisan.encoders.levels import Level, parse_levels
 from iisan.encoders.precision import Precision, autocast, choose_precision, feed_forward
@@ -22,7 +23,6 @@ from iisan.errors import ConfigError, StoreError
 from iisan.names import TEXT
 from iisan.progress import track
 from iisan.states.codec import check_distinct, check_dtype, check_finite, level_means, storage_errors
-from iisan.states.contents import Contents, prepare_items
 from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
 from iisan.states.store import StateStore, store_folder
 from iisan.states.writer import StateWriter, library_versions
@@ -116,7 +116,7 @@ def extract(
     Raises:
         StoreError: no content at all, states that cannot be stored within 2% of the spread between items, or
             that are not finite, or that are the same for all contents.
-        DataError: an image that cannot be read.
+        DataError: a file that cannot be read, or changed since the dataset was prepared.
         EncoderError: levels that the encoder does not have.
     """
     check_dtype(dtype)
@@ -129,7 +129,7 @@ def extract(
         )
     encoder.eval().to(device)
     job = _Job(encoder, contents, parse_levels(levels, encoder.depth), dtype, batch_size, device)
-    keys = contents.keys()
+    keys = contents.keys().to_list()
     order = _order(encoder, contents, keys)
     folder, initial = _place(job, order, Path(out), precision, say)
     with StateWriter(folder, initial, say) as writer:

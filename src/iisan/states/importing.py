@@ -14,13 +14,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from iisan.data.dataset import Dataset
 from iisan.encoders.levels import Level
 from iisan.errors import StoreError
-from iisan.files import sha256_file, sha256_json
+from iisan.files import content_key, sha256_file, sha256_json
 from iisan.names import IMPORTED, ITEM_ID, LAST, check_modality
 from iisan.progress import track
 from iisan.states.codec import check_distinct, check_dtype, encode_checked, level_means, storage_errors
-from iisan.states.contents import Catalogue, content_key
 from iisan.states.extract import MAX_ERROR, sampled
 from iisan.states.manifest import Manifest, fingerprint_of
 from iisan.states.store import StateStore, store_folder
@@ -170,7 +170,7 @@ def _array(path: Path, ids: list[str]) -> Source:
 
 
 def import_states(
-    dataset: Catalogue,
+    dataset: Dataset,
     source: Source,
     modality: str,
     out: Path,

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from iisan.encoders.contents import Contents, prepare_items
 from iisan.encoders.encoder import Encoder
 from iisan.encoders.levels import Level, parse_levels
 from iisan.names import LAST
 from iisan.nn.hidden import Hidden, precision, sent, without_autocast
-from iisan.states.contents import Contents, prepare_items
 from iisan.states.store import StateStore
 
 #: Settings of an encoder without which a state means something else.

@@ -15,13 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from iisan.data.dataset import Dataset
+from iisan.encoders.contents import Contents
+from iisan.encoders.hub import folder_of
 from iisan.encoders.levels import Level
-from iisan.encoders.loading import folder_of
 from iisan.errors import StoreError
 from iisan.files import sha256_file
 from iisan.names import IMPORTED, KINDS
 from iisan.states.codec import DTYPES, SCALES, STATES, check_distinct, decode
-from iisan.states.contents import Catalogue, Contents
 from iisan.states.manifest import DRAFT, MANIFEST, MEAN, RECACHE, File, Manifest
 
 KEY, ROW, COUNT, MEAN_TENSOR = "key", "row", "count", "mean"
@@ -121,7 +122,7 @@ class StateStore:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise StoreError(f"no folder '{folder}'", "a folder of state stores", "check the path")
+            raise StoreError(f"no folder '{folder}'", "a folder of state stores", "check the path (--states)")
         if (folder / MANIFEST).is_file():
             return [folder]
         found = [path.parent for path in folder.glob(f"{_prefix(modality, tokens)}-*/{MANIFEST}")]
@@ -190,7 +191,7 @@ class StateStore:
         if not is_whole(self.folder, file) or sha256_file(path) != file.sha256:
             raise _damaged(path)
 
-    def rows_of(self, keys: Sequence[str | None]) -> np.ndarray:
+    def rows_of(self, keys: pl.Series | Sequence[str | None]) -> np.ndarray:
         """Rows of content keys, the first of each where a content has several.
 
         Returns:
@@ -198,11 +199,11 @@ class StateStore:
         """
         return self._look_up(keys)[ROW].fill_null(-1).to_numpy(writable=True)
 
-    def _look_up(self, keys: Sequence[str | None]) -> pl.DataFrame:
-        wanted = pl.DataFrame({KEY: pl.Series(keys, dtype=pl.String)})
+    def _look_up(self, keys: pl.Series | Sequence[str | None]) -> pl.DataFrame:
+        wanted = pl.DataFrame({KEY: keys}, schema={KEY: pl.String})
         return wanted.join(self._index, on=KEY, how="left", maintain_order="left")
 
-    def rows_for(self, dataset: Catalogue) -> np.ndarray:
+    def rows_for(self, dataset: Dataset) -> np.ndarray:
         """Rows of a dataset's items: int64 [N], -1 where an item has no content, or no imported states.
 
         Raises:
@@ -210,7 +211,7 @@ class StateStore:
         """
         return self.spans_for(dataset)[0]
 
-    def spans_for(self, dataset: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+    def spans_for(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """First rows of a dataset's items, as :meth:`rows_for`, and how many rows each has from there on.
 
         More than one in a store of tokens, see ``Encoder.pooling``.
@@ -330,9 +331,17 @@ def store_folder(out: Path, modality: str, fingerprint: str, tokens: bool = Fals
 
 
 def _fits(settings: dict[str, Any], name: str, expected: Any) -> bool:
-    """Whether a store was made with a setting, where an encoder's folder may be spelt in another way."""
-    if name == "encoder" and settings.get(name) == str(folder_of(expected)):
-        return True
+    """Whether a store was made with a setting.
+
+    An encoder's folder may be spelt in another way, and a hub model may be named without a revision, or by its
+    commit.
+    """
+    if name == "encoder":
+        recorded, commit = str(settings.get(name)), settings.get("revision")
+        repository, _, revision = expected.partition("@")
+        of_the_hub = commit is not None and recorded.partition("@")[0] == repository
+        if recorded == str(folder_of(expected)) or (of_the_hub and revision in ("", commit)):
+            return True
     return settings.get(name) == expected
 
 

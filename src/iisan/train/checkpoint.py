@@ -18,14 +18,7 @@ from iisan.model import SequentialRecommender, load_trainable, trainable_state
 
 @dataclass
 class Progress:
-    """Progress of training.
-
-    Attributes:
-        epoch: Number of finished epochs.
-        best_epoch: Epoch with the best validation metric; 0 before the first validation.
-        best_value: Best validation metric.
-        history: One record per finished epoch.
-    """
+    """Progress of training: finished epochs with their records, and the epoch (0 for none) of the best metric."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -51,9 +44,16 @@ def save_checkpoint(
         save_file(tensors, temporary, metadata=metadata)
 
 
+def changed_inputs(trained: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    """List the inputs that have changed since training, of those that it recorded."""
+    changed = {name for name in inputs if name in trained and trained[name] != inputs[name]}
+    # The hash of a dataset of version 0.1 changed when it got content keys.
+    return sorted(changed - ({"data"} if trained.get("data") == inputs.get("previous_data") else set()))
+
+
 def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
     """Raise a ``RunError`` if data, states, encoders or initial weights have changed since training began."""
-    changed = sorted(name for name in inputs if name in trained and trained[name] != inputs[name])
+    changed = changed_inputs(trained, inputs)
     if changed:
         names = " and ".join(changed).replace("continued_from", "initial weights")
         got = f"'{place}' was trained with other {names} than are given now"

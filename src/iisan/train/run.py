@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from iisan.config import Config
+from iisan.config import FOLDERS, Config
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Queries, Subset
 from iisan.errors import IisanError, RunError
@@ -29,7 +29,7 @@ from iisan.nested import difference, flatten, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
 from iisan.runs.run import CONFIG, EMBEDDINGS, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
-from iisan.states.configured import open_dataset
+from iisan.states.configured import open_dataset, open_stores
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
 from iisan.train.continuing import K, check_same_model, list_overlap, start_from
@@ -73,17 +73,14 @@ def train(
     Raises:
         RunError: ``out`` contains something else, ``start`` is another model, or training diverged.
     """
-    config = resolve(config)
+    config = _as_begun(out, resolve(config))
     if start is not None:
         check_same_model(start, config)
     device = choose_device(config.training.device)
-    with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext(config) as config:
+    with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
         processes.wait()
-        finished = _finished_result(out)
-        if finished is not None:
-            inputs: dict[str, Any] = {"continued_from": start and start.fingerprint}
-            if dataset is not None or (config.dataset and config.dataset.exists()):
-                inputs["data"] = (dataset or open_dataset(config)).content_hash
+        if (finished := _finished_result(out)) is not None:
+            inputs = {"continued_from": start and start.fingerprint, **_inputs_there(config, dataset)}
             check_inputs(out, finished, inputs)
             if processes.first:
                 say(f"{out} is finished already; nothing to do")
@@ -106,50 +103,75 @@ def train(
 
 
 @contextmanager
-def _claimed(out: Path, config: Config) -> Iterator[Config]:
+def _claimed(out: Path, config: Config) -> Iterator[None]:
     """Lock a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
-
-    Yields:
-        The configuration, in which precision ``auto`` is replaced by that of the resumed run.
 
     Raises:
         RunError: The folder contains something else, and stays untouched; or another process has locked it.
     """
-    _checked(out, config)  # Before a lock file is put into it.
+    _leftovers(out, config)  # Before a lock file is put into it.
     with locked(out, RunError):
-        leftovers, config = _checked(out, config)
-        for leftover in leftovers:
+        for leftover in _leftovers(out, config):
             leftover.unlink()
         _write_config(out, config)
-        yield config
+        yield
 
 
-def _checked(out: Path, config: Config) -> tuple[list[Path], Config]:
-    """Find partly written files in a run folder, and the configuration to train into it; else a RunError."""
+def _leftovers(out: Path, config: Config) -> list[Path]:
+    """List the partly written files in a folder for a run; raise a ``RunError`` if it contains something else."""
     entries = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
     names = {entry.name for entry in entries} - {entry.name for entry in unfinished} - {LOCK}
-    path = out / CONFIG
-    theirs = read_yaml(path) if path.exists() else {}
-    whole = theirs.keys() >= Config.model_fields.keys()
+    theirs = _written(out)
+    whole = theirs.keys() >= Config.model_fields.keys() - set(FOLDERS)
     begun = CHECKPOINT in names or _finished_result(out) is not None
-    same, chosen = config, dict(flatten(theirs)).get("training.precision")
-    if config.training.precision == "auto" and chosen in ("fp32", "bf16"):
-        # A resumed run keeps the precision that an earlier call chose.
-        same = config.override([f"training.precision={chosen}"])
-    found = difference(theirs, same.model_dump(mode="json"))
-    if found and (begun or (whole and not names <= _BEFORE_AN_EPOCH)):
-        key, before, ours = found
-        got = f"'{out}' holds a run with {key} = {before!r}, not {ours!r}"
-        raise RunError(got, "a new folder, or one of a run with the same settings", "choose another --out")
-    if names and not whole:
+    if begun or (whole and not names <= _BEFORE_AN_EPOCH):
+        if found := _difference(theirs, config):
+            key, before, now = found
+            got = f"'{out}' holds a run with {key} = {before!r}, not {now!r}"
+            raise RunError(got, "a new folder, or one of a run with the same settings", "choose another --out")
+    elif names and not whole:
         raise RunError(f"'{out}' is neither a run folder nor empty", "a new or empty one", "choose another --out")
-    return unfinished, config if found else same
+    return unfinished
+
+
+def _written(out: Path) -> dict[str, Any]:
+    return read_yaml(out / CONFIG) if (out / CONFIG).exists() else {}
 
 
 def _write_config(out: Path, config: Config) -> None:
     with aside(out / CONFIG) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _as_begun(out: Path, config: Config) -> Config:
+    """Replace precision ``auto`` by the one that an earlier call for the same run chose and wrote."""
+    theirs = _written(out)
+    return config if _difference(theirs, config) else _in_precision_of(theirs, config)
+
+
+def _difference(theirs: Mapping[str, Any], config: Config) -> tuple[str, Any, Any] | None:
+    """Find the first difference to a written configuration; paths may differ, and ``auto`` fits any precision."""
+    ours = _in_precision_of(theirs, config).model_dump(mode="json", exclude=set(FOLDERS))
+    return difference({key: value for key, value in theirs.items() if key not in FOLDERS}, ours)
+
+
+def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
+    chosen = dict(flatten(theirs)).get("training.precision")
+    if config.training.precision != "auto" or chosen not in ("fp32", "bf16"):
+        return config
+    return config.override([f"training.precision={chosen}"])
+
+
+def _inputs_there(config: Config, dataset: Dataset | None) -> dict[str, Any]:
+    """Hash the configured dataset and states, as far as they exist."""
+    if dataset is None and config.dataset is not None and config.dataset.exists():
+        dataset = open_dataset(config)
+    if dataset is None:
+        return {}
+    if config.states is not None and config.states.exists():
+        return fingerprints(dataset, open_stores(config))
+    return {name: value for name, value in fingerprints(dataset, {}).items() if name != "states"}
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -243,6 +265,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
     result = {
         **_header(config),
         "status": "finished",
+        "folder": str(out.resolve()),
         **inputs,
         "state_origins": network.source.origins,
         "items_without_content": empty,
@@ -269,9 +292,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
         overlap, users = list_overlap(start, scorer, setup.dataset, split.test)
         result["lists"] = {f"overlap@{K}": overlap, "users": users}
         if overlap is not None:
-            say(
-                f"{K * overlap:.1f} of {K} recommended items are the same as before, averaged over {users:,} users"
-            )
+            say(f"{K * overlap:.1f} of {K} recommended items are the same as before (mean of {users:,} users)")
     write_json(out / RESULT, result)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from iisan.config import ColumnConfig, Config, parse
+from iisan.config import FOLDERS, ColumnConfig, Config, parse
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Split, split
 from iisan.encoders.precision import Product, choose_precision, feed_forward
@@ -44,7 +44,9 @@ class Setup:
 def fingerprints(dataset: Dataset, stores: Mapping[str, StateStore]) -> dict[str, Any]:
     """Hashes that identify dataset and states in checkpoints, results and records."""
     states = {modality: store.fingerprint for modality, store in stores.items()}
-    return {"data": dataset.content_hash, "states": states}
+    previous = dataset.manifest.get("previous_hash")
+    earlier = {} if previous is None else {"previous_data": previous}
+    return {"data": dataset.content_hash, **earlier, "states": states}
 
 
 def resolve(config: Config) -> Config:
@@ -53,7 +55,7 @@ def resolve(config: Config) -> Config:
     Raises:
         ConfigError: No modality is named, and none is found.
     """
-    paths = {name: path.resolve() for name in ("dataset", "states") if (path := getattr(config, name)) is not None}
+    paths = {name: path.resolve() for name in FOLDERS if (path := getattr(config, name)) is not None}
     columns, modalities = dict(config.columns), config.modalities
     stored: dict[str, str] = {}
     # The stores are opened only if something is missing that they record.

@@ -10,11 +10,11 @@ import torch
 
 from iisan.data.dataset import Dataset, claim
 from iisan.encoders.captions import MAX_TOKENS, PROMPT, Captioner, open_picture
+from iisan.encoders.contents import Contents, kind_of
 from iisan.errors import ConfigError, DataError
 from iisan.files import aside
 from iisan.names import IMAGE, VIDEO
 from iisan.progress import track
-from iisan.states.contents import Contents, kind_of
 
 #: The captions so far, a line each; lies in the new dataset's folder.
 JOURNAL = "captions.jsonl"
@@ -63,7 +63,8 @@ def caption(
         ConfigError: unusable settings, a column that is neither of images nor of videos, or ``out`` is the folder
             of ``dataset``.
         EncoderError: a model that cannot be used.
-        DataError: a name that cannot be used, a content that cannot be read, or ``out`` holds something else.
+        DataError: a name that cannot be used, a content that cannot be read or changed since the dataset was
+            prepared, or ``out`` holds something else.
     """
     out = Path(out)
     kind = kind_of(dataset, column)
@@ -102,7 +103,7 @@ def _captions(
     say: Callable[[str], None],
 ) -> list[str | None]:
     """A caption per item, those of distinct contents that are in no journal yet written now."""
-    keys = contents.keys()
+    keys = contents.keys().to_list()
     known = _resume(journal, origin)
     rows = [*{key: row for row, key in enumerate(keys) if key is not None and key not in known}.items()]
     distinct = len(set(keys) - {None})
@@ -120,8 +121,9 @@ def _captions(
 
 
 def _picture(contents: Contents, row: int) -> Any:
+    content = contents.get(row)
     try:
-        return open_picture(contents.get(row), contents.kind)
+        return open_picture(content, contents.kind)
     except DataError as error:
         raise DataError(
             f"the {contents.modality} of {contents.label(row)}: {error.got}", error.expected, error.cure

@@ -11,9 +11,9 @@ from PIL import Image
 from iisan.data.dataset import Dataset
 from iisan.data.videos import sample_frames
 from iisan.demo.run import CAPTIONER, ENCODERS
+from iisan.encoders import captioning
+from iisan.encoders.captioning import JOURNAL, caption
 from iisan.errors import ConfigError, DataError
-from iisan.states import captioning
-from iisan.states.captioning import JOURNAL, caption
 from pictures import encoded, moving
 
 MODEL = str(ENCODERS / CAPTIONER)
