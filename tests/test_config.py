@@ -82,7 +82,7 @@ def test_a_file_that_is_not_there():
 
 
 def test_paper_and_reference_follow_the_table_of_switches():
-    """METHOD §9, line by line."""
+    """The table of switches in docs/method.md, row by row."""
     one, two = paper(), reference()
     assert (one.items.gate_on, two.items.gate_on) == ("previous", "hidden")
     assert (one.items.first_block, two.items.first_block) == ("alone", "gated")

@@ -1,4 +1,4 @@
-"""The facade: fit, recommend, save, load."""
+"""The Python interface: fit, recommend, save, load."""
 
 import shutil
 import tempfile
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from iisan.config import Config, Policy
+from iisan.config import Config
 from iisan.data.dataset import Dataset, index_of
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries
@@ -25,10 +25,10 @@ from iisan.train.run import train
 
 
 class Recommender:
-    """A trained recommender: answers "what next?" for known users and for any history.
+    """A trained recommender of next items for known users and for any history.
 
     Args:
-        run: a finished run.
+        run: A finished run.
 
     Example:
         >>> recommender = Recommender.load("my-run")  # doctest: +SKIP
@@ -52,25 +52,24 @@ class Recommender:
         """Train on a dataset and its cached states.
 
         Args:
-            dataset: a dataset or its folder.
-            states: folder of state stores, where the configuration names none; not needed for ids.
-            config: a recipe's name, a YAML file, or a configuration; None is that of ``start``, or the recipe
+            dataset: Dataset or its folder.
+            states: Folder of state stores; defaults to the configured one. Not needed for item ids.
+            config: Name of a recipe, YAML file, or configuration. Defaults to that of ``start``, else to
                 ``default``.
-            out: run folder; a temporary one where None (``save`` keeps it).
+            out: Run folder. Defaults to a temporary folder, which ``save`` copies.
             overrides: ``key.key=value`` settings, such as ``"training.epochs=5"``.
-            start: a recommender of the same model, whose weights the training starts from; the dataset may have
-                new interactions and other items.
+            start: Recommender of the same model that provides the initial weights; the dataset may have new
+                interactions and other items.
 
         Raises:
-            IisanError: whatever is wrong with the input, in one sentence.
+            IisanError: Any invalid input, described in one sentence.
         """
         folder = Path(out).resolve() if out is not None else Path(tempfile.mkdtemp(prefix="iisan-run-"))
         if isinstance(dataset, Dataset) and dataset.folder is None:
             dataset = _saved(dataset, folder.with_name(folder.name + "-dataset"))
         path = dataset.folder if isinstance(dataset, Dataset) else Path(dataset)
         earlier = start.run if start else None
-        if config is None:
-            config = earlier.config if earlier else "default"
+        config = config or (earlier.config if earlier else "default")
         chosen = config if isinstance(config, Config) else load_config(config)
         given = {"dataset": path} | ({} if states is None else {"states": Path(states)})
         if isinstance(dataset, Dataset):
@@ -81,14 +80,10 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path, dataset: str | Path | None = None) -> "Recommender":
-        """Open a run folder that ``fit``, ``save`` or ``iisan train`` wrote.
-
-        Args:
-            folder: the run folder.
-            dataset: where the dataset is now, if it moved.
+        """Open a run folder of ``fit``, ``save`` or ``iisan train``, whose dataset may have moved to ``dataset``.
 
         Raises:
-            RunError: absent, unfinished or damaged.
+            RunError: The run does not exist, is unfinished or damaged.
         """
         run = Run.load(folder)
         if dataset is not None:
@@ -99,7 +94,7 @@ class Recommender:
         """Copy the run folder to ``folder``, which must not exist.
 
         Raises:
-            RunError: it exists.
+            RunError: The folder exists.
         """
         target = Path(folder)
         if target.exists():
@@ -118,7 +113,7 @@ class Recommender:
         """The dataset of the run, needed for known users only.
 
         Raises:
-            DataError: it is no longer where it was, or has other items now.
+            DataError: The dataset has moved, or has other items now.
         """
         dataset = open_dataset(self.run.config)
         self.run.check_items(dataset)
@@ -126,7 +121,7 @@ class Recommender:
 
     @property
     def item_embeddings(self) -> np.ndarray[Any, Any]:
-        """``[N, E]`` fp32, in the order of ``run.items``."""
+        """Item embeddings ``[N, E]``, fp32, in the order of ``run.items``."""
         return self.run.scorer.items.cpu().numpy()
 
     def recommend(
@@ -137,79 +132,58 @@ class Recommender:
         k: int = 10,
         include_seen: bool = False,
     ) -> pl.DataFrame:
-        """The ``k`` best next items of one user or one history.
+        """Recommend the ``k`` best next items for one user or one history.
 
         Args:
-            user: a user of the dataset, with all interactions as history; or
-            history: item ids, oldest first.
-            k: how many.
-            include_seen: whether items of the history may be recommended again.
+            user: User of the dataset, whose history is all interactions.
+            history: Item ids, oldest first, instead of a user.
+            k: Number of items.
+            include_seen: Whether items of the history may be recommended again.
 
         Returns:
-            ``rank`` from 1, ``item_id``, ``score`` (dot product), ``text``.
+            Table of ``rank`` from 1, ``item_id``, ``score`` (dot product), ``text``.
 
         Raises:
-            DataError: unknown user or item, an empty history, or neither or both arguments.
+            DataError: Unknown user or item, an empty history, or neither or both arguments.
         """
         if (user is None) == (history is None):
             raise DataError(
                 "neither or both of user and history are given", "one of them", "pass user=… or history=[…]"
             )
-        if history is not None:
-            queries = _history_queries(index_of(self.run.items[ITEM_ID], history, "item"))
+        if history is None:
+            sequences, users = self.dataset.sequences, np.array([self.dataset.user_index(str(user))])
+        elif len(history):
+            items = index_of(self.run.items[ITEM_ID], history, "item").astype(np.int32)
+            sequences, users = Sequences(np.array([0, len(items)]), items), np.array([0])
         else:
-            queries = _user_queries(self.dataset, np.array([self.dataset.user_index(str(user))]))
-        return self._lists(queries, k, include_seen).drop("query")
+            raise DataError("the history is empty", "one item or more", "name at least one item")
+        return self._lists(sequences, users, k, include_seen).drop("query")
 
     def recommend_all(self, k: int = 10, include_seen: bool = False) -> pl.DataFrame:
-        """The ``k`` best next items of every user of the dataset.
+        """Recommend the ``k`` best next items for every user of the dataset.
 
         Returns:
-            ``user_id``, ``rank`` from 1, ``item_id``, ``score``, ``text``.
+            Table of ``user_id``, ``rank`` from 1, ``item_id``, ``score``, ``text``.
         """
         users = np.flatnonzero(self.dataset.sequences.lengths > 0)
-        lists = self._lists(_user_queries(self.dataset, users), k, include_seen)
+        lists = self._lists(self.dataset.sequences, users, k, include_seen)
         names = self.dataset.user_ids.gather(users).gather(lists["query"])
         return lists.drop("query").insert_column(0, names.alias(USER_ID))
 
-    def _lists(self, queries: Queries, k: int, include_seen: bool) -> pl.DataFrame:
+    def _lists(self, sequences: Sequences, users: Index, k: int, include_seen: bool) -> pl.DataFrame:
+        starts, ends = sequences.offsets[users], sequences.offsets[users + 1]
+        queries = Queries(sequences, users, starts, ends, np.full(len(users), PAD))
         k = min(k, self.run.scorer.num_items)
-        policy: Policy = "all" if include_seen else "unseen"
-        items, scores = top_k(self.run.scorer, queries, k, policy)
+        items, scores = top_k(self.run.scorer, queries, k, "all" if include_seen else "unseen")
         found = items != PAD
         query, position = np.nonzero(found)
-        chosen = self.run.items[items[found]]
-        return pl.DataFrame(
-            {
-                "query": query,
-                "rank": position + 1,
-                ITEM_ID: chosen[ITEM_ID],
-                "score": scores[found],
-                TEXT: chosen[TEXT],
-            }
-        )
+        lists = self.run.items[items[found]].with_columns(query=query, rank=position + 1, score=scores[found])
+        return lists.select("query", "rank", ITEM_ID, "score", TEXT)
 
 
 def _saved(dataset: Dataset, folder: Path) -> Dataset:
-    """Save a dataset beside its run; that of another run is not replaced."""
-    # One whose writing was killed has no manifest, and is written again.
+    """Save a dataset beside its run, unless another one is there; an unfinished one has no manifest yet."""
     finished = (folder / "dataset.json").exists()
     if finished and Dataset.load(folder).content_hash != dataset.content_hash:
         raise RunError(f"'{folder}' holds another dataset, that of a run", "a new folder", "choose another out")
     return dataset.save(folder)
-
-
-def _user_queries(dataset: Dataset, users: Index) -> Queries:
-    """What each user takes after the last interaction; the answer is not known."""
-    offsets = dataset.sequences.offsets
-    unknown = np.full(len(users), PAD)
-    return Queries(dataset.sequences, users, offsets[users], offsets[users + 1], unknown)
-
-
-def _history_queries(items: Index) -> Queries:
-    """The same for one history from outside."""
-    if not len(items):
-        raise DataError("the history is empty", "one item or more", "name at least one item")
-    zero, end = np.zeros(1, np.int64), np.array([len(items)])
-    sequences = Sequences(np.array([0, len(items)]), items.astype(np.int32))
-    return Queries(sequences, zero, zero, end, np.array([PAD]))

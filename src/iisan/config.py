@@ -1,7 +1,7 @@
-"""Typed, validated configuration: YAML plus dotted overrides; an unknown key fails."""
+"""Typed, validated configuration from YAML files and dotted overrides; unknown keys are errors."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from iisan.errors import ConfigError
 from iisan.legacy import new_name, new_value
@@ -24,36 +25,37 @@ from iisan.names import IMAGE, IMPORTED, INTER, KINDS, LAST, TEXT
 from iisan.nested import flatten, merge, parse_assignment
 
 Kind = Literal["text", "image", "audio", "video", "imported"]
-#: A column of the items; the name becomes part of folders and of parameters' names.
+#: Name of an item column; folders and parameters are named after it.
 Modality = Annotated[str, Field(pattern=r"^\w+$")]
-#: A hidden-state index ``0..T``, or ``"last"`` for the encoder's own answer.
+#: Hidden-state index ``0..T``, or ``"last"`` for the encoder's final output.
 Level = NonNegativeInt | Literal["last"]
 Levels = (
     Literal["layerdrop", "all"]
     | Annotated[str, Field(pattern=r"^group-[1-9][0-9]*$")]
     | Annotated[tuple[Level, ...], Field(min_length=1)]
 )
-#: Keys that say where something lies. Fingerprints, not paths, decide whether it is the same.
+#: Keys of folders, whose contents are identified by fingerprints rather than paths.
 FOLDERS = ("dataset", "images", "states")
 Policy = Literal["unseen", "all", "exclude-all"]
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are errors, values cannot be changed afterwards."""
+    """An immutable group of settings; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class StatesConfig(Section):
-    """What the hidden states of a kind of content must be; None accepts whatever the store holds.
+    """The hidden states of all texts or all images. None accepts whatever the state store contains.
 
     Attributes:
-        encoder: hub id (``owner/name`` or ``owner/name@revision``) or folder; needed with ``source`` ``live``.
-        pooling: of a content's tokens: ``cls``, ``mean``, or ``last`` (texts only).
-        max_tokens: longest text, special tokens included.
-        levels: hidden states that are read: ``layerdrop`` (every other one), ``all``, ``group-N`` (N evenly spaced
-            blocks, P2's group layer-dropping), or a list such as ``[0, 6, 12]``; ``last`` is the encoder's own
-            answer.
+        encoder: Hub id (``owner/name`` or ``owner/name@revision``) or folder of the encoder; required for
+            ``source: live``.
+        pooling: Pooling of a content's tokens: ``cls``, ``mean``, or ``last`` (texts only).
+        max_tokens: Maximum number of tokens of a text, including special tokens.
+        levels: Hidden states that are read: ``layerdrop`` (every other one), ``all``, ``group-N`` (N evenly spaced
+            layers, the group layer-dropping of IISAN-Versa), or a list such as ``[0, 6, 12]``, in which ``last``
+            is the encoder's final output.
     """
 
     encoder: str | None = None
@@ -62,44 +64,41 @@ class StatesConfig(Section):
     levels: Levels = "layerdrop"
 
 
-class ColumnConfig(Section):
-    """A modality such as a second text, or sound; None is as the section of its kind says, ``text`` or ``image``.
+class ColumnConfig(StatesConfig):
+    """Settings of one modality, such as a second text or audio.
+
+    ``encoder``, ``pooling``, ``max_tokens`` and ``levels`` mean the same as in the sections ``text`` and
+    ``image``, from which a text or image column takes them where they are None.
 
     Attributes:
-        kind: ``text``, ``image``, ``audio``, ``video``, or ``imported`` (states made elsewhere); None where the
-            state store says it.
-        encoder: as in the kind's section.
-        pooling: as in the kind's section.
-        max_tokens: as in the kind's section.
-        max_seconds: longest part of a sound that is heard, from its middle.
-        frames: of a video that are looked at.
-        levels: as in the kind's section.
+        kind: Kind of content: ``text``, ``image``, ``audio``, ``video``, or ``imported`` (states computed
+            elsewhere). Defaults to the kind recorded in the state store.
+        max_seconds: Maximum duration of the audio that is encoded, taken from its middle.
+        frames: Number of frames sampled from a video.
     """
 
     kind: Kind | None = None
-    encoder: str | None = None
-    pooling: Literal["cls", "mean", "last"] | None = None
-    max_tokens: PositiveInt | None = None
     max_seconds: PositiveFloat | None = None
     frames: PositiveInt | None = None
-    levels: Levels | None = None
+    levels: Levels | None = None  # type: ignore[assignment]
 
 
 class TuningConfig(Section):
-    """What of the encoders is trained, with ``source`` ``live`` or ``partial``.
+    """Training of the encoders, for ``source: live`` or ``source: partial``.
 
     Attributes:
-        method: ``none`` (frozen), ``full`` (every weight), ``bias`` (BitFit), ``lora``, or ``adapter`` (Houlsby).
-        last_n_layers: only the last layers are trained, and what follows them; None is the whole encoder.
-            Source ``partial`` needs it.
-        rank: r of LoRA.
-        alpha: LoRA's product is scaled by ``alpha / rank``.
-        bottleneck: H of Houlsby's adapters.
-        learning_rate: learning rate of everything trained inside the encoders.
-        refresh: train the encoders in one epoch of ``refresh``, the first; in the others their last states
-            are served from memory and the rest is trained, at the cost of cached training. 1 trains them in every
-            epoch.
-        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        method: Trained weights: ``none`` (frozen), ``full`` (all), ``bias`` (BitFit), ``lora``, or ``adapter``
+            (Houlsby).
+        last_n_layers: Number of last layers to train, with all that follows them; None trains the whole encoder.
+            Required for ``source: partial``.
+        rank: Rank r of LoRA.
+        alpha: Scaling factor of LoRA, whose product is multiplied by ``alpha / rank``.
+        bottleneck: Bottleneck width H of Houlsby's adapters.
+        learning_rate: Learning rate of all trained weights inside the encoders.
+        refresh: Period of encoder training in epochs. The encoders are trained in the first epoch of each period;
+            in the others their final states are read from memory, at the cost of cached training. 1 trains them in
+            every epoch.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass instead of stored.
     """
 
     method: Literal["none", "full", "bias", "lora", "adapter"] = "none"
@@ -113,33 +112,34 @@ class TuningConfig(Section):
 
 
 class ItemEncoderConfig(Section):
-    """From hidden states to an item embedding (METHOD: P1 eqs. 1–3).
+    """The item encoder, from hidden states to an item embedding (IISAN, eqs. 1–3).
 
     Attributes:
-        kind: ``side`` (side networks), ``projection`` (linear on the last state), ``table`` (ids).
-        embedding_dim: E.
-        intra: one tower per modality.
-        inter: one tower across modalities; exists where there are at least two.
-        block: weights of the SAN blocks: ``dense``, ``phm`` (parameterised hypercomplex) or ``low-rank``
-            (P1 table 6).
-        bottleneck: H.
-        bottlenecks: H of single towers, by modality or ``inter``.
-        transform: what brings wider states to the inter tower's width: a trained ``linear`` map per level (P2), or
-            ``pool``, the means of neighbouring channels, without parameters.
-        phm: n, Kronecker products a PHM weight is the sum of; divides widths and bottleneck.
-        rank: of a low-rank weight.
-        activation: inside a SAN block.
-        gated: learn the scalar gates; otherwise states are added.
-        gate_on: what the sigmoid of a gate's parameter multiplies in eq. 1: the ``previous`` state (P1) or the
-            ``hidden`` state (published code).
-        first_block: the first intra block sees the embedding state ``alone`` (P1), or ``gated`` with
-            zeros (published code).
-        projection: linear maps from a tower to the fusion: ``single`` (D→E), ``double`` (D→D, D→E; published
-            code), or ``narrow`` (D→E, E→E within modalities, ``double`` across them; published code of Versa).
-        concatenation: where the inter tower stands in the fusion's input.
-        fusion_scale: factor on the fusion's initial weights. At 1 (Xavier) normalised states give first scores far
-            larger than the loss needs, which costs epochs to unlearn.
-        level_norm: parameter-free LayerNorm of every state before the gates.
+        kind: ``side`` (side networks), ``projection`` (linear map of the last states), or ``table`` (item ids).
+        embedding_dim: Width E of item embeddings.
+        intra: Whether each modality has a tower.
+        inter: Whether there is a tower across modalities, given at least two.
+        block: Weights of the SAN blocks: ``dense``, ``phm`` (parameterised hypercomplex), or ``low-rank`` (IISAN,
+            table 6).
+        bottleneck: Bottleneck width H of the SAN blocks.
+        bottlenecks: Bottleneck widths of individual towers, by modality or ``inter``.
+        transform: Transform of wider states to the width of the inter-modal tower: a trained ``linear`` map per
+            level (IISAN-Versa), or ``pool``, means of neighbouring channels without parameters.
+        phm: Number n of Kronecker products that sum to a PHM weight; divides widths and bottleneck.
+        rank: Rank of a low-rank weight.
+        activation: Activation inside a SAN block.
+        gated: Whether states are weighted by learned scalar gates; otherwise they are added.
+        gate_on: Term that a gate multiplies in IISAN, eq. 1: the ``previous`` state (IISAN) or the ``hidden``
+            state (published code).
+        first_block: Input of the first block of an intra-modal tower: the embedding state ``alone`` (IISAN), or
+            ``gated`` with zeros (published code).
+        projection: Linear maps from a tower to the fusion: ``single`` (D→E), ``double`` (D→D, D→E; published
+            code), or ``narrow`` (D→E, E→E for intra-modal towers, ``double`` for the inter-modal tower; published
+            code of IISAN-Versa).
+        concatenation: Position of the inter-modal tower in the fusion's input.
+        fusion_scale: Factor on the fusion's initial weights. With 1 (Xavier) normalised states give initial scores
+            far larger than the loss calls for, which take epochs to unlearn.
+        level_norm: ``layer`` applies a parameter-free LayerNorm to every state before the gates.
     """
 
     kind: Literal["side", "projection", "table"] = "side"
@@ -163,14 +163,14 @@ class ItemEncoderConfig(Section):
 
 
 class SequenceConfig(Section):
-    """From a history to a query vector.
+    """The sequence encoder, from the embeddings of a history to a query vector.
 
     Attributes:
         kind: ``sasrec`` (transformer), ``gru4rec`` or ``nextitnet``.
-        max_length: S, the history length fed to the model.
-        num_layers: transformer blocks, GRU layers or residual convolution blocks.
-        num_heads: attention heads (sasrec only).
-        dropout: probability.
+        max_length: Maximum history length S that the model reads.
+        num_layers: Number of transformer blocks, GRU layers or residual convolution blocks.
+        num_heads: Number of attention heads (SASRec only).
+        dropout: Dropout probability.
     """
 
     kind: Literal["sasrec", "gru4rec", "nextitnet"] = "sasrec"
@@ -181,18 +181,19 @@ class SequenceConfig(Section):
 
 
 class LossConfig(Section):
-    """Cross-entropy over candidates (P1 eqs. 4–5).
+    """Cross-entropy over candidate items (IISAN, eqs. 4–5).
 
     Attributes:
-        candidates: the items of the ``batch`` (debiased by popularity), or ``all`` of the pool (full softmax).
-        negatives: items drawn uniformly from the ``pool`` and added to the batch's candidates, corrected
-            by the log-probability of the mixed sampling.
-        pool: where ``all`` and ``negatives`` take their items from: the whole ``catalogue``, or the items that are
-            ``trained`` on, those of the training windows. Items in no window can only be negatives, which teaches
-            the model never to recommend them.
-        exclude: the user's own items that are never negatives: those of the same training ``window``, or all
-            those that the user interacted with in ``training``.
-        reduction: over positions.
+        candidates: Candidate items: those of the ``batch`` (debiased by popularity), or ``all`` of the pool (full
+            softmax).
+        negatives: Number of items drawn uniformly from the ``pool`` and added to the candidates of a batch,
+            corrected by the log-probability of the mixed sampling.
+        pool: Pool for ``candidates: all`` and ``negatives``: the whole ``catalogue``, or the items ``trained`` on,
+            in at least one training window. Any other item can only be a negative, so the model learns never to
+            recommend it.
+        exclude: The user's own items that are never negatives: those of the same training ``window``, or all items
+            that the user interacted with in ``training``.
+        reduction: Reduction over positions.
     """
 
     candidates: Literal["batch", "all"] = "batch"
@@ -209,13 +210,13 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Adam without weight decay, in groups.
+    """Adam without weight decay, with separate learning rates for groups of parameters.
 
     Attributes:
-        learning_rate: learning rate of all that has none of its own.
-        san_learning_rate: rate of the SAN blocks.
-        gate_learning_rates: rate of a tower's gates, by tower.
-        projection_learning_rates: rate of the D→D map of a tower's projection, by tower.
+        learning_rate: Learning rate of all parameters without one of their own.
+        san_learning_rate: Learning rate of the SAN blocks.
+        gate_learning_rates: Learning rate of a tower's gates, by tower.
+        projection_learning_rates: Learning rate of the D→D map of a tower's projection, by tower.
     """
 
     learning_rate: PositiveFloat = 2e-4
@@ -225,24 +226,26 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The loop.
+    """The training loop.
 
     Attributes:
-        batch_size: B, users (training windows) per forward pass.
-        gradient_accumulation: forward passes whose gradients are averaged into one update.
-        epochs: upper limit.
-        early_stopping_patience: stop after this many validations in a row without improvement; 0 never stops
-            early. See ``evaluation.every``.
-        windows: ``all`` cuts each user's training items into windows of S + 1, in which every item but the user's
-            first is a target once; ``last`` keeps the last window alone. Popularity and ``loss.pool`` follow.
-        seed: of initial weights, order, dropout and negatives.
-        precision: number format of encoders and item encoders in training. ``auto`` is bf16 where the run's matrix
-            products are measured to be at least 20% faster in it, else fp32; ``config.yaml`` keeps the choice.
-        device: ``auto`` is CUDA where it is there, else the CPU.
-        resident_gb: largest size in GB of stored states that a GPU keeps; larger ones are read batch by batch.
-        max_grad_norm: upper limit of the gradient's norm; 0 is none.
-        modality_dropout: probability that a training step hides a modality of an item, never all of them; teaches
-            the model to do without.
+        batch_size: Number B of training windows (users) per forward pass.
+        gradient_accumulation: Number of forward passes whose gradients are averaged into one update.
+        epochs: Maximum number of epochs.
+        early_stopping_patience: Number of consecutive validations without improvement after which training stops;
+            0 never stops early. See ``evaluation.every``.
+        windows: ``all`` cuts each user's training items into windows of S + 1, so that every item but the user's
+            first is a target once; ``last`` keeps the last window only. Popularity and ``loss.pool`` are counted
+            over the same windows.
+        seed: Seed of initial weights, batch order, dropout and negatives.
+        precision: Number format of encoders and item encoder in training. ``auto`` times the run's own matrix
+            products once and chooses bf16 if it is at least 20% faster than fp32; the run's ``config.yaml``
+            records the choice.
+        device: Torch device; ``auto`` is CUDA if available, else the CPU.
+        resident_gb: Maximum size in GB of stored states that are kept on the GPU; larger ones are read per batch.
+        max_grad_norm: Maximum gradient norm; 0 disables clipping.
+        modality_dropout: Probability of hiding a modality of an item in a training step (never all of them), which
+            teaches the model to work without it.
     """
 
     batch_size: PositiveInt = 64
@@ -259,18 +262,18 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How quality is measured; printed beside every number.
+    """The evaluation protocol, printed beside every number.
 
     Attributes:
-        split: ``leave-one-out`` (the papers) or a global ``temporal`` split.
-        policy: which items compete with a target: ``unseen`` (those that are not in the history; queries whose
-            target is in it are left out), ``all``, or ``exclude-all`` (as ``unseen``, but a target in the history
-            counts as a miss, as in the published code).
-        cutoffs: the k of HR@k, NDCG@k and MRR@k.
-        select: validation metric that chooses the best epoch.
-        every: epochs from one validation to the next; the last epoch is validated, too.
-        validation_users: number of users that validation samples; always the same ones of a dataset, whatever the
-            seed. None validates on all. The test is always on all users.
+        split: ``leave-one-out`` (as in the papers) or a global ``temporal`` split.
+        policy: Items that compete with a target: ``unseen`` (those not in the history; queries whose target is in
+            it are left out), ``all``, or ``exclude-all`` (as ``unseen``, but a target in the history counts as a
+            miss; published code).
+        cutoffs: Values of k for HR@k, NDCG@k and MRR@k.
+        select: Validation metric that selects the best epoch.
+        every: Number of epochs from one validation to the next; the last epoch is always validated.
+        validation_users: Size of a fixed sample of users for validation, which depends on the dataset but not on
+            the seed. None validates on all users. Testing always covers all users.
     """
 
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
@@ -288,21 +291,21 @@ class EvaluationConfig(Section):
 
 
 class Config(Section):
-    """All settings of one run.
+    """All settings of a run.
 
     Attributes:
-        recipe: name of the recipe that the settings started from.
-        dataset: dataset folder.
-        images: folder that the dataset's media lie in, where they moved since ``iisan prepare``; needed with
-            ``source`` ``live`` only.
-        states: folder of state stores (what ``iisan cache --out`` wrote); unused by ids.
-        source: ``cached`` reads the store, ``live`` runs the encoders on the fly, ``partial`` reads the token
-            states below the last ``tuning.last_n_layers`` blocks from the store and runs those blocks.
-        modalities: columns of the items, in the order of concatenation; empty for ids; None takes all that there
-            are states of.
-        text: of the column ``text``, and of every other text that ``columns`` does not say more about.
-        image: the same for images.
-        columns: what is particular to a modality, by column, and all that there is to say about other kinds.
+        recipe: Name of the recipe that the settings are based on.
+        dataset: Dataset folder.
+        images: Folder of the dataset's media, if moved since ``iisan prepare``; only live encoders need it.
+        states: Folder of state stores (the output of ``iisan cache``); not used for item ids.
+        source: Source of the hidden states: ``cached`` reads them from the store, ``live`` runs the encoders in
+            every step, ``partial`` reads token states below the last ``tuning.last_n_layers`` layers and runs
+            those layers.
+        modalities: Item columns whose content is used, in the order of concatenation; empty for item ids. Defaults
+            to every modality in the state store.
+        text: Settings of the column ``text``, and defaults of every other text column.
+        image: Settings of the column ``image``, and defaults of every other image column.
+        columns: Settings of individual modalities, which take precedence over ``text`` and ``image``.
     """
 
     recipe: str = "default"
@@ -323,90 +326,76 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "Config":
-        if self.modalities is not None:
-            self._modalities_fit(self.modalities)
-        self._source_fits()
-        self._towers_fit()
-        if self.sequence.kind == "sasrec" and self.items.embedding_dim % self.sequence.num_heads:
-            raise ValueError(
-                f"items.embedding_dim {self.items.embedding_dim} is no multiple of sequence.num_heads "
-                f"{self.sequence.num_heads}"
-            )
+    def _settings_fit(self) -> "Config":
+        for conflict in self._conflicts():
+            raise ValueError(conflict)
         return self
 
-    def _source_fits(self) -> None:
-        tuning = self.tuning
+    def _conflicts(self) -> Iterator[str]:
+        """Settings that do not fit together, in sentences."""
+        items, tuning, modalities = self.items, self.tuning, self.modalities
+        if modalities is not None:
+            if len(set(modalities)) != len(modalities):
+                yield f"modalities {list(modalities)} names one twice"
+            if (items.kind == "table") != (not modalities):
+                yield (
+                    f"items.kind '{items.kind}' with modalities {list(modalities)}: 'table' learns from ids alone "
+                    "(modalities []), every other kind needs a modality"
+                )
+            if items.kind == "side" and not (items.intra or (items.inter and len(modalities) > 1)):
+                yield "no tower is left: items.intra is off and there is no inter tower"
         if self.source == "cached" and tuning.method != "none":
-            raise ValueError(
+            yield (
                 f"tuning.method '{tuning.method}' with source 'cached': stored states cannot be trained; set "
                 "source to 'live' or 'partial'"
             )
         if self.source == "partial" and (tuning.method == "none" or tuning.last_n_layers is None):
-            raise ValueError(
-                "source 'partial' needs a tuning.method and the number tuning.last_n_layers of live blocks"
-            )
+            yield "source 'partial' needs a tuning.method and tuning.last_n_layers, the number of layers to run"
         if tuning.method == "none" and tuning.refresh > 1:
-            raise ValueError(
+            yield (
                 f"tuning.refresh {tuning.refresh} with tuning.method 'none': there is nothing to refresh when the "
                 "encoders are not trained; set a tuning.method, or tuning.refresh to 1"
             )
-        if tuning.method != "none" and self.items.kind != "projection":
-            raise ValueError(
-                f"items.kind '{self.items.kind}' with tuning.method '{tuning.method}': a trained encoder ends in "
+        if tuning.method != "none" and items.kind != "projection":
+            yield (
+                f"items.kind '{items.kind}' with tuning.method '{tuning.method}': a trained encoder needs "
                 "items.kind 'projection'"
             )
-
-    def _towers_fit(self) -> None:
-        known = {*KINDS, IMPORTED, INTER, *self.columns, *(self.modalities or ())}
-        for name in (
-            *self.optimizer.gate_learning_rates,
-            *self.optimizer.projection_learning_rates,
-            *self.items.bottlenecks,
-        ):
-            if name not in known:
-                raise ValueError(f"settings of a tower '{name}', which is none of {', '.join(sorted(known))}")
-
-    def _modalities_fit(self, modalities: tuple[str, ...]) -> None:
-        if len(set(modalities)) != len(modalities):
-            raise ValueError(f"modalities {list(modalities)} names one twice")
-        if (self.items.kind == "table") != (not modalities):
-            raise ValueError(
-                f"items.kind '{self.items.kind}' with modalities {list(modalities)}: 'table' learns from ids "
-                "alone (modalities []), every other kind needs a modality"
+        rates = self.optimizer.gate_learning_rates | self.optimizer.projection_learning_rates
+        known = {*KINDS, IMPORTED, INTER, *self.columns, *(modalities or ())}
+        for name in sorted((rates | items.bottlenecks).keys() - known):
+            yield f"settings of a tower '{name}', which is none of {', '.join(sorted(known))}"
+        if self.sequence.kind == "sasrec" and items.embedding_dim % self.sequence.num_heads:
+            yield (
+                f"items.embedding_dim {items.embedding_dim} is no multiple of sequence.num_heads "
+                f"{self.sequence.num_heads}"
             )
-        inter = self.items.inter and len(modalities) > 1
-        if self.items.kind == "side" and not (self.items.intra or inter):
-            raise ValueError("no tower is left: items.intra is off and there is no inter tower")
 
     def kind_of(self, modality: str) -> str | None:
-        """The kind of a modality: as ``columns`` says, or the kind that it is named after; else None."""
+        """Kind of a modality as set in ``columns``, else the kind that it is named after, else None."""
         stated = self.columns[modality].kind if modality in self.columns else None
         return stated or (modality if modality in (*KINDS, IMPORTED) else None)
 
     def states_of(self, modality: str) -> ColumnConfig:
-        """All settings of a modality's states: its kind's, and over them its own.
+        """Settings of a modality's states: its own where set, else those of its kind.
 
         Raises:
-            ConfigError: its kind is not known.
+            ConfigError: The modality's kind is not known.
         """
         kind = self.kind_of(modality)
         if kind is None:
-            raise ConfigError(
-                f"the kind of the modality '{modality}' is not known",
-                f"one of {', '.join(KINDS)}",
-                f"set columns.{modality}.kind",
-            )
+            got = f"the kind of the modality '{modality}' is not known"
+            raise ConfigError(got, f"one of {', '.join(KINDS)}", f"set columns.{modality}.kind")
         own = self.columns.get(modality, ColumnConfig()).model_dump(exclude_none=True)
         return ColumnConfig.model_validate({**self.section_of(kind).model_dump(), **own, "kind": kind})
 
     def section_of(self, kind: str) -> StatesConfig:
-        """The settings of all states of a kind."""
+        """Settings of all states of a kind."""
         sections = {TEXT: self.text, IMAGE: self.image, IMPORTED: StatesConfig(levels="all")}
         return sections.get(kind, StatesConfig())
 
     def levels_of(self, modality: str) -> Levels:
-        """The levels that this configuration reads of a modality: a projection reads the last state only."""
+        """Levels of a modality that are read: only the encoder's final output for a projection."""
         if self.items.kind == "projection":
             return (LAST,)
         levels = self.states_of(modality).levels
@@ -414,45 +403,47 @@ class Config(Section):
         return levels
 
     def override(self, assignments: Iterable[str]) -> "Config":
-        """Apply ``key.key=value`` assignments; values are YAML.
+        """Return a copy with ``key.key=value`` assignments applied; values are YAML.
 
         Raises:
-            ConfigError: an unknown key or a value of the wrong type.
+            ConfigError: An unknown key or an invalid value.
         """
         return parse(merge(self.model_dump(mode="json"), map(parse_assignment, assignments)))
 
     def to_yaml(self) -> str:
-        """The complete configuration as YAML."""
+        """Return the complete configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def parse(values: Mapping[str, Any]) -> Config:
-    """Validate a nested mapping.
+    """Validate a nested mapping of settings.
 
     Raises:
-        ConfigError: the first thing that is wrong, with the key, the value and the cure.
+        ConfigError: The first invalid setting, with its key, value and cure.
     """
     try:
         return Config.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        # pydantic adds the tried member of a union, or "[key]", behind the field's name: not a reader's words.
-        key = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() or part.isdigit())
-        if first["type"] == "extra_forbidden":
-            if new := new_name(key):
-                raise ConfigError(
-                    f"unknown configuration key '{key}'", "a known key", f"it is now '{new}'"
-                ) from None
-            known = [name for name, _ in flatten(Config().model_dump(mode="json"))]
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"unknown configuration key '{key}'", "a known key", hint) from None
-        if first["type"] == "value_error":
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(message, "settings that fit together", "change one of them") from None
-        new = new_value(key, first["input"])
-        raise ConfigError(
-            f"configuration key '{key}' has the value {first['input']!r}",
-            first["msg"].removeprefix("Input should be "),
-            "change that value" if new == first["input"] else f"it is now {new!r}",
-        ) from None
+    except ValidationError as invalid:
+        raise _explained(invalid.errors()[0]) from None
+
+
+def _explained(error: ErrorDetails) -> ConfigError:
+    # pydantic appends the member of a union that it tried, or "[key]", to the field's name.
+    key = ".".join(part for part in map(str, error["loc"]) if part.isidentifier() or part.isdigit())
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        known = [name for name, _ in flatten(Config().model_dump(mode="json"))]
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        if new := new_name(key):
+            hint = f"it is now '{new}'"
+        return ConfigError(f"unknown configuration key '{key}'", "a known key", hint)
+    if error["type"] == "value_error":
+        message = error["msg"].removeprefix("Value error, ")
+        return ConfigError(message, "settings that fit together", "change one of them")
+    new = new_value(key, value)
+    return ConfigError(
+        f"configuration key '{key}' has the value {value!r}",
+        error["msg"].removeprefix("Input should be "),
+        "change that value" if new == value else f"it is now {new!r}",
+    )

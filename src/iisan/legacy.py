@@ -1,9 +1,9 @@
-"""What earlier versions called things: one table for configurations, runs, records and stores on disk."""
+"""Names and values of earlier versions: one table for configurations, runs, records and stores on disk."""
 
 from collections.abc import Mapping
 from typing import Any
 
-#: Configuration keys by their old names; None for settings that are gone.
+#: Current configuration keys by old key; None for removed settings.
 OLD_KEYS: Mapping[str, str | None] = {
     "text.backbone": "text.encoder",
     "image.backbone": "image.encoder",
@@ -26,9 +26,9 @@ OLD_KEYS: Mapping[str, str | None] = {
     "training.clip": "training.max_grad_norm",
     "training.resident": "training.resident_gb",
 }
-#: Keys of a section ``columns.NAME``.
+#: The same for keys of a section ``columns.NAME``.
 OLD_COLUMN_KEYS: Mapping[str, str | None] = {"backbone": "encoder", "jpeg_draft": None}
-#: Values by their key's new name.
+#: Current values by old value, by current key.
 OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {
     "evaluation.policy": {"none": "all", "keep-target": "unseen"},
     "items.block": {"adapter": "dense"},
@@ -43,22 +43,25 @@ OLD_WORDS: Mapping[str, tuple[str, str]] = {
 
 
 def new_name(key: str) -> str | None:
-    """The present name of an old configuration key; None where there is none."""
+    """Current name of an old configuration key; None if there is none."""
     if key.startswith("columns."):
-        *path, last = key.split(".")
+        path, _, last = key.rpartition(".")
         new = OLD_COLUMN_KEYS.get(last)
-        return new and ".".join([*path, new])
+        return new and f"{path}.{new}"
     return OLD_KEYS.get(key)
 
 
 def upgraded_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that an earlier version wrote, in today's names and values; today's stay as they are."""
+    """Translate a configuration of an earlier version to current names and values."""
     upgraded: dict[str, Any] = {}
     for section, settings in values.items():
         if not isinstance(settings, Mapping):
             upgraded[section] = settings
         elif section == "columns":
-            upgraded[section] = {name: _upgraded_column(column) for name, column in settings.items()}
+            upgraded[section] = {
+                column: {new: value for key, value in each.items() if (new := OLD_COLUMN_KEYS.get(key, key))}
+                for column, each in settings.items()
+            }
         else:
             keys = {key: OLD_KEYS.get(f"{section}.{key}", f"{section}.{key}") for key in settings}
             upgraded[section] = {
@@ -67,17 +70,13 @@ def upgraded_config(values: Mapping[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
-def _upgraded_column(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {new: value for key, value in settings.items() if (new := OLD_COLUMN_KEYS.get(key, key))}
-
-
 def new_value(key: str, value: Any) -> Any:
-    """The present form of an old value of a configuration key; today's values stay as they are."""
+    """Current form of an old value of a configuration key; current values stay as they are."""
     return OLD_VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
 
 
 def upgraded_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Top-level entries of a run's result, a record or a store's settings under today's names."""
+    """Rename the top-level entries of a run's result, a record or a store's settings to current names."""
     upgraded = {key.replace("backbone", "encoder"): value for key, value in values.items()}
     for key, (old, new) in OLD_WORDS.items():
         if isinstance(upgraded.get(key), str):

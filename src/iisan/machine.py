@@ -1,4 +1,4 @@
-"""What this machine is, and what it has given to this process."""
+"""The machine: processor, device, memory."""
 
 import contextlib
 import ctypes
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
 
 def processor_name() -> str:
-    """The processor's name, as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    """Name of the processor as reported by the system."""
+    return _entry("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
+def _entry(path: str, key: str) -> str | None:
+    """First value of a key in a file of ``key: value`` lines; None without the file or the key."""
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
 
 
 def choose_device(name: str) -> "torch.device":
-    """``auto`` is CUDA where it is there, else the CPU.
+    """Return the named device; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: The device cannot be used here.
     """
     import torch
 
@@ -35,19 +38,17 @@ def choose_device(name: str) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        # Tensors that have no numbers, as those of `meta`, can't be read back.
+        # Tensors without values, such as those of `meta`, can't be read back.
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError):
         raise ConfigError(
-            f"training.device '{name}' cannot be used here",
-            "a device that torch finds",
-            "use 'auto' or 'cpu'",
+            f"training.device '{name}' cannot be used here", "a device that torch finds", "use 'auto' or 'cpu'"
         ) from None
     return device
 
 
 def usable_device(name: str) -> str:
-    """A device's name if that device can be used here, else ``auto``: a run may come from another machine."""
+    """Return a device's name if it can be used here, else ``auto``: a run may come from another machine."""
     try:
         choose_device(name)
     except ConfigError:
@@ -56,28 +57,26 @@ def usable_device(name: str) -> str:
 
 
 def device_name(device: "torch.device") -> str:
-    """The name of a GPU, or of the processor."""
+    """Name of the GPU, or of the processor."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def first_process() -> bool:
-    """Whether this process speaks for those that ``torchrun`` started together, or is alone."""
+    """Whether this is the first, or the only, of the processes started by ``torchrun``."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident memory of this process, without its children, since :func:`forget_peak`."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else []:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    """Peak resident memory of this process, without its children, since :func:`forget_peak`."""
+    if peak := _entry("/proc/self/status", "VmHWM"):
+        return int(peak.split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def forget_peak(device: "torch.device") -> None:
-    """Have ``peak_memory`` count from now on; outside Linux, that of a process counts from its start."""
+    """Reset ``peak_memory``. Outside Linux, that of a process cannot be reset."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if device.type == "cuda":
@@ -87,7 +86,7 @@ def forget_peak(device: "torch.device") -> None:
 
 
 def peak_memory(device: "torch.device") -> dict[str, Any]:
-    """Peak memory of this process, and which: allocated on the ``gpu``, or resident memory of the ``process``."""
+    """Peak memory of this process, and its kind: allocated on the ``gpu``, or resident for the ``process``."""
     if device.type == "cuda":
         import torch
 
@@ -96,23 +95,23 @@ def peak_memory(device: "torch.device") -> dict[str, Any]:
 
 
 def wait_briefly() -> None:
-    """Have threads that wait for each other give their processor away soon; to be called before torch is loaded.
+    """Shorten the busy waiting of OpenMP threads, unless the environment sets it; call before torch is loaded.
 
-    Otherwise, next to another process that computes, a thread of GNU's OpenMP spins for milliseconds after every
-    operator, on the processor that the thread it waits for would need. What the environment says already stays.
+    Otherwise, beside another busy process, a thread of GNU's OpenMP spins for milliseconds after every operator,
+    on the processor that the thread it waits for would need.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what it is given back, for a loop that frees and takes the same tensors many times.
+    """Make glibc keep freed memory, for a loop that frees and allocates the same tensors many times.
 
-    Otherwise every large tensor comes from the system, page by page and filled with zeros, which can take longer
-    than what is computed with it. Does nothing where the C library is not glibc.
+    Otherwise the system provides every large tensor page by page, filled with zeros, which can take longer than
+    the computation itself. Does nothing with another C library.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        # M_MMAP_THRESHOLD at its largest and M_TRIM_THRESHOLD, see mallopt(3).
+        # M_MMAP_THRESHOLD at its maximum, and M_TRIM_THRESHOLD; see mallopt(3).
         library.mallopt(-3, 32 * 2**20)
         library.mallopt(-1, 2**31 - 1)

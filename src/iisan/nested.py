@@ -11,11 +11,7 @@ from iisan.errors import ConfigError
 
 
 def parse_assignment(assignment: str) -> tuple[str, Any]:
-    """Key and value of a ``key.key=value`` override, whose value is YAML.
-
-    Raises:
-        ConfigError: no assignment, or a value that is not YAML.
-    """
+    """Parse a ``key.key=value`` override, whose value is YAML; raise a ``ConfigError`` for anything else."""
     key, separator, value = assignment.partition("=")
     if not separator or not key:
         raise ConfigError(
@@ -28,7 +24,7 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
 
 
 def merge(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Set dotted keys in a nested dictionary, in place; returns it."""
+    """Set dotted keys in a nested dictionary in place, and return it."""
     for key, value in assignments:
         *parents, name = key.split(".")
         section = base
@@ -43,7 +39,7 @@ def merge(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """List a nested mapping as dotted keys and values."""
+    """Yield the dotted keys and values of a nested mapping."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -53,13 +49,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 def _load_yaml(text: str) -> Any:
     value = yaml.safe_load(text)
-    # An alias may stand inside what it stands for.
+    # Fails for an alias that contains itself.
     json.dumps(value, default=str)
     return value
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first dotted key in which two nested mappings differ, and both values; None where they are equal.
+    """Find the first dotted key in which two nested mappings differ, and both values; None if they are equal.
 
     >>> difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
     ('a.c', 2, 3)
@@ -75,7 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        ConfigError: absent, unreadable, or something else than a mapping.
+        ConfigError: The file does not exist, cannot be read, or is not a mapping.
     """
     try:
         values = _load_yaml(path.read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ Method = Literal["full", "bias", "lora", "adapter"]
 
 
 def default() -> Config:
-    """Our own settings, selected on validation data only; see ``results/``."""
+    """Our own settings, selected on validation data only (see ``results/``)."""
     return Config(
         recipe="default",
         items=ItemEncoderConfig(embedding_dim=128, bottleneck=128, level_norm="layer", fusion_scale=0.15),
@@ -36,84 +36,70 @@ def default() -> Config:
 
 
 def paper() -> Config:
-    """The settings of the IISAN paper."""
+    """The settings of IISAN: windows ``all`` (its choice is not stated), exclude ``training``, policy ``all``."""
     return Config(
         recipe="paper",
         text=StatesConfig(pooling="cls", max_tokens=30),
         image=StatesConfig(pooling="cls"),
         loss=LossConfig(exclude="training", reduction="sum"),
-        optimizer=OptimizerConfig(learning_rate=2e-4, san_learning_rate=1e-4),
-        training=TrainingConfig(batch_size=32),
+        training=TrainingConfig(batch_size=32, windows="all"),
         evaluation=EvaluationConfig(policy="all"),
     )
 
 
 def reference() -> Config:
     """The settings of the published code, which differ from the paper; see ``docs/method.md``."""
-    return Config(
+    items = ItemEncoderConfig(
+        gate_on="hidden", first_block="gated", projection="double", concatenation="inter-last"
+    )
+    optimizer = OptimizerConfig(
+        gate_learning_rates={"image": 1e-4}, projection_learning_rates={"text": 5e-5, "image": 1e-4}
+    )
+    return _changed(
+        paper(),
         recipe="reference",
-        text=StatesConfig(pooling="cls", max_tokens=30),
-        image=StatesConfig(pooling="cls"),
-        items=ItemEncoderConfig(
-            gate_on="hidden", first_block="gated", projection="double", concatenation="inter-last"
-        ),
-        optimizer=OptimizerConfig(
-            learning_rate=2e-4,
-            san_learning_rate=1e-4,
-            gate_learning_rates={"image": 1e-4},
-            projection_learning_rates={"text": 5e-5, "image": 1e-4},
-        ),
+        items=items,
+        optimizer=optimizer,
         loss=LossConfig(exclude="window"),
-        training=TrainingConfig(batch_size=64, early_stopping_patience=11, windows="last"),
+        training=TrainingConfig(early_stopping_patience=11, windows="last"),
         evaluation=EvaluationConfig(policy="exclude-all"),
     )
 
 
 def versa() -> Config:
     """IISAN-Versa with the settings published for MicroLens; encoders may differ in width and depth."""
-    levels = StatesConfig(pooling="mean", levels="group-6")
-    return paper().model_copy(
-        update={
-            "recipe": "versa",
-            "text": levels,
-            "image": StatesConfig(pooling="cls", levels="group-6"),
-            "items": ItemEncoderConfig(
-                gate_on="hidden",
-                first_block="gated",
-                projection="narrow",
-                concatenation="inter-last",
-                bottlenecks={"image": 512},
-            ),
-            "loss": LossConfig(exclude="window"),
-            "training": TrainingConfig(batch_size=512, epochs=200, windows="last"),
-            "evaluation": EvaluationConfig(policy="exclude-all"),
-        }
+    return _changed(
+        reference(),
+        recipe="versa",
+        text=StatesConfig(pooling="mean", levels="group-6"),
+        image=StatesConfig(pooling="cls", levels="group-6"),
+        items=reference().items.model_copy(update={"projection": "narrow", "bottlenecks": {"image": 512}}),
+        optimizer=OptimizerConfig(),
+        training=TrainingConfig(batch_size=512, epochs=200, windows="last"),
     )
 
 
 def frozen() -> Config:
-    """``default`` with a projection of the frozen last states in place of the side network."""
-    return default().model_copy(
-        update={
-            "recipe": "frozen",
-            "text": StatesConfig(levels=(LAST,)),
-            "image": StatesConfig(levels=(LAST,)),
-            "items": ItemEncoderConfig(kind="projection", embedding_dim=128, fusion_scale=0.15),
-        }
-    )
+    """``default`` with a projection of the encoders' final output instead of the side network."""
+    last = StatesConfig(levels=(LAST,))
+    items = ItemEncoderConfig(kind="projection", embedding_dim=128, fusion_scale=0.15)
+    return _changed(default(), recipe="frozen", text=last, image=last, items=items)
 
 
 def ids() -> Config:
     """``default`` with item ids only (SASRec)."""
-    return default().model_copy(
-        update={"recipe": "ids", "modalities": (), "items": ItemEncoderConfig(kind="table", embedding_dim=128)}
+    return _changed(
+        default(), recipe="ids", modalities=(), items=ItemEncoderConfig(kind="table", embedding_dim=128)
     )
+
+
+def _changed(config: Config, **changes: Any) -> Config:
+    return config.model_copy(update=changes)
 
 
 def _tuned(name: str, method: Method, **tuning: Any) -> Config:
     """``frozen`` with live encoders, trained by a tuning method."""
-    changes = {"recipe": name, "source": "live", "tuning": TuningConfig(method=method, **tuning)}
-    return frozen().model_copy(update=changes)
+    return _changed(frozen(), recipe=name, source="live", tuning=TuningConfig(method=method, **tuning))
 
 
 def fft() -> Config:
@@ -132,41 +118,29 @@ def lora() -> Config:
 
 
 def bitfit() -> Config:
-    """BitFit: only the biases of the encoders."""
+    """BitFit: only the biases of the encoders are trained."""
     return _tuned("bitfit", "bias", learning_rate=1e-3)
 
 
 def partial() -> Config:
     """Fine-tuning of the last two layers of the encoders, from stored token states below them."""
-    config = _tuned("partial", "full", last_n_layers=2)
-    return config.model_copy(update={"source": "partial"})
+    return _changed(_tuned("partial", "full", last_n_layers=2), source="partial")
 
 
 def uncached() -> Config:
     """``default`` with frozen encoders that run in every step: the same training at a higher cost."""
-    return default().model_copy(update={"recipe": "uncached", "source": "live"})
+    return _changed(default(), recipe="uncached", source="live")
 
 
-RECIPES: dict[str, Callable[[], Config]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        *(default, paper, reference, versa),
-        *(frozen, ids, uncached),
-        *(fft, adapter, lora, bitfit, partial),
-    )
-}
-
+_FUNCTIONS = (default, paper, reference, versa, frozen, ids, uncached, fft, adapter, lora, bitfit, partial)
+RECIPES: dict[str, Callable[[], Config]] = {function.__name__: function for function in _FUNCTIONS}
 
 #: Recipes that differ in method, by ascending training cost.
 METHODS = ("ids", "frozen", "default", "uncached", "partial", "bitfit", "lora", "adapter", "fft")
 
 
 def recipe(name: str) -> Config:
-    """Return the configuration of a recipe.
-
-    Raises:
-        ConfigError: An unknown recipe.
-    """
+    """Return the configuration of a recipe; raise a ``ConfigError`` for an unknown name."""
     if name not in RECIPES:
         raise ConfigError(f"no recipe '{name}'", f"one of {', '.join(RECIPES)}", "choose one of them")
     return RECIPES[name]()
@@ -175,7 +149,7 @@ def recipe(name: str) -> Config:
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Load a recipe or a YAML file and apply ``key.key=value`` overrides.
 
-    A YAML file states only what differs from the recipe named by its key ``recipe`` (``default`` if absent). A
+    A YAML file only contains what differs from the recipe named by its key ``recipe`` (by default ``default``). A
     file with all sections, such as the ``config.yaml`` of a run, is complete.
 
     Raises:
@@ -185,11 +159,8 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
         return recipe(str(source)).override(overrides)
     path = Path(source)
     if not path.exists() and path.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(
-            f"'{source}' is neither a recipe nor a file",
-            f"one of {', '.join(RECIPES)}, or the path of a YAML file",
-            "check the name",
-        )
+        expected = f"one of {', '.join(RECIPES)}, or the path of a YAML file"
+        raise ConfigError(f"'{source}' is neither a recipe nor a file", expected, "check the name")
     values = read_yaml(path)
     if values.keys() >= Config.model_fields.keys():
         return parse(values).override(overrides)

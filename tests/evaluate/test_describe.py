@@ -92,9 +92,8 @@ def test_without_timestamps_their_ties_are_unknown(small):
     description = describe(small, leave_one_out(small.sequences, 5))
     assert description["without_timestamp"] == 7
     assert description["equal_timestamps"] is None
-    assert ("interactions at the same time as the user's one before", "unknown") in [
-        row[:2] for row in description.rows()
-    ]
+    label = "interactions at the same time as the user's previous one"
+    assert (label, "unknown") in [row[:2] for row in description.rows()]
 
 
 @given(

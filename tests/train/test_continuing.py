@@ -75,7 +75,7 @@ def test_the_same_weights_give_the_same_lists(earlier, configured, tmp_path):
     result = train(run.config.override(STILL), tmp_path / "run", say=said.append, start=run)
     assert result["continued_from"] == sha256_file(run.folder / "model.safetensors")
     assert result["lists"] == {"overlap@10": 1.0, "users": 50}
-    assert "of the 10 items recommended before 10.0 still are, the mean over 50 users" in said
+    assert "10.0 of 10 recommended items are the same as before (mean of 50 users)" in said
     before, after = (load_file(folder / "model.safetensors") for folder in (run.folder, tmp_path / "run"))
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6, msg=name)
@@ -130,7 +130,7 @@ def test_what_newer_data_need_starts_as_usual(configured, prepared, tmp_path):
 
 def test_no_weight_is_left_behind(earlier):
     run = earlier()
-    with pytest.raises(RunError, match=r"has a parameter 'items\.towers\.\w+\.gates', which the network has not"):
+    with pytest.raises(RunError, match=r"has a parameter 'items\.towers\.\w+\.gates', which the network lacks"):
         start_from(run, build(run.config.override(["items.gated=false"])))
 
 

@@ -244,9 +244,9 @@ def test_trained_parameters_are_counted_and_saved(planted, tmp_path):
     ("changes", "message"),
     [
         (("source=cached",), "stored states cannot be trained"),
-        (("source=partial", "tuning.last_n_layers=null"), "the number tuning.last_n_layers"),
+        (("source=partial", "tuning.last_n_layers=null"), "tuning.last_n_layers, the number of layers"),
         (("tuning.method=none", "tuning.refresh=2"), "nothing to refresh"),
-        (("items.kind=side",), "ends in items.kind 'projection'"),
+        (("items.kind=side",), "needs items.kind 'projection'"),
         (("text.encoder=null",), "no modality is named"),
         (("text.encoder=null", "modalities=[text]"), "no encoder for text"),
     ],

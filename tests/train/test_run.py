@@ -340,8 +340,8 @@ def timings(monkeypatch):
     return seconds
 
 
-def test_precision_is_measured_once_and_kept(quick, tmp_path, timings, monkeypatch):
-    """Before the first step, and for whoever goes on: after a kill in the first or second epoch, or at the end."""
+def test_precision_is_measured_once_and_kept(quick, prepared, tmp_path, timings, monkeypatch):
+    """By runs resumed after a kill in the first or second epoch, or after the end, and with a moved dataset."""
     out, config = tmp_path / "run", quick("default", "training.precision=auto", "training.epochs=2")
     step, steps = loop.Trainer._step, []
 
@@ -358,6 +358,8 @@ def test_precision_is_measured_once_and_kept(quick, tmp_path, timings, monkeypat
         with pytest.raises(Killed):
             train(config, out)
         timings["bf16"] = [9.0]
+        moved = shutil.copytree(prepared.dataset, tmp_path / "moved", dirs_exist_ok=True)
+        config = config.override([f"dataset={moved}"])
     result = train(config, out)
     assert all(steps)
     assert (result["precision"], result["status"]) == ("bf16", "finished")
@@ -547,8 +549,8 @@ def test_a_damaged_result_says_what_to_do(quick, tmp_path):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({"photo.jpg": "", ".photo.part": "", ".config.yaml.x.part": ""}, "no run folder and not empty"),
-        ({"config.yaml": "recipe: default # mine\n"}, "no run folder and not empty"),
+        ({"photo.jpg": "", ".photo.part": "", ".config.yaml.x.part": ""}, "neither a run folder nor empty"),
+        ({"config.yaml": "recipe: default # mine\n"}, "neither a run folder nor empty"),
         ({"config.yaml": "whole", "thesis.txt": ""}, "holds a run with"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Training, and what a trained run is asked for."""
+"""Commands that train, evaluate and recommend."""
 
 import sys
 from pathlib import Path
@@ -30,12 +30,10 @@ from iisan.printing import print_evaluations, print_json, print_recommendations
 def train(
     out: Out,
     config: Annotated[
-        str | None,
-        typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe such as default, ids or lora."),
+        str | None, typer.Argument(metavar="CONFIG", help="YAML file, or a recipe such as default, ids or lora.")
     ] = None,
     start: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="RUN", help="Finished run to continue, in the place of CONFIG."),
+        Path | None, typer.Option("--from", metavar="RUN", help="Finished run to start from, instead of CONFIG.")
     ] = None,
     dataset: DatasetOption = None,
     states: StatesOption = None,
@@ -43,7 +41,7 @@ def train(
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train, and evaluate the best epoch; an interrupted run goes on."""
+    """Train a model and evaluate its best epoch. Resumes an interrupted run."""
     from iisan.machine import first_process, keep_freed_memory
     from iisan.recipes import load_config
     from iisan.runs.run import Run
@@ -64,14 +62,9 @@ def train(
         print_json(result)
         return
     test = result["test"]
-    print(
-        f"best epoch {result['best_epoch']} of {result['epochs']}: test "
-        + "  ".join(
-            f"{name.upper()} {100 * test[name]:.2f}%"
-            for name in test
-            if name.endswith("@10") and "cold" not in name
-        )
-    )
+    shown = [name for name in test if name.endswith("@10") and not name.startswith("cold")]
+    metrics = "  ".join(f"{name.upper()} {100 * test[name]:.2f}%" for name in shown)
+    print(f"best epoch {result['best_epoch']} of {result['epochs']}: test {metrics}")
     print(f"protocol: {result['protocol']}")
     print(f"next: iisan evaluate {out}   |   iisan recommend {out} --user ID")
 
@@ -88,15 +81,15 @@ def evaluate(
         ),
     ] = None,
     policy: PolicyOption = None,
-    baselines: Annotated[bool, typer.Option(help="Also measure popularity, Markov, frozen similarity.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also evaluate popularity, Markov, frozen similarity.")] = True,
     dataset: DatasetOption = None,
     states: StatesOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="File for the run's rank of every target (.parquet, .csv, .jsonl).")
+        Path | None, typer.Option(help="File for the rank of every target (.parquet, .csv, .jsonl).")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Rank the whole catalogue for every user, next to the baselines."""
+    """Evaluate a run and the baselines by ranking the whole catalogue for every user."""
     from iisan.runs.assess import assess
     from iisan.runs.run import Run
 
@@ -117,24 +110,21 @@ def evaluate(
 @app.command()
 def recommend(
     run: RunFolder,
-    user: Annotated[str | None, typer.Option(help="A user of the dataset.")] = None,
+    user: Annotated[str | None, typer.Option(help="User of the dataset.")] = None,
     history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")] = None,
-    all_users: Annotated[bool, typer.Option("--all-users", help="Every user, into --out.")] = False,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Recommend for every user, into --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list.")] = 10,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend seen items again.")] = False,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of items per list.")] = 10,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Allow seen items in the lists.")] = False,
     dataset: DatasetOption = None,
     as_json: Json = False,
 ) -> None:
-    """The next items for a known user, for any history, or for all users."""
+    """Recommend the next items for a known user, any history, or all users."""
     from iisan.api import Recommender
 
     if (user is not None) + (history is not None) + all_users != 1:
-        raise ConfigError(
-            "the question is not clear",
-            "exactly one of --user, --history and --all-users",
-            "give one of them",
-        )
+        got = "several or none of --user, --history and --all-users are given"
+        raise ConfigError(got, "exactly one of them", "give one of them")
     if all_users and out is None:
         raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
     check_ending(out, FRAMES)
@@ -147,9 +137,8 @@ def recommend(
     if out is not None:
         write_frame(lists, out)
         print(f"{lists.height:,} rows written to {out}", file=sys.stderr)
-        return
-    if as_json:
+    elif as_json:
         print_json(lists.to_dicts())
-        return
-    title = f"next for user {user}" if user is not None else f"next after {history}"
-    print_recommendations(title, lists.to_dicts())
+    else:
+        title = f"next for user {user}" if user is not None else f"next after {history}"
+        print_recommendations(title, lists.to_dicts())

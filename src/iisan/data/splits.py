@@ -1,4 +1,4 @@
-"""What is trained on, what is validated on and what is tested on."""
+"""Splits of the interactions into training, validation and test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,20 +10,20 @@ from iisan.data.sequences import Index, Sequences, item_counts, padded, ragged
 from iisan.errors import DataError
 
 SplitName = Literal["leave-one-out", "temporal"]
-#: Subsets with queries; the third subset, train, is what a model learns from.
+#: Subsets with queries; the third subset is train.
 Subset = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Questions "what does this user take next?", each with its answer.
+    """Histories with their next item, the target.
 
     Attributes:
-        sequences: where the histories lie.
-        users: ``[Q]`` user index.
-        starts: ``[Q]`` first position of the history in ``sequences.items``.
-        ends: ``[Q]`` one past its last position.
-        targets: ``[Q]`` item index of the answer.
+        sequences: Sequences that contain the histories.
+        users: User indices ``[Q]``.
+        starts: First positions of the histories in ``sequences.items``, ``[Q]``.
+        ends: Positions after the last, ``[Q]``.
+        targets: Item indices of the targets, ``[Q]``; ``PAD`` if unknown.
     """
 
     sequences: Sequences
@@ -39,32 +39,31 @@ class Queries:
         return Queries(self.sequences, self.users[rows], self.starts[rows], self.ends[rows], self.targets[rows])
 
     def sample(self, count: int | None) -> "Queries":
-        """At most ``count`` of the queries, drawn with a fixed seed: every run on the same data gets the same."""
+        """Sample at most ``count`` queries with a fixed seed, so all runs on the same data get the same sample."""
         if count is None or count >= len(self):
             return self
         return self[np.sort(np.random.default_rng(0).choice(len(self), count, replace=False))]
 
     def histories(self, length: int) -> Index:
-        """Last ``length`` items of each history, ``[Q, length]``, left-padded with ``PAD``."""
+        """Return the last ``length`` items of each history, ``[Q, length]``, left-padded with ``PAD``."""
         return padded(self.sequences.items, self.starts, self.ends, length)
 
     def seen(self) -> tuple[Index, Index]:
-        """All items of all histories as pairs ``(query, item)``, each ``[pairs]``."""
+        """Return all items of all histories as pairs ``(query, item)``, each ``[pairs]``."""
         return ragged(self.sequences.items, self.starts, self.ends)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Training prefix of every user, validation queries, test queries.
+    """Training prefix of every user, validation queries and test queries.
 
     Attributes:
-        name: the rule it was made by.
-        num_items: items in the catalogue, ``N``.
-        sequences: all interactions.
-        train_ends: ``[users]`` one past each user's last training position; training starts at
-            ``sequences.offsets[:-1]``.
-        validation: queries whose targets choose the best epoch.
-        test: queries whose targets are reported.
+        name: Name of the rule.
+        num_items: Number of items in the catalogue, ``N``.
+        sequences: All interactions.
+        train_ends: Position after each user's last training interaction, ``[users]``.
+        validation: Validation queries, which select the best epoch.
+        test: Test queries.
     """
 
     name: SplitName
@@ -76,25 +75,25 @@ class Split:
 
     @property
     def train_starts(self) -> Index:
-        """First training position of every user, ``[users]``."""
+        """Position of each user's first training interaction, ``[users]``."""
         return self.sequences.offsets[:-1]
 
     def train_counts(self) -> Index:
-        """Training interactions of every item, ``[N]``."""
+        """Count the training interactions of every item, ``[N]``."""
         return item_counts(self.sequences.items, self.train_starts, self.train_ends, self.num_items)
 
     def subset(self, name: Subset) -> Queries:
-        """Queries of that subset."""
+        """Return the queries of a subset."""
         return self.test if name == "test" else self.validation
 
     def after(self, trained: "Split") -> "Split":
-        """This split for a model that was trained under another one, whose training interactions it takes over.
+        """Return this split, with the training interactions of the split that a model was trained under.
 
         Queries whose target the model was trained or selected on are left out.
         """
 
         def unknown(queries: Queries) -> Queries:
-            # A target stands where its history ends.
+            # The position of a target is where its history ends.
             trained_on = queries.ends < trained.train_ends[queries.users]
             selected_on = np.isin(queries.ends, trained.validation.ends)
             return queries[np.flatnonzero(~(trained_on | selected_on))]
@@ -103,10 +102,7 @@ class Split:
         return replace(self, train_ends=trained.train_ends, validation=validation, test=test)
 
     def trained_later(self, queries: Queries) -> float | None:
-        """Share of the training interactions that are later than a query's target, averaged over the queries.
-
-        None without timestamps.
-        """
+        """Share of training interactions later than a query's target, averaged; None without timestamps."""
         timestamps = self.sequences.timestamps
         if timestamps is None:
             return None
@@ -115,54 +111,44 @@ class Split:
         return 1 - float(earlier.mean()) / len(times)
 
 
-def leave_one_out(sequences: Sequences, num_items: int) -> Split:
-    """Last item of each user = test, the one before = validation, the rest = training (P1 §4.1).
+def _queries(sequences: Sequences, users: Index, positions: Index) -> Queries:
+    """Queries whose targets are at these positions of ``sequences.items``."""
+    targets = sequences.items[positions].astype(np.int64)
+    return Queries(sequences, users, sequences.offsets[users], positions, targets)
 
-    The test history includes the validation item. Users with fewer than three interactions
-    only train.
+
+def leave_one_out(sequences: Sequences, num_items: int) -> Split:
+    """Split off each user's last item for test and the one before for validation (IISAN, sec. 4.1).
+
+    The test history includes the validation item. Users with fewer than three interactions are in training only.
 
     Raises:
-        DataError: no user has three interactions.
+        DataError: No user has three interactions.
     """
-    starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
+    ends = sequences.offsets[1:]
     users = np.flatnonzero(sequences.lengths >= 3)
     if not len(users):
-        raise DataError(
-            f"no user among {sequences.num_users} has 3 interactions or more",
-            "at least one such user for a leave-one-out split",
-            "prepare the dataset with more interactions per user",
-        )
-
-    def queries(position_from_end: int) -> Queries:
-        ends_of_history = ends[users] - position_from_end
-        targets = sequences.items[ends_of_history].astype(np.int64)
-        return Queries(sequences, users, starts[users], ends_of_history, targets)
-
+        got = f"no user among {sequences.num_users} has 3 interactions or more"
+        expected = "at least one such user for a leave-one-out split"
+        raise DataError(got, expected, "prepare the dataset with more interactions per user")
     train_ends = np.where(sequences.lengths >= 3, ends - 2, ends)
-    return Split("leave-one-out", num_items, sequences, train_ends, queries(2), queries(1))
+    validation, test = (_queries(sequences, users, ends[users] - back) for back in (2, 1))
+    return Split("leave-one-out", num_items, sequences, train_ends, validation, test)
 
 
 def temporal(sequences: Sequences, num_items: int, shares: Sequence[float] = (0.8, 0.9)) -> Split:
-    """Global split at two moments: nothing after the first is trained on.
+    """Split globally at two moments; training ends at the first.
 
-    The moments are quantiles of all timestamps. Each user's first interaction at or after a moment
-    is its target; the history is all that user did before. Users without a history or without a
-    later interaction have no query.
-
-    Args:
-        sequences: all interactions, with timestamps.
-        num_items: items in the catalogue, ``N``.
-        shares: share of all interactions before the validation and before the test period.
+    The moments are quantiles of all timestamps: ``shares`` of all interactions lie before them. The target in each
+    period is the user's first interaction, and the history all earlier ones. Users without either have no query.
 
     Raises:
-        DataError: there are no timestamps, or a period has no target.
+        DataError: There are no timestamps, or a period has no target.
     """
     if sequences.timestamps is None:
-        raise DataError(
-            "the dataset has no timestamps",
-            "a timestamp for every interaction, which a global temporal split needs",
-            "prepare it with a timestamp column, or use the leave-one-out split",
-        )
+        expected = "a timestamp for every interaction, which a global temporal split needs"
+        cure = "prepare it with a timestamp column, or use the leave-one-out split"
+        raise DataError("the dataset has no timestamps", expected, cure)
     timestamps = np.asarray(sequences.timestamps)
     moments = np.quantile(timestamps, shares, method="higher")
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
@@ -174,25 +160,16 @@ def temporal(sequences: Sequences, num_items: int, shares: Sequence[float] = (0.
     def queries(first: Index, limit: Index) -> Queries:
         users = np.flatnonzero((first > starts) & (first < limit))
         if not len(users):
-            raise DataError(
-                f"no user has an interaction before and inside a period of the temporal split {shares}",
-                "periods with targets",
-                "choose other shares, or use the leave-one-out split",
-            )
-        targets = sequences.items[first[users]].astype(np.int64)
-        return Queries(sequences, users, starts[users], first[users], targets)
+            got = f"no user has an interaction before and inside a period of the temporal split {shares}"
+            cure = "choose other shares, or use the leave-one-out split"
+            raise DataError(got, "periods with targets", cure)
+        return _queries(sequences, users, first[users])
 
     validation_starts, test_starts = (first_at_or_after(moment) for moment in moments)
-    return Split(
-        "temporal",
-        num_items,
-        sequences,
-        validation_starts,
-        queries(validation_starts, test_starts),
-        queries(test_starts, ends),
-    )
+    validation, test = queries(validation_starts, test_starts), queries(test_starts, ends)
+    return Split("temporal", num_items, sequences, validation_starts, validation, test)
 
 
 def split(sequences: Sequences, num_items: int, name: SplitName) -> Split:
-    """Make the split of that name."""
+    """Apply the split rule of that name."""
     return leave_one_out(sequences, num_items) if name == "leave-one-out" else temporal(sequences, num_items)

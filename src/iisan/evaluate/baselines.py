@@ -1,10 +1,9 @@
-"""Scorers without learning: what a model has to beat."""
-
-from dataclasses import dataclass
+"""Baselines without learned parameters."""
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from iisan.data.sequences import Index, ragged
@@ -15,11 +14,7 @@ from iisan.names import PAD
 
 
 class FixedScorer:
-    """The same scores for every user.
-
-    Args:
-        scores: ``[N]``.
-    """
+    """The same scores ``[N]`` for every user."""
 
     history_length = 0
 
@@ -28,33 +23,29 @@ class FixedScorer:
         self._scores = torch.from_numpy(np.asarray(scores, dtype=np.float32))
 
     def start(self, histories: Index) -> int:
-        """Number of users, ``B``."""
+        """Return the number of users, ``B``."""
         return len(histories)
 
     def score(self, query: int, items: Tensor | slice) -> Tensor:
-        """``[B, n]`` scores."""
+        """Return the scores ``[B, n]``."""
         return self._scores[items].repeat(query, 1)
 
 
 def _dense_ranks(values: Index) -> Index:
-    """Rank of each value among the distinct ones, from 0: the same order, exact in float32.
-
-    Large counts would tie there, as would sums of a count and a fraction.
-    """
+    """Rank of each value among the distinct ones, from 0: the same order, without ties in float32."""
     return np.unique(values, return_inverse=True)[1]
 
 
 def most_popular(split: Split) -> FixedScorer:
-    """Score = rank of the number of training interactions among all such numbers, from 0."""
+    """Score items by their number of training interactions (its rank among all such numbers, from 0)."""
     return FixedScorer(_dense_ranks(split.train_counts()))
 
 
 def recently_popular(split: Split, share: float = 0.2) -> FixedScorer:
-    """Score = rank of the number of recent training interactions; among equals, the number of all of them decides.
+    """Score items by their number of recent training interactions, then by that of all.
 
-    Recent are the last ``share`` of all training interactions by timestamp (with all that share the
-    earliest of these timestamps). Without timestamps, recent are the last ``share`` of every user's own
-    training interactions, rounded up.
+    The last ``share`` of all training interactions by timestamp are recent, including all at the earliest of these
+    timestamps. Without timestamps, the last ``share`` of each user's training interactions, rounded up.
 
     Raises:
         ConfigError: ``share`` is not in (0, 1].
@@ -73,24 +64,11 @@ def recently_popular(split: Split, share: float = 0.2) -> FixedScorer:
     return FixedScorer(_dense_ranks(np.bincount(recent, minlength=split.num_items) * (counts.max() + 1) + counts))
 
 
-@dataclass(frozen=True)
-class _LastItems:
-    """``users`` queries, and the transitions out of their last items as ``(row, item, score)``."""
-
-    users: int
-    rows: Index
-    items: Index
-    scores: Index
-
-
 class Markov:
-    """How often training users went from the history's last item straight to j, then popularity.
+    """Score items by the number of training transitions to them from the history's last item, then by popularity.
 
     Items are ordered by ``count(last → j) + pop_j / (max pop + 1)``; scores are ranks in this order. Transitions
-    are kept as CSR arrays, so memory grows with the interactions.
-
-    Args:
-        split: whose training interactions are counted.
+    are a sparse matrix, so memory grows with the number of interactions.
     """
 
     history_length = 1
@@ -102,48 +80,32 @@ class Markov:
         self._popularity_ranks = torch.from_numpy(ranks).float()
         rows, items = ragged(split.sequences.items, split.train_starts, split.train_ends)
         follows = rows[1:] == rows[:-1]
-        pairs, counts = np.unique(items[:-1][follows] * self.num_items + items[1:][follows], return_counts=True)
-        self._next_items = pairs % self.num_items
-        # Any transition is worth more than none.
-        order = counts * (popularity.max() + 1) + popularity[self._next_items]
-        self._scores = ranks.max() + 1 + _dense_ranks(order)
-        self._offsets = np.searchsorted(pairs // self.num_items, np.arange(self.num_items + 1))
+        transitions = items[:-1][follows], items[1:][follows]
+        # The row after those of the items, which has no transitions, is the one that PAD, -1, selects.
+        shape = self.num_items + 1, self.num_items
+        counts = sparse.csr_array((np.ones(follows.sum(), np.int64), transitions), shape=shape)
+        # Any transition outranks none.
+        order = counts.data * (popularity.max() + 1) + popularity[counts.indices]
+        counts.data = (ranks.max() + 1 + _dense_ranks(order)).astype(np.float32)
+        self._scores = counts
 
-    def start(self, histories: Index) -> _LastItems:
-        """Look up the transitions out of the last items; an empty history has none."""
-        last = histories[:, -1]
-        known = np.flatnonzero(last != PAD)
-        starts, ends = self._offsets[last[known]], self._offsets[last[known] + 1]
-        rows, items = ragged(self._next_items, starts, ends)
-        _, scores = ragged(self._scores, starts, ends)
-        return _LastItems(len(last), known[rows], items, scores)
+    def start(self, histories: Index) -> sparse.csr_array:
+        """Return the scores of the transitions from the last items, ``[B, N]``; an empty history has none."""
+        return self._scores[histories[:, -1]]
 
-    def score(self, query: _LastItems, items: Tensor | slice) -> Tensor:
-        """``[B, n]`` scores."""
-        if isinstance(items, slice):
-            first, stop, _ = items.indices(self.num_items)
-            return self._score_sorted(query, np.arange(first, stop))
-        distinct, position = np.unique(items.cpu().numpy(), return_inverse=True)
-        return self._score_sorted(query, distinct)[:, torch.from_numpy(position)]
-
-    def _score_sorted(self, query: _LastItems, items: Index) -> Tensor:
-        scores = self._popularity_ranks[torch.from_numpy(items)].repeat(query.users, 1)
-        columns = np.minimum(np.searchsorted(items, query.items), len(items) - 1)
-        asked = items[columns] == query.items
-        where = torch.from_numpy(query.rows[asked]), torch.from_numpy(columns[asked])
-        scores[where] = torch.from_numpy(query.scores[asked]).float()
-        return scores
+    def score(self, query: sparse.csr_array, items: Tensor | slice) -> Tensor:
+        """Return the scores ``[B, n]``."""
+        columns = items if isinstance(items, slice) else items.cpu().numpy()
+        scores = torch.from_numpy(query[:, columns].toarray())
+        return torch.where(scores > 0, scores, self._popularity_ranks[items])
 
 
 def last_item_similarity(vectors: Tensor, has_vector: Tensor) -> EmbeddingScorer:
-    """Score = cosine between the vector of j and that of the history's last item.
+    """Score items by the cosine similarity of their content vector to that of the history's last item.
 
     An item without a vector scores −2, below all others. After a last item without a vector, and after
-    an empty history, all items that have one score 0.
-
-    Args:
-        vectors: ``[N, D]`` content vectors.
-        has_vector: ``[N]`` bool; the rows of the others are ignored.
+    an empty history, all items with a vector score 0. Of the content vectors ``[N, D]``, rows where ``has_vector``
+    ``[N]`` is false are ignored.
     """
     directions = torch.nn.functional.normalize(vectors.float(), dim=1)
     directions = torch.where(has_vector[:, None], directions, 0.0)

@@ -1,4 +1,4 @@
-"""What is in a dataset, and what of it makes an evaluation lie."""
+"""Statistics of a dataset, and how they distort an evaluation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,27 +16,24 @@ from iisan.names import IMAGE, TEXT
 if TYPE_CHECKING:
     from iisan.data.dataset import Dataset
 
-Unit = Literal["count", "number", "share"]
-Rows = list[tuple[str, str, str]]
-
 
 @dataclass(frozen=True)
 class Fact:
-    """One figure about a dataset.
+    """One statistic of a dataset.
 
     Attributes:
-        label: its name for people.
-        value: a count, a number or a share of 1; None where the dataset cannot tell.
-        unit: which of these it is.
-        of: for a count, the total that it is a part of.
-        why: how it makes an evaluation lie; empty where it does not.
+        label: Label for display.
+        value: A count, a number or a share of 1; None if the dataset doesn't tell.
+        of: Total that a count is a part of.
+        why: How it distorts an evaluation; empty if it doesn't.
+        unit: Unit of the value.
     """
 
     label: str
     value: float | None
-    unit: Unit = "count"
     of: int | None = None
     why: str = ""
+    unit: Literal["count", "number", "share"] = "count"
 
     def __str__(self) -> str:
         if self.value is None:
@@ -50,15 +47,15 @@ class Fact:
 
 @dataclass(frozen=True)
 class Description:
-    """Facts by name, in the order in which they are printed."""
+    """Facts by name, in display order."""
 
     facts: dict[str, Fact]
 
     def __getitem__(self, name: str) -> float | None:
         return self.facts[name].value
 
-    def rows(self) -> Rows:
-        """``(label, value, why it matters)`` of every fact; a count of 0 does not."""
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return ``(label, value, why it matters)`` of every fact; a count of 0 does not matter."""
         rows = []
         above = ""
         for fact in self.facts.values():
@@ -68,7 +65,7 @@ class Description:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """``{name: value}``, and ``{name}_share`` for a count that is part of a total."""
+        """Return ``{name: value}``, and ``{name}_share`` for a count that is part of a total."""
         values: dict[str, Any] = {}
         for name, fact in self.facts.items():
             values[name] = fact.value
@@ -78,20 +75,10 @@ class Description:
 
 
 def describe(dataset: "Dataset", split: Split) -> Description:
-    """Count what is in a dataset and what its split does to an evaluation.
-
-    Args:
-        dataset: items and sequences.
-        split: of the same sequences.
-    """
-    return Description(
-        _size(dataset)
-        | _repeats(split)
-        | _cold_start(split)
-        | _content(dataset.items, [name for name in dataset.kinds if name not in (TEXT, IMAGE)])
-        | _times(dataset.sequences)
-        | _popularity(split)
-    )
+    """Compute statistics of a dataset and of a split of its sequences."""
+    others = [name for name in dataset.kinds if name not in (TEXT, IMAGE)]
+    content = _content(dataset.items, others) | _times(dataset.sequences)
+    return Description(_size(dataset) | _targets(split) | content | _popularity(split))
 
 
 def _size(dataset: "Dataset") -> dict[str, Fact]:
@@ -100,90 +87,53 @@ def _size(dataset: "Dataset") -> dict[str, Fact]:
         "users": Fact("users", dataset.num_users),
         "items": Fact("items", dataset.num_items),
         "interactions": Fact("interactions", dataset.num_interactions),
-        "mean_length": Fact("interactions per user, mean", float(lengths.mean()), "number"),
-        "median_length": Fact("interactions per user, median", float(np.median(lengths)), "number"),
-        "min_length": Fact("interactions per user, fewest", int(lengths.min())),
-        "max_length": Fact("interactions per user, most", int(lengths.max())),
+        "mean_length": Fact("interactions per user, mean", float(lengths.mean()), unit="number"),
+        "median_length": Fact("interactions per user, median", float(np.median(lengths)), unit="number"),
+        "min_length": Fact("interactions per user, minimum", int(lengths.min())),
+        "max_length": Fact("interactions per user, maximum", int(lengths.max())),
     }
 
 
-def _repeats(split: Split) -> dict[str, Fact]:
+def _targets(split: Split) -> dict[str, Fact]:
+    """Repeated interactions, and items and targets never seen in training."""
     sequences = split.sequences
     rows, items = ragged(sequences.items, sequences.offsets[:-1], sequences.offsets[1:])
     distinct = np.bincount(_distinct_pairs(rows, items, split.num_items)[0], minlength=sequences.num_users)
-    facts = {
-        "repeat_users": Fact(
-            "users with a repeated item",
-            int((distinct < sequences.lengths).sum()),
-            of=sequences.num_users,
-            why="whoever takes an item again can be predicted from the history alone, without a model",
-        )
-    }
+    repeats = int((distinct < sequences.lengths).sum())
+    why = "repeated interactions can be predicted from the history alone, without a model"
+    facts = {"repeat_users": Fact("users with a repeated item", repeats, sequences.num_users, why)}
+    why = "left out under unseen, easy hits under all, misses under exclude-all: policies do not compare"
     for subset, queries in (("validation", split.validation), ("test", split.test)):
-        facts[f"{subset}_targets_seen"] = Fact(
-            f"{subset} targets already in the history",
-            int(target_seen(queries).sum()),
-            of=len(queries),
-            why="left out under unseen, easy hits under all, misses under exclude-all: policies do not compare",
-        )
+        label = f"{subset} targets already in the history"
+        facts[f"{subset}_targets_seen"] = Fact(label, int(target_seen(queries).sum()), len(queries), why)
+    cold = split.train_counts() == 0
+    why = "only their content can place them; leaving them out of the ranking flatters every model"
+    facts["cold_items"] = Fact("items never seen in training", int(cold.sum()), split.num_items, why)
+    why, found = "out of reach for a model of ids: one average hides two different tasks", cold[split.test.targets]
+    facts["cold_test_targets"] = Fact("test targets never seen in training", int(found.sum()), len(found), why)
     return facts
-
-
-def _cold_start(split: Split) -> dict[str, Fact]:
-    counts = split.train_counts()
-    return {
-        "cold_items": Fact(
-            "items never seen in training",
-            int((counts == 0).sum()),
-            of=split.num_items,
-            why="only their content can place them; leaving them out of the ranking flatters every model",
-        ),
-        "cold_test_targets": Fact(
-            "test targets never seen in training",
-            int((counts[split.test.targets] == 0).sum()),
-            of=len(split.test),
-            why="out of reach for a model of ids: one average hides two different tasks",
-        ),
-    }
 
 
 def _content(items: pl.DataFrame, others: Iterable[str]) -> dict[str, Fact]:
     total = len(items)
     text = items[TEXT].str.strip_chars()
-    no_text = text.is_null() | (text == "").fill_null(True)
-    no_image = items[IMAGE].is_null()
-    texts = text.filter(~no_text)
-    characters = texts.str.len_chars()
-    lengths = {
-        "median_characters": ("characters of text, median", characters.median()),
-        "max_characters": ("characters of text, most", characters.max()),
-    }
-    return {
-        "redundant_texts": Fact(
-            "items whose text another item has already",
-            len(texts) - texts.n_unique(),
-            of=total,
-            why="the same content gives the same score: a tie, which sorting settles by accident",
-        ),
-        "missing_text": Fact("items without text", int(no_text.sum()), of=total),
-        "missing_image": Fact("items without an image", int(no_image.sum()), of=total),
-        **{
-            f"missing_{name}": Fact(f"items without {name}", items[name].null_count(), of=total) for name in others
-        },
-        "missing_all": Fact(
-            "items without any content",
-            int(
-                pl.select(pl.all_horizontal(no_text, no_image, *(items[name].is_null() for name in others)))
-                .to_series()
-                .sum()
-            ),
-            of=total,
-            why="they are all the same to a content model, and tie with each other",
-        ),
-    } | {
-        name: Fact(label, None if value is None else float(value), "number")  # type: ignore[arg-type]
-        for name, (label, value) in lengths.items()
-    }
+    missing = {TEXT: text.is_null() | (text == "").fill_null(True)}
+    missing |= {name: items[name].is_null() for name in (IMAGE, *others)}
+    texts = text.filter(~missing[TEXT])
+    why = "the same content gets the same score: a tie, which sorting breaks arbitrarily"
+    same = len(texts) - texts.n_unique()
+    facts = {"redundant_texts": Fact("items with the same text as an earlier item", same, total, why)}
+    for name, absent in missing.items():
+        label = f"items without {'an image' if name == IMAGE else name}"
+        facts[f"missing_{name}"] = Fact(label, int(absent.sum()), total)
+    empty = int(pl.select(pl.all_horizontal(*missing.values())).to_series().sum())
+    why = "they are all the same to a content model, and tie with each other"
+    facts["missing_all"] = Fact("items without any content", empty, total, why)
+    characters = texts.str.len_chars().to_numpy()
+    for name, label, function in (("median", "median", np.median), ("max", "maximum", np.max)):
+        value = float(function(characters)) if len(characters) else None
+        facts[f"{name}_characters"] = Fact(f"characters of text, {label}", value, unit="number")
+    return facts
 
 
 def _times(sequences: Sequences) -> dict[str, Fact]:
@@ -192,48 +142,32 @@ def _times(sequences: Sequences) -> dict[str, Fact]:
     if times is not None:
         rows = np.repeat(np.arange(sequences.num_users), sequences.lengths)
         same = int(((times[1:] == times[:-1]) & (rows[1:] == rows[:-1])).sum())
-    return {
-        "without_timestamp": Fact(
-            "interactions without a timestamp",
-            total if times is None else 0,
-            of=total,
-            why="a leave-one-out split trains on what happened after some of its test targets",
-        ),
-        "equal_timestamps": Fact(
-            "interactions at the same time as the user's one before",
-            same,
-            of=total,
-            why="their order, and with it the target, is the order of the file",
-        ),
-    }
+    unknown = total if times is None else 0
+    why = "a leave-one-out split trains on interactions that are later than some of its test targets"
+    facts = {"without_timestamp": Fact("interactions without a timestamp", unknown, total, why)}
+    label = "interactions at the same time as the user's previous one"
+    why = "their order, and with it the target, is the order of the file"
+    return facts | {"equal_timestamps": Fact(label, same, total, why)}
 
 
 def _popularity(split: Split) -> dict[str, Fact]:
     counts = np.sort(np.bincount(split.sequences.items, minlength=split.num_items))
-    facts = {
-        "gini": Fact(
-            "Gini coefficient of item popularity (0 equal, 1 one item)",
-            _gini(counts),
-            "number",
-            why="the more skewed, the better a list of the most popular items looks",
-        )
-    }
+    label = "Gini coefficient of item popularity (0 equal, 1 one item)"
+    why = "the more skewed, the better a list of the most popular items looks"
+    facts = {"gini": Fact(label, _gini(counts), unit="number", why=why)}
     for percent in (1, 10):
         head = -(-split.num_items * percent // 100)
-        facts[f"top_{percent}_percent"] = Fact(
-            f"interactions with the top {percent}% of items", int(counts[-head:].sum()), of=int(counts.sum())
-        )
+        label = f"interactions with the top {percent}% of items"
+        facts[f"top_{percent}_percent"] = Fact(label, int(counts[-head:].sum()), int(counts.sum()))
     train_counts = split.train_counts()
+    why = "a model that does not beat this has learned nothing about users"
     for policy in get_args(Policy):
         queries = split.test[ranked_rows(split.test, policy)]
         ranks = popularity_ranks(train_counts, queries, policy)
         for name, metric in (("hr", hit_rate), ("ndcg", ndcg)):
-            facts[f"most_popular_{name}@10_{policy}"] = Fact(
-                f"most popular items, test {name.upper()}@10, {policy}",
-                float(metric(ranks.above, ranks.ties, 10).mean()) if len(queries) else None,
-                "share",
-                why="a model that does not beat this has learned nothing about users",
-            )
+            value = float(metric(ranks.above, ranks.ties, 10).mean()) if len(queries) else None
+            label = f"most popular items, test {name.upper()}@10, {policy}"
+            facts[f"most_popular_{name}@10_{policy}"] = Fact(label, value, why=why, unit="share")
     return facts
 
 
@@ -245,15 +179,10 @@ def _gini(ascending: Index) -> float:
 
 
 def popularity_ranks(counts: Index, queries: Queries, policy: Policy) -> Ranks:
-    """Rank the targets by one score per item, the same for all users.
+    """Rank the targets by scores ``counts`` ``[N]`` that are the same for all users.
 
-    Gives what ``rank_targets`` gives for such a scorer, from sorted counts and the histories instead of
-    ``N`` scores a user: a description stays cheap where a ranking is not.
-
-    Args:
-        counts: ``[N]`` the scores.
-        queries: ``Q`` histories with their targets.
-        policy: which items are excluded, see ``rank_targets``.
+    Equals ``rank_targets`` for such a scorer, but reads sorted counts and the histories instead of ``N`` scores
+    per user, which is much cheaper.
     """
     ascending = np.sort(counts)
     own = counts[queries.targets]
@@ -276,6 +205,6 @@ def popularity_ranks(counts: Index, queries: Queries, policy: Policy) -> Ranks:
 
 
 def _distinct_pairs(rows: Index, items: Index, num_items: int) -> tuple[Index, Index]:
-    """Pairs ``(row, item)`` without repetition."""
+    """Distinct pairs ``(row, item)``."""
     pairs = np.unique(rows * num_items + items)
     return pairs // num_items, pairs % num_items

@@ -1,4 +1,4 @@
-"""From a scorer and queries to metrics, with the protocol they were measured under."""
+"""Evaluation of a scorer on queries: metrics, with the protocol under which they were measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ POLICIES: dict[Policy, str] = {
     "all": "nothing excluded (all)",
     "exclude-all": "history excluded, the target too (exclude-all)",
 }
-#: A protocol that leaves out more than this share of the queries carries a warning.
+#: Share of the queries above which leaving them out causes a warning in the protocol line.
 MANY = 0.2
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a scorer is.
+    """Quality of a scorer.
 
     Attributes:
-        metrics: name -> share of 1 or count, see ``summarise``.
-        per_user: one row a query, see ``per_user_frame``; all metrics but coverage follow from it.
-        protocol: what the numbers mean, in one line.
+        metrics: Metrics by name, as shares of 1 or counts; see ``summarise``.
+        per_user: One row per query, see ``per_user_frame``; all metrics but coverage follow from it.
+        protocol: Split, catalogue, policy and number of users, in one line.
     """
 
     metrics: dict[str, float]
@@ -38,24 +38,16 @@ class Evaluation:
 
 
 def left_out(total: int, ranked: int) -> str:
-    """How many of all queries the policy leaves out, for the protocol line; empty where it ranks them all.
-
-    Raises:
-        DataError: it leaves out every query.
-    """
+    """State how many of all queries the policy leaves out, if any; raise a ``DataError`` if it leaves out all."""
     count = total - ranked
     if not ranked:
-        raise DataError(
-            f"all {total:,} targets are in their users' histories",
-            "at least one that is not, as the policy unseen leaves out the others",
-            "choose the policy all",
-        )
+        got = f"all {total:,} targets are in their users' histories"
+        raise DataError(got, "at least one that is not", "choose the policy all")
     if not count:
         return ""
-    remark = f"{count:,} of {total:,} users left out because their target is in their history"
-    if count > MANY * total:
-        remark += f" (warning: more than {MANY:.0%}; the policy all ranks every target)"
-    return remark
+    many = count > MANY * total
+    warning = f" (warning: more than {MANY:.0%}; the policy all ranks every target)" if many else ""
+    return f"{count:,} of {total:,} users left out because their target is in their history{warning}"
 
 
 def evaluate(
@@ -74,22 +66,13 @@ def evaluate(
 ) -> Evaluation:
     """Rank the whole catalogue for every query and average the metrics.
 
-    Args:
-        scorer: what is measured.
-        queries: ``Q`` histories with their targets.
-        name: what the queries are, such as ``"leave-one-out test"``.
-        policy: which items compete and which queries count, see ``rank_targets``.
-        cutoffs: the k of HR@k, NDCG@k and MRR@k.
-        train_counts: ``[N]`` training interactions of every item.
-        user_ids: ``[users]`` in the order of the user indices.
-        item_ids: ``[N]`` in the order of the item indices.
-        coverage_k: length of the lists for ``coverage@k``, a second pass over the scores; None leaves it out.
-        batch: users scored at a time.
-        block: items scored at a time.
+    ``name`` is that of the queries in the protocol line, such as ``"leave-one-out test"``; ``policy``, ``batch``
+    and ``block`` are as in ``rank_targets``, ``train_counts``, ``user_ids`` and ``item_ids`` as in
+    ``per_user_frame``. ``coverage@k`` takes a second pass over the scores, which ``coverage_k=None`` omits.
 
     Raises:
-        RunError: a score is NaN or +inf.
-        DataError: the policy leaves out every query.
+        RunError: A score is NaN or +inf.
+        DataError: The policy leaves out every query.
     """
     rows = ranked_rows(queries, policy)
     remark = left_out(len(queries), len(rows))
@@ -101,6 +84,4 @@ def evaluate(
         lists, _ = top_k(scorer, ranked, coverage_k, policy, batch=batch, block=block)
         metrics[f"coverage@{coverage_k}"] = coverage(lists, scorer.num_items)
     protocol = f"{name}, full ranking of {scorer.num_items:,} items, {POLICIES[policy]}, {len(rows):,} users"
-    if remark:
-        protocol += f"; {remark}"
-    return Evaluation(metrics, frame, protocol)
+    return Evaluation(metrics, frame, f"{protocol}; {remark}" if remark else protocol)

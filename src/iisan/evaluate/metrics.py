@@ -1,4 +1,4 @@
-"""Metrics from two numbers a user: items scored above the target, and items tied with it.
+"""Metrics from two numbers per query: items scored above the target, and items tied with it.
 
 Ties count as a random order: with g items above the target and t tied with it (itself
 included) the ranks g+1 … g+t are equally likely, and each metric is its expectation over them.
@@ -22,11 +22,11 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the targets stand in the full ranking.
+    """Positions of the targets in the full ranking.
 
     Attributes:
-        above: ``[Q]`` int64, items scored above the target.
-        ties: ``[Q]`` int64, items that share the target's score, itself included (so at least 1).
+        above: Number of items scored above the target, ``[Q]``.
+        ties: Number of items with the target's score, itself included (so at least 1), ``[Q]``.
     """
 
     above: Index
@@ -34,7 +34,7 @@ class Ranks:
 
 
 def hit_rate(above: Index, ties: Index, k: int) -> Values:
-    """Chance that the target is among the first ``k``, ``[Q]``: ``clip(k − g, 0, t) / t``."""
+    """Probability that the target is among the first ``k``, ``[Q]``: ``clip(k − g, 0, t) / t``."""
     return _expected(above, ties, np.ones(_checked(k)))
 
 
@@ -68,17 +68,11 @@ def _expected(above: Index, ties: Index, gains: Values) -> Values:
 def summarise(
     above: Index, ties: Index, cutoffs: Sequence[int], cold: npt.NDArray[np.bool_] | None = None
 ) -> dict[str, float]:
-    """Average the metrics over users.
-
-    Args:
-        above: ``[Q]`` items above the target.
-        ties: ``[Q]`` items tied with the target, itself included.
-        cutoffs: values of k.
-        cold: ``[Q]`` whether the target has no training interaction.
+    """Average the metrics over queries; ``above`` and ``ties`` as in ``Ranks``.
 
     Returns:
-        ``hr@k``, ``ndcg@k``, ``mrr@k`` as shares of 1 and the number of ``users``; with ``cold`` also
-        ``cold_users`` and, where there are any, ``cold_hr@k`` and so on over these users alone.
+        ``hr@k``, ``ndcg@k``, ``mrr@k`` as shares of 1 and the number of ``users``. With ``cold`` ``[Q]`` (whether
+        the target has no training interaction) also ``cold_users`` and, if any, their ``cold_hr@k`` and so on.
     """
     summary: dict[str, float] = {"users": len(above)}
     for k in cutoffs:
@@ -86,32 +80,25 @@ def summarise(
             summary[f"{name}@{k}"] = float(metric(above, ties, k).mean())
     if cold is None:
         return summary
-    if not cold.any():
-        return summary | {"cold_users": 0}
-    of_cold = summarise(above[cold], ties[cold], cutoffs)
+    of_cold = summarise(above[cold], ties[cold], cutoffs if cold.any() else ())
     return summary | {f"cold_{name}": value for name, value in of_cold.items()}
 
 
 def coverage(recommended: Index, num_items: int) -> float:
-    """Share of the catalogue that stands in at least one user's list.
-
-    Args:
-        recommended: ``[Q, k]`` item indices, ``PAD`` where a list is shorter.
-        num_items: items in the catalogue, ``N``.
-    """
+    """Share of the catalogue in at least one of the lists ``[Q, k]`` of item indices, padded with ``PAD``."""
     return len(np.unique(recommended[recommended >= 0])) / num_items
 
 
 def target_seen(queries: Queries) -> npt.NDArray[np.bool_]:
-    """Whether the target is in its own history, of any length, ``[Q]``."""
+    """Whether the target is anywhere in its own whole history, ``[Q]``."""
     rows, items = queries.seen()
     return np.bincount(rows[items == queries.targets[rows]], minlength=len(queries)) > 0
 
 
 def ranked_rows(queries: Queries, policy: Policy) -> Index:
-    """Rows of the queries that a policy ranks: under ``unseen`` those whose target is not in their own history.
+    """Return the rows of the queries that a policy ranks; the others are left out of all means and tests.
 
-    The others are left out of all means and tests.
+    Under ``unseen`` these are the queries whose target is not in their own history.
     """
     return np.flatnonzero(~target_seen(queries)) if policy == "unseen" else np.arange(len(queries))
 
@@ -119,15 +106,10 @@ def ranked_rows(queries: Queries, policy: Policy) -> Index:
 def per_user_frame(
     ranks: Ranks, rows: Index, queries: Queries, train_counts: Index, user_ids: pl.Series, item_ids: pl.Series
 ) -> pl.DataFrame:
-    """One row a query: all that the metrics need, and what to slice them by.
+    """Build a table with one row per query, from which all metrics but coverage follow.
 
-    Args:
-        ranks: where the targets of the ranked queries stand.
-        rows: the queries that were ranked, see ``ranked_rows``.
-        queries: all queries, ``Q``.
-        train_counts: ``[N]`` training interactions of every item.
-        user_ids: ``[users]`` in the order of the user indices.
-        item_ids: ``[N]`` in the order of the item indices.
+    ``ranks`` are those of the queries that were ranked (``rows``), ``train_counts`` ``[N]`` the training
+    interactions of every item, and the ids are ordered by user and item index.
 
     Returns:
         ``user_id``, ``item_id`` (the target), ``above`` and ``ties`` (null for queries that were left out),
@@ -150,6 +132,6 @@ def per_user_frame(
 
 
 def metrics_from_frame(frame: pl.DataFrame, cutoffs: Sequence[int]) -> dict[str, float]:
-    """``summarise`` for the ranked rows of a ``per_user_frame``, or of any selection of them."""
+    """Apply ``summarise`` to the ranked rows of a ``per_user_frame`` or of a selection of its rows."""
     frame = frame.drop_nulls("ties")
     return summarise(frame["above"].to_numpy(), frame["ties"].to_numpy(), cutoffs, cold=frame["cold"].to_numpy())

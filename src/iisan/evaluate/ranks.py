@@ -1,8 +1,7 @@
 """Full-catalogue ranking and top-k lists, in blocks of items: memory is ``O(batch × block)``.
 
-Whether two items tie must not depend on how floating-point sums were rounded, so all scores of a
-batch of users, those of the targets too, come from calls of one shape: duplicate items then get
-equal scores to the last bit.
+Duplicate items must tie exactly, whatever the rounding of floating-point sums. So all scores of a batch of users,
+including those of the targets, come from calls of one shape.
 """
 
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ from iisan.data.sequences import Index
 from iisan.data.splits import Queries
 from iisan.errors import ConfigError, RunError
 from iisan.evaluate.metrics import Ranks, target_seen
-from iisan.evaluate.scorer import Scorer
+from iisan.evaluate.scorer import DIVERGED, Scorer
 from iisan.names import PAD
 from iisan.progress import track
 
-#: Counts of a block are summed in float32 (several times faster than integers), which is exact up to here.
+#: Counts of a block are summed in float32 (several times faster than in integers), which is exact up to this size.
 MAX_BLOCK = 2**24
 
 
@@ -32,45 +31,37 @@ def rank_targets(
 ) -> Ranks:
     """Count, for every query, the items scored above its target and those tied with it.
 
-    All ``N`` items compete. An excluded item scores -inf:
+    All ``N`` items compete, except those that the policy excludes, which score -inf:
 
-    - ``unseen``: the items of the whole history, not only of the part that the scorer reads. Queries whose target
-      is one of them have no rank and must be left out before, see ``ranked_rows``.
-    - ``all``: nothing is excluded (IISAN's paper).
-    - ``exclude-all``: as ``unseen``, but a target in its own history is ranked, tied with the rest of the history
-      at the very end: a forced miss (the published code).
+    - ``unseen`` excludes the whole history, not only the part that the scorer reads. Queries whose target is in it
+      have no rank and must be left out before, see ``ranked_rows``.
+    - ``all`` excludes nothing (IISAN).
+    - ``exclude-all`` is ``unseen``, but a target in its own history is ranked, tied with the rest of the history
+      at the very end: a forced miss (published code).
 
-    Args:
-        scorer: scores of items for histories.
-        queries: ``Q`` histories with their targets.
-        policy: which items are excluded.
-        batch: users scored at a time.
-        block: items scored at a time.
+    ``batch`` users and ``block`` items are scored at a time.
 
     Raises:
-        RunError: a score is NaN or +inf.
-        ConfigError: ``batch`` or ``block`` is out of range, or queries that the policy leaves out.
+        RunError: A score is NaN or +inf.
+        ConfigError: ``batch`` or ``block`` is out of range, or a query is one that the policy leaves out.
     """
     above, ties = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
     width = _width(scorer, block)
-    flags: Tensor | None = None  # one buffer for all blocks: new memory costs more than the comparison
-    for rows, asked in _batches(queries, batch):
-        query = scorer.start(asked.histories(scorer.history_length))
-        if policy == "unseen" and target_seen(asked).any():
-            raise ConfigError(
-                "queries whose target is in their own history, under the policy unseen",
-                "queries without them",
-                "leave them out with ranked_rows",
-            )
+    flags: Tensor | None = None  # One buffer for all blocks: new memory costs more than the comparison.
+    for rows, chunk in _batches(queries, batch):
+        query = scorer.start(chunk.histories(scorer.history_length))
+        if policy == "unseen" and target_seen(chunk).any():
+            got = "queries whose target is in their own history, under the policy unseen"
+            raise ConfigError(got, "queries without them", "leave them out with ranked_rows")
         target_scores: Tensor | None = None
         if width < scorer.num_items:
-            target_scores = _target_scores(scorer, query, asked.targets, width)
+            target_scores = _target_scores(scorer, query, chunk.targets, width)
             if policy == "exclude-all":
-                target_scores[torch.from_numpy(target_seen(asked)).to(target_scores.device)] = -torch.inf
-        not_below = higher = torch.zeros(len(asked), dtype=torch.int64)
-        for start, scores in _blocks(scorer, query, _excluded(asked, policy), width):
-            inside = np.flatnonzero((asked.targets >= start) & (asked.targets < start + scores.shape[1]))
-            own = _indices(inside, asked.targets[inside] - start, scores.device)
+                target_scores[torch.from_numpy(target_seen(chunk)).to(target_scores.device)] = -torch.inf
+        not_below = higher = torch.zeros(len(chunk), dtype=torch.int64)
+        for start, scores in _blocks(scorer, query, _excluded(chunk, policy), width):
+            inside = np.flatnonzero((chunk.targets >= start) & (chunk.targets < start + scores.shape[1]))
+            own = _indices(inside, chunk.targets[inside] - start, scores.device)
             if target_scores is None:
                 # One block is the whole catalogue, so the targets' scores are in it.
                 target_scores = scores[own]
@@ -88,29 +79,17 @@ def rank_targets(
 
 @torch.inference_mode()
 def top_k(
-    scorer: Scorer,
-    queries: Queries,
-    k: int,
-    policy: Policy = "unseen",
-    *,
-    batch: int = 128,
-    block: int = 32768,
+    scorer: Scorer, queries: Queries, k: int, policy: Policy = "unseen", *, batch: int = 128, block: int = 32768
 ) -> tuple[Index, npt.NDArray[np.float32]]:
-    """List the ``k`` best items of every query; of equal scores the lower item index comes first.
+    """List the ``k`` best items of every query, whatever its target; of equal scores the lower index comes first.
 
-    Args:
-        scorer: scores of items for histories.
-        queries: ``Q`` histories; their targets do not matter.
-        k: length of the lists.
-        policy: which items are excluded, see ``rank_targets``.
-        batch: users scored at a time.
-        block: items scored at a time.
+    ``policy``, ``batch`` and ``block`` are those of ``rank_targets``.
 
     Returns:
-        ``[Q, k]`` item indices, best first, and their scores; ``PAD`` and -inf where no item is left.
+        Item indices ``[Q, k]``, best first, and their scores; ``PAD`` and -inf where no item is left.
 
     Raises:
-        RunError: a score is NaN or +inf.
+        RunError: A score is NaN or +inf.
         ConfigError: ``k``, ``batch`` or ``block`` is out of range.
     """
     if k < 1:
@@ -118,10 +97,10 @@ def top_k(
     items = np.full((len(queries), k), PAD, np.int64)
     scores_of_items = np.full((len(queries), k), -np.inf, np.float32)
     width = _width(scorer, block)
-    for rows, asked in _batches(queries, batch):
-        query = scorer.start(asked.histories(scorer.history_length))
+    for rows, chunk in _batches(queries, batch):
+        query = scorer.start(chunk.histories(scorer.history_length))
         best: tuple[Tensor, Tensor] | None = None
-        for start, scores in _blocks(scorer, query, _excluded(asked, policy), width):
+        for start, scores in _blocks(scorer, query, _excluded(chunk, policy), width):
             values, columns = _top_of_block(scores, min(k, scores.shape[1]))
             if best is None:
                 best = values, columns + start
@@ -153,7 +132,7 @@ def _batches(queries: Queries, batch: int) -> Iterator[tuple[slice, Queries]]:
 
 
 def _excluded(queries: Queries, policy: Policy) -> tuple[Index, Index]:
-    """Pairs ``(query, item)`` that may not be recommended, by ascending item."""
+    """Pairs ``(query, item)`` that a policy excludes, by ascending item."""
     if policy == "all":
         return np.empty(0, np.int64), np.empty(0, np.int64)
     rows, items = queries.seen()
@@ -162,17 +141,17 @@ def _excluded(queries: Queries, policy: Policy) -> tuple[Index, Index]:
 
 
 def _blocks(scorer: Scorer, query: Any, excluded: tuple[Index, Index], width: int) -> Iterator[tuple[int, Tensor]]:
-    """Go through the catalogue: ``(first item, [B, n] scores with excluded items at -inf)``."""
+    """Yield the catalogue in blocks: ``(first item, scores [B, n] with excluded items at -inf)``."""
     rows, items = excluded
     for first in range(0, scorer.num_items, width):
-        # The last block is moved back rather than cut, so that all calls have one shape.
+        # The last block overlaps the one before instead of being shorter, so that all calls have one shape.
         origin = min(first, scorer.num_items - width)
         scores = scorer.score(query, slice(origin, origin + width))
         if not scores.max() < torch.inf:
             raise RunError(
                 f"a score of items {origin} to {origin + width - 1} is NaN or infinite",
                 "finite scores, or -inf for an item that must not be recommended",
-                "the model diverged: train again with a smaller learning rate",
+                DIVERGED,
             )
         here = slice(*np.searchsorted(items, (first, origin + width)))
         scores[_indices(rows[here], items[here] - origin, scores.device)] = -torch.inf
@@ -180,7 +159,7 @@ def _blocks(scorer: Scorer, query: Any, excluded: tuple[Index, Index], width: in
 
 
 def _target_scores(scorer: Scorer, query: Any, targets: Index, width: int) -> Tensor:
-    """Score of every query's own target, ``[B]``, by calls of the same shape as those of the blocks."""
+    """Score every query's own target, ``[B]``, in calls of the same shape as those of the blocks."""
     scores = []
     for first in range(0, len(targets), width):
         some = targets[first : first + width]
@@ -190,22 +169,22 @@ def _target_scores(scorer: Scorer, query: Any, targets: Index, width: int) -> Te
 
 
 def _top_of_block(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Best ``k`` columns of every row, ``[B, k]`` values and columns; ties by ascending column."""
+    """Return the best ``k`` values and columns of every row, ``[B, k]``; ties by ascending column."""
     values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     worst = values[:, k - 1 : k]
     columns = columns[:, :k]
     if values.shape[1] > k:
-        # Only where the next one is as good as the last one taken is the choice not unique.
-        unclear = (values[:, k] == worst[:, 0]).nonzero()[:, 0]
-        if len(unclear):
-            columns[unclear] = _lowest_columns(scores[unclear], worst[unclear], k)
+        # The choice is ambiguous only where the best column left out equals the worst one chosen.
+        tied = (values[:, k] == worst[:, 0]).nonzero()[:, 0]
+        if len(tied):
+            columns[tied] = _lowest_columns(scores[tied], worst[tied], k)
     columns = columns.sort(dim=1).values
     best = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return best.values, columns.gather(1, best.indices)
 
 
 def _lowest_columns(scores: Tensor, worst: Tensor, k: int) -> Tensor:
-    """Columns above ``worst`` and the first of those equal to it, ``k`` a row, ascending."""
+    """Return the columns above ``worst`` and the first of those equal to it, ``k`` per row, ascending."""
     better, equal = scores > worst, scores == worst
     wanted = k - better.sum(1, keepdim=True)
     taken = better | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))

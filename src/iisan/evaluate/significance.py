@@ -1,9 +1,7 @@
-"""Is one method better than another? Paired tests with the user as the unit.
+"""Paired significance tests of two methods, with the user as the unit.
 
-Seeds of a method are averaged per user first. So the intervals and p-values speak about other users of the
-same kind, given these trainings; how much another seed would change is told by the spread over seeds alone.
-
-Letters: ``Q`` users.
+Seeds of a method are averaged per user first. So intervals and p-values generalise to other users of the same
+kind, given these trained models; only the spread over seeds shows how much another seed would change.
 """
 
 import statistics
@@ -23,10 +21,9 @@ from iisan.names import ITEM_ID, USER_ID
 VALUE = "value"
 _COLUMNS = (USER_ID, ITEM_ID, "above", "ties")
 _RESAMPLES = 2000
-_SEED = 0
-#: Drawn users held at a time, 8 bytes for the index and 8 for the value: 64 MB however many users there are.
+#: Users resampled at a time, 8 bytes each for index and value: 64 MB however many users there are.
 _DRAWN = 4_000_000
-#: Differences below this are rounding of sums, not of metrics, whose steps are 1/(ties × runs) or more.
+#: Smaller differences are rounding errors of sums: metrics differ by 1/(ties × runs) or more.
 _ROUNDING = 1e-12
 
 
@@ -35,16 +32,16 @@ class Comparison:
     """Method a against method b on one metric.
 
     Attributes:
-        metric: such as ``"ndcg@10"``.
-        users: number of users, the unit of all tests.
-        mean_a: mean of a over users, a share of 1.
-        mean_b: mean of b over users, a share of 1.
+        metric: Metric name, such as ``"ndcg@10"``.
+        users: Number of users.
+        mean_a: Mean of a over users, a share of 1.
+        mean_b: Mean of b over users, a share of 1.
         difference: ``mean_a − mean_b``.
-        low: lower end of the 95% interval of the difference, by bootstrap over users (percentiles).
-        high: upper end of it.
-        p_t: two-sided paired t-test. 1.0 where no user differs; 0.0 where all differ by the same amount.
-        p_mcnemar: exact McNemar test, two-sided, for HR of one run each; None otherwise. A user is a hit where
-            the expected hit rate over ties is above 0.5.
+        low: Lower end of the 95% interval of the difference, by bootstrap over users (percentiles).
+        high: Upper end of the interval.
+        p_t: Two-sided paired t-test: 1.0 if no user differs, 0.0 if all differ by the same amount.
+        p_mcnemar: Two-sided exact McNemar test for HR of single runs, else None. A user is a hit if the expected
+            hit rate over ties is above 0.5.
     """
 
     metric: str
@@ -59,20 +56,20 @@ class Comparison:
 
 
 def per_user(frames: Sequence[pl.DataFrame], metric: str) -> pl.DataFrame:
-    """A metric of every user, averaged over the runs of one method.
+    """Compute a metric, such as ``"ndcg@10"``, of every user, averaged over the runs of one method.
 
     Args:
-        frames: one ``per_user_frame`` a run, usually the seeds. The order of rows does not matter; those without
-            ranks are left out.
-        metric: name and cutoff, such as ``"ndcg@10"``, ``"hr@10"``, ``"mrr@5"``.
+        frames: One ``per_user_frame`` per run, usually the seeds, in any row order. Rows without ranks are left
+            out.
+        metric: Metric name and cutoff.
 
     Returns:
-        ``user_id`` and ``value`` (a share of 1), ``Q`` rows sorted by user. A user with several queries counts
-        once, with their mean.
+        ``user_id`` and ``value`` (a share of 1), sorted by user. A user with several queries counts once, with
+        their mean.
 
     Raises:
-        ConfigError: the metric is unknown, or there are no frames.
-        RunError: a frame lacks a column, has no rows, or ranks other users or targets than the first.
+        ConfigError: The metric is unknown, or there are no frames.
+        RunError: A frame lacks a column, has no rows, or ranks other users or targets than the first.
     """
     _check_same_queries(frames)
     function, k = _parse(metric)
@@ -85,20 +82,15 @@ def per_user(frames: Sequence[pl.DataFrame], metric: str) -> pl.DataFrame:
 
 
 def compare(a: Sequence[pl.DataFrame], b: Sequence[pl.DataFrame], metric: str) -> Comparison:
-    """Test whether two methods differ on the same users.
-
-    Args:
-        a: the runs of one method, see ``per_user``.
-        b: the runs of the other; the number of runs may differ.
-        metric: such as ``"ndcg@10"``.
+    """Test whether two methods, each given by the frames of its runs (see ``per_user``), differ on the same users.
 
     Returns:
-        Means, difference, interval and p-values; the same for the same input, as the resampling is seeded.
-        The p-values are not corrected for the number of comparisons, see ``holm``.
+        Means, difference, interval and p-values, which are not corrected for the number of comparisons (see
+        ``holm``). Resampling is seeded, so equal input gives equal results.
 
     Raises:
-        ConfigError: see ``per_user``.
-        RunError: see ``per_user``; or a and b rank other users or targets, or there are fewer than 2 users.
+        ConfigError: See ``per_user``.
+        RunError: See ``per_user``; or a and b rank other users or targets, or there are fewer than 2 users.
     """
     of_a, of_b = per_user(a, metric), per_user(b, metric)
     _check_same_queries([a[0], b[0]])
@@ -122,18 +114,15 @@ def compare(a: Sequence[pl.DataFrame], b: Sequence[pl.DataFrame], metric: str) -
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979): reject those below α, and α bounds the chance of any error.
+    """Adjust p-values for their number (Holm 1979): rejecting those below α keeps the chance of any error below α.
 
     The i-th smallest of m is multiplied by ``m − i + 1``; none may fall below a smaller one's, nor exceed 1.
 
-    Returns:
-        The adjusted p-values, in the given order.
-
     Raises:
-        ConfigError: a value is not between 0 and 1.
+        ConfigError: A value is not between 0 and 1.
     """
     given = np.asarray(p_values, dtype=np.float64)
-    # Written so that NaN, which compares false with everything, is refused as well.
+    # NaN, which compares false with everything, is refused as well.
     wrong = given[~((given >= 0) & (given <= 1))]
     if len(wrong):
         raise ConfigError(f"the p-value {wrong[0]}", "a number from 0 to 1", "leave out what was not tested")
@@ -154,22 +143,20 @@ def _parse(metric: str) -> tuple[Callable[[Index, Index, int], Values], int]:
 
 
 def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
-    """Refuse frames that cannot be paired row by row."""
+    """Check that frames can be paired row by row."""
     if not frames:
         raise ConfigError("no runs", "the per-user results of at least one run", "pass one frame a run")
     first: pl.DataFrame | None = None
     for number, frame in enumerate(frames, start=1):
-        missing = [column for column in _COLUMNS if column not in frame.columns]
-        if missing or frame["ties"].null_count() == len(frame):
+        if not {*_COLUMNS} <= {*frame.columns} or frame["ties"].null_count() == len(frame):
             raise RunError(
                 f"per-user results of {len(frame):,} rows with the columns {', '.join(frame.columns)}",
                 f"at least one row with ranks, and {', '.join(_COLUMNS)}",
                 "pass the per_user.parquet of a finished run",
             )
         queries = frame.drop_nulls("ties").select(USER_ID, ITEM_ID).sort(USER_ID, ITEM_ID)
-        if first is None:
-            first = queries
-        elif not queries.equals(first):
+        first = queries if first is None else first
+        if not queries.equals(first):
             raise RunError(
                 f"result {number} of {len(frames)} ranks other users or targets than the first "
                 f"({len(queries):,} against {len(first):,} rows)",
@@ -179,9 +166,9 @@ def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
 
 
 def _interval(differences: Values) -> tuple[float, float]:
-    """Ends of the 95% percentile bootstrap interval of the mean of ``[Q]`` differences."""
+    """Ends of the 95% percentile bootstrap interval of the mean difference."""
     users = len(differences)
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(0)
     batch = max(1, _DRAWN // users)
     means = [
         differences[rng.integers(users, size=(min(batch, _RESAMPLES - done), users))].mean(axis=1)
@@ -201,7 +188,7 @@ def paired_t(a: Values, b: Values) -> float:
 
 
 def _mcnemar(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
-    """Two-sided exact binomial test on the users of whom just one of ``[Q]`` and ``[Q]`` is a hit."""
+    """Two-sided exact binomial test on the users who are a hit of exactly one method."""
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     if only_a + only_b == 0:
         return 1.0
@@ -210,7 +197,7 @@ def _mcnemar(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, sample standard deviation (None for one value) and number of the values."""
+    """Mean, sample standard deviation (None for a single value) and number of some values."""
 
     mean: float
     deviation: float | None
@@ -218,7 +205,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation; None for no values at all."""
+    """Compute mean and sample standard deviation; None without values."""
     if not values:
         return None
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))

@@ -26,8 +26,8 @@ RESULT = "result.json"
 MODEL = "model.safetensors"
 ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
-#: Key in the file of the weights.
-_EMBEDDINGS = "item_embeddings"
+#: Key of the item embeddings in the file of the weights.
+EMBEDDINGS = "item_embeddings"
 SCHEMA = 2
 
 
@@ -66,7 +66,7 @@ class Run:
     def weights(self) -> dict[str, Tensor]:
         """Name -> trained parameter of the best epoch, on the CPU."""
         weights = load_file(self.folder / MODEL)
-        del weights[_EMBEDDINGS]
+        del weights[EMBEDDINGS]
         return weights
 
     def check_items(self, dataset: Dataset) -> None:
@@ -106,7 +106,7 @@ class Run:
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS)
-            embeddings = weights[_EMBEDDINGS]
+            embeddings = weights[EMBEDDINGS]
             sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
             prefix = "sequence."
             sequence.load_state_dict(

@@ -1,8 +1,8 @@
-"""From sequences to batches of index arrays: distinct items, slots, and what the loss must know."""
+"""Batches of training windows as index arrays: distinct items, slots, and the inputs of the loss."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,17 @@ from iisan.train.processes import Processes
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input.
+    """Input of one forward pass.
 
     Attributes:
-        rows: ``[U]`` distinct items, as catalogue indices.
-        slots: ``[B, S + 1]`` training windows as positions in ``rows``, left-padded with ``PAD``.
-        positions: ``[P]`` where the inputs, ``[B · S]``, hold an item, whose successor is predicted; so a GPU need
-            not be asked.
-        predicted: P of the whole batch, of which several processes have a part each.
-        log_q: ``[U]`` fp32, log-probability with which an item becomes a candidate.
-        log_multiplicity: ``[U]`` fp32, log of how many slots and draws hold the item.
-        excluded: ``[B, U]`` true where an item is no negative for a row.
+        rows: Distinct items ``[U]``, as catalogue indices.
+        slots: Training windows ``[B, S + 1]`` as positions in ``rows``, left-padded with ``PAD``.
+        positions: Positions ``[P]`` of the flattened inputs ``[B · S]`` that hold an item, whose successor is
+            predicted. Found on the CPU, as the GPU would have to be waited for.
+        predicted: P of the whole batch, also in a part of it.
+        log_q: Log-probability ``[U]``, fp32, that an item becomes a candidate.
+        log_multiplicity: Log of the number of slots and draws that hold an item, ``[U]``, fp32.
+        excluded: Whether an item is not a negative for a window, ``[B, U]``.
     """
 
     rows: Tensor
@@ -42,17 +42,16 @@ class Batch:
     excluded: Tensor
 
     def part(self, processes: Processes) -> "Batch":
-        """The same candidates for this process's share of the windows."""
+        """Return this process's share of the windows, with all candidates."""
         if processes.size == 1:
             return self
         slots = processes.share(self.slots)
         return replace(self, slots=slots, positions=_positions(slots), excluded=processes.share(self.excluded))
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: sent(value, device) for name, value in tensors.items()}
-        return replace(self, **moved)
+        """Return a copy on another device."""
+        moved = {name: sent(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **cast(dict[str, Any], moved))
 
 
 def _positions(slots: Tensor) -> Tensor:
@@ -61,12 +60,12 @@ def _positions(slots: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Windows:
-    """Pieces of training sequences, each at most S + 1 items long.
+    """Training windows, each of at most S + 1 items.
 
     Attributes:
-        users: ``[W]`` user index.
-        starts: ``[W]`` first position in ``sequences.items``.
-        ends: ``[W]`` one past the last position.
+        users: User indices ``[W]``.
+        starts: First positions in ``sequences.items``, ``[W]``.
+        ends: Positions after the last, ``[W]``.
     """
 
     users: Index
@@ -75,13 +74,9 @@ class Windows:
 
 
 def training_windows(split: Split, length: int, pieces: str) -> Windows:
-    """Cut every user's training part into windows with at least one position to predict.
+    """Cut every user's training part into windows of up to S = ``length`` inputs and S targets, at least one each.
 
-    Args:
-        split: gives the training part.
-        length: S; a window holds up to S inputs shifted against S targets.
-        pieces: ``last`` takes the last window only; ``all`` walks back by S, so that every item but the
-            first is a target once.
+    ``pieces`` is ``last``, the last window only, or ``all``, in which every item but the first is a target once.
     """
     starts, ends = split.train_starts, split.train_ends
     targets = np.maximum(ends - starts - 1, 0)
@@ -92,40 +87,42 @@ def training_windows(split: Split, length: int, pieces: str) -> Windows:
     return Windows(users, np.maximum(window_ends - length - 1, starts[users]), window_ends)
 
 
+@dataclass(eq=False)
 class Batches:
-    """Draws batches; every epoch is a function of ``(seed, epoch)`` alone, so a resumed run sees the same.
+    """Draws batches; an epoch depends on ``(seed, epoch)`` only, so a resumed run draws the same.
 
-    Popularity is that of the windows' slots, as these are what candidates come from: an item that ends one window
-    and begins the next counts twice, and one that lies in no window not at all.
+    Popularity is counted over the slots of the windows, which candidates come from: an item that ends one window
+    and begins the next counts twice, an item in no window not at all.
 
     Args:
-        split: what is trained on.
-        length: S.
-        batch: B.
-        loss: candidates, negatives and exclusions.
-        pieces: see ``training_windows``.
-        seed: of order and negatives.
+        split: Split whose training part is used.
+        length: Maximum number of inputs of a window, S.
+        batch: Number of windows in a batch, B.
+        loss: Candidates, negatives and exclusions.
+        pieces: ``last`` or ``all`` windows, see ``training_windows``.
+        seed: Seed of order and negatives.
 
     Raises:
-        DataError: there is nothing to learn from.
+        DataError: There is no position to predict.
     """
 
-    def __init__(self, split: Split, length: int, batch: int, loss: LossConfig, pieces: str, seed: int) -> None:
-        self.split = split
-        self.length = length
-        self.batch = batch
-        self.loss = loss
-        self.seed = seed
-        self.windows = training_windows(split, length, pieces)
+    split: Split
+    length: int
+    batch: int
+    loss: LossConfig
+    pieces: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        split, loss = self.split, self.loss
+        self.windows = training_windows(split, self.length, self.pieces)
         if not len(self.windows.users):
-            raise DataError(
-                f"no user has 2 interactions in the training part of the split {split.name}",
-                "at least one such user, as the next item is what is learnt",
-                "prepare the dataset with more interactions per user",
-            )
+            got = f"no user has 2 interactions in the training part of the split {split.name}"
+            expected = "at least one such user, to learn the next item from"
+            raise DataError(got, expected, "prepare the dataset with more interactions per user")
         counts = item_counts(split.sequences.items, self.windows.starts, self.windows.ends, split.num_items)
         self.popularity = counts / counts.sum()
-        #: Where an item stands in the rows of this batch, or stood in those of an earlier one.
+        #: Position of an item in the rows of this batch, or of an earlier one; allocated once.
         self._places = np.zeros(split.num_items, np.int64)
         self.pool = np.flatnonzero(counts) if loss.pool == "trained" else np.arange(split.num_items)
 
@@ -133,7 +130,7 @@ class Batches:
         return -(-len(self.windows.users) // self.batch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """All windows once, in random order; the last batch may be smaller."""
+        """Yield all windows once, in random order; the last batch may be smaller."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.windows.users))
         for first in range(0, len(order), self.batch):
@@ -141,7 +138,7 @@ class Batches:
             yield self.collate(order[first : first + self.batch], draws)
 
     def collate(self, chosen: Index, draws: Index) -> Batch:
-        """Build the batch of the ``chosen`` windows with the drawn negatives."""
+        """Build the batch of the ``chosen`` windows, with negatives ``draws``."""
         windows = self.windows
         items = padded(self.split.sequences.items, windows.starts[chosen], windows.ends[chosen], self.length + 1)
         real = items != PAD
@@ -153,7 +150,7 @@ class Batches:
             rows, multiplicity = np.unique(occurrences, return_counts=True)
             log_multiplicity = np.log(multiplicity)
             uniform_share = len(draws) / len(occurrences)
-            # Every item of a batch stands in a window or was drawn, so the mixture is positive.
+            # Every item of a batch is in a window or was drawn, so the mixture is positive.
             log_q = np.log((1 - uniform_share) * self.popularity[rows] + uniform_share / len(self.pool))
         slots = np.where(real, np.searchsorted(rows, items), PAD)
         positions = _positions(torch.from_numpy(slots))

@@ -1,4 +1,4 @@
-"""Starting from a finished run's weights, and how much its recommendations have changed afterwards."""
+"""Continued training: initial weights from a finished run, and how much its recommendations change."""
 
 from typing import Any
 
@@ -20,24 +20,22 @@ from iisan.nested import difference
 from iisan.runs.run import PER_USER, Run
 from iisan.train.setup import Setup, fingerprints
 
-#: Length of the lists that are compared.
+#: Length of the compared lists.
 K = 10
-#: Settings of ``items`` and ``sequence`` that concern training alone.
-_TRAINING = {"items": {"fusion_scale"}, "sequence": {"dropout"}}
-#: Settings of ``tuning`` that concern training alone.
-_TUNING = {"learning_rate", "refresh", "gradient_checkpointing"}
-#: The parameter that has a row per item.
+#: Settings of the model's sections that concern training only.
+_TRAINING = {
+    "items": {"fusion_scale"},
+    "sequence": {"dropout"},
+    "tuning": {"learning_rate", "refresh", "gradient_checkpointing"},
+}
+#: Parameter with a row per item.
 _ITEM_TABLE = "items.embedding.weight"
-#: The parameter that exists only where some item lacks a modality.
+#: Parameter that exists only if some item lacks a modality.
 _ABSENT = "items.fusion.absent"
 
 
 def check_same_model(run: Run, config: Config) -> None:
-    """Make sure that a configuration describes the same model as a run's.
-
-    Raises:
-        RunError: it describes another one; names the setting.
-    """
+    """Raise a ``RunError`` if a configuration differs from a run's in a setting that makes it another model."""
     # An encoder that was frozen may be trained from now on.
     frozen = run.config.tuning.method == "none"
     before, after = (_model_settings(each, frozen) for each in (run.config, config))
@@ -52,35 +50,32 @@ def check_same_model(run: Run, config: Config) -> None:
 
 def _model_settings(config: Config, frozen: bool) -> dict[str, Any]:
     sections = {"modalities", "items", "sequence"} | (set() if frozen else {"tuning"})
-    settings = config.model_dump(mode="json", include=sections, exclude={**_TRAINING, "tuning": _TUNING})
+    settings = config.model_dump(mode="json", include=sections, exclude=_TRAINING)
     for name in config.modalities or ():
         settings[f"{name if name in (TEXT, IMAGE) else f'columns.{name}'}.levels"] = config.levels_of(name)
     return settings
 
 
 def start_from(run: Run, setup: Setup) -> int:
-    """Put a run's weights into a network: rows of an id table by item id, those of new items as they were drawn.
+    """Initialise a network with the weights of a run of the same model (see ``check_same_model``).
 
-    Args:
-        run: of the same model, see ``check_same_model``.
-        setup: with the network, and with a dataset that may have other items and interactions than the run's.
+    Rows of an id table are matched by item id; those of items that the run does not know keep their initial
+    values.
 
     Returns:
-        Number of items of the dataset that the run knew.
+        Number of items of the dataset that the run knows.
 
     Raises:
-        RunError: the states come from another encoder, or the weights do not fit.
+        RunError: The states come from another encoder, or the weights do not fit.
     """
     _check_same_states(run, setup)
     saved, rows = run.weights(), _rows_in(run, setup.dataset)
     known = torch.from_numpy(rows != PAD)
     state = trainable_state(setup.network)
     if lost := saved.keys() - state.keys() - {_ABSENT}:
-        raise RunError(
-            f"the run in '{run.folder}' has a parameter '{min(lost)}', which the network has not",
-            "the same parameters",
-            "leave source and tuning as they are, or train a new run without --from",
-        )
+        got = f"the run in '{run.folder}' has a parameter '{min(lost)}', which the network lacks"
+        cure = "leave source and tuning as they are, or train a new run without --from"
+        raise RunError(got, "the same parameters", cure)
     for name in state.keys() & saved.keys():
         if name == _ITEM_TABLE:
             state[name][known] = saved[name][torch.from_numpy(rows)[known]]
@@ -93,32 +88,27 @@ def start_from(run: Run, setup: Setup) -> int:
 def _check_same_states(run: Run, setup: Setup) -> None:
     source, theirs = setup.network.source, run.result.get("state_origins")
     ours: dict[str, Any] = source.origins
-    if theirs is None:  # a run of an earlier version
+    if theirs is None:  # A run of an earlier version.
         ours = {"states": fingerprints(setup.dataset, setup.stores)["states"], "encoders": source.digests}
         theirs = {name: run.result[name] for name in ours}
     if found := difference(theirs, ours):
         key, before, now = found
         raise RunError(
             f"the states come from another encoder than those of the run in '{run.folder}': {key} is {now!r}",
-            f"{before!r}",
+            repr(before),
             "name states that were made with the same encoder and pooling, or train a new run without --from",
         )
 
 
 def _rows_in(run: Run, dataset: Dataset) -> Index:
-    """Row of every item of the dataset in the run's catalogue, ``[N]``; ``PAD`` where the run does not know it."""
+    """Row of every item of the dataset in the run's catalogue, ``[N]``; ``PAD`` if the run does not know it."""
     known = run.items.select(ITEM_ID, row=pl.int_range(pl.len()))
     rows = dataset.items.select(ITEM_ID).join(known, on=ITEM_ID, how="left", maintain_order="left")
     return rows["row"].fill_null(PAD).to_numpy(writable=True)
 
 
 class EarlierScorer:
-    """A run's scorer over a later catalogue: new items stand in no history and are never recommended.
-
-    Args:
-        run: the earlier run.
-        dataset: the later catalogue.
-    """
+    """A run's scorer over a later catalogue; ignores new items in histories and never recommends them."""
 
     def __init__(self, run: Run, dataset: Dataset) -> None:
         self.num_items = dataset.num_items
@@ -127,31 +117,27 @@ class EarlierScorer:
         self._rows = _rows_in(run, dataset)
 
     def start(self, histories: Index) -> Any:
-        """The run's query for the items that it knows."""
+        """Return the run's query for the items that it knows."""
         rows = np.where(histories == PAD, PAD, self._rows[histories])
-        # Known items move to the right, in their order.
+        # Move the known items to the right, in their order.
         order = np.argsort(rows != PAD, axis=1, kind="stable")
         return self._scorer.start(np.take_along_axis(rows, order, axis=1))
 
     def score(self, query: Any, items: Tensor | slice) -> Tensor:
-        """``[B, n]`` scores, -inf for new items."""
+        """Return the scores ``[B, n]``, -inf for new items."""
         rows = torch.from_numpy(self._rows)[items]
         scores = self._scorer.score(query, rows.clamp_min(0))
         return scores.masked_fill_((rows == PAD).to(scores.device), -torch.inf)
 
 
 def list_overlap(run: Run, scorer: Scorer, dataset: Dataset, queries: Queries) -> tuple[float | None, int]:
-    """Compare the lists that a run and its continuation recommend after the same histories.
+    """Compare the lists of a run with those of its continuation, for the users of the run's test.
 
-    Args:
-        run: the earlier run.
-        scorer: of its continuation.
-        dataset: that of the continuation.
-        queries: histories of its users, of whom those are compared that the run was tested on.
+    Scorer, dataset and queries are those of the continuation.
 
     Returns:
-        Share of the earlier list's ``K`` items that are in the later one, the mean over the users (None where
-        there is no user to compare), and the number of users.
+        Share of the ``K`` items of an earlier list that are in the later list, averaged over the users (None
+        without users), and the number of users.
     """
     tested = pl.read_parquet(run.folder / PER_USER, columns=[USER_ID])[USER_ID].unique()
     both = dataset.user_ids.gather(queries.users).is_in(tested.implode()).to_numpy()

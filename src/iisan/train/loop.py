@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop."""
 
 import contextlib
 import itertools
@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,35 +37,29 @@ def batch_loss(
     processes: Processes = ALONE,
     states: ItemBatch | None = None,
 ) -> Tensor:
-    """Loss of one batch over all positions that have a next item; scalar.
+    """Compute the loss of a batch over all positions with a next item, a scalar.
 
-    Of several processes each has its part of the batch (``Batch.part``); the whole is their sum. ``states`` are
-    those of the batch's items (of this process's share), where they have been read already.
+    Each of several processes computes that of its part of the batch (``Batch.part``), and the parts add up.
+    ``states`` are the hidden states of this process's share of the items, if they have been read already.
     """
     items = processes.gather(network.encode_items(processes.share(batch.rows), states), len(batch.rows))
     inputs, targets = batch.slots[:, :-1], batch.slots[:, 1:]
     queries = network(items, inputs).flatten(0, 1).index_select(0, batch.positions)
-    loss = candidate_cross_entropy(
-        queries,
-        targets.flatten().index_select(0, batch.positions),
-        items,
-        batch.log_q,
-        batch.log_multiplicity,
-        batch.excluded.index_select(0, batch.positions // inputs.shape[1]),
-        "sum",
-    )
+    targets = targets.flatten().index_select(0, batch.positions)
+    excluded = batch.excluded.index_select(0, batch.positions // inputs.shape[1])
+    loss = candidate_cross_entropy(queries, targets, items, batch.log_q, batch.log_multiplicity, excluded, "sum")
     return loss / batch.predicted if reduction == "mean" else loss
 
 
 def parameter_groups(
-    network: SequentialRecommender, config: OptimizerConfig, encoders: float
+    network: SequentialRecommender, config: OptimizerConfig, encoder_rate: float
 ) -> list[dict[str, Any]]:
-    """Sort the trained parameters by learning rate (METHOD §5 and §9); ``encoders`` is that inside these."""
+    """Group the trained parameters by learning rate, that inside the encoders being ``encoder_rate``."""
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in network.trainable():
         match name.split("."):
             case ["source", *_]:
-                rate = encoders
+                rate = encoder_rate
             case ["items", "towers", _, "blocks", *_]:
                 rate = config.san_learning_rate
             case ["items", "towers", tower, "gates"]:
@@ -78,66 +73,56 @@ def parameter_groups(
 
 
 class Clock:
-    """Is told when a stage of a step has ended; this one does nothing."""
+    """Interface for timing the stages of a step; this implementation does nothing."""
 
     def lap(self, stage: str) -> None:
-        """``data``, ``forward``, ``backward`` or ``update``, begun with the previous lap, has ended."""
+        """End a stage (``data``, ``forward``, ``backward`` or ``update``) that began with the previous lap."""
 
 
+@dataclass(eq=False)
 class Trainer:
-    """Trains until the validation metric stops rising; survives a kill after any epoch.
+    """Trains until the validation metric stops rising; resumes from its checkpoint, written after every epoch.
 
     Args:
-        network: on its device.
-        batches: what to train on.
-        config: of the run.
-        validate: network -> validation metrics, among them ``config.evaluation.select``.
-        folder: where the checkpoint and ``metrics.jsonl`` go.
-        log: called with the record of every finished epoch; those without validation have no metrics.
-        clock: for measuring.
-        processes: those that train together; the first one writes the files.
-        inputs: what is trained on beside the configuration; a checkpoint of other inputs is refused.
+        network: Network on its device.
+        batches: Training batches.
+        config: Configuration of the run.
+        validate: Function that computes validation metrics, among them ``config.evaluation.select``.
+        folder: Folder of the checkpoint and ``metrics.jsonl``.
+        log: Callback for the record of every finished epoch, which has metrics if the epoch was validated.
+        clock: Timer of the stages of a step.
+        processes: Processes that train together; the first one writes the files.
+        inputs: Hashes of data, states and initial weights; a checkpoint with other inputs is refused.
     """
 
-    def __init__(
-        self,
-        network: SequentialRecommender,
-        batches: Batches,
-        config: Config,
-        validate: Callable[[SequentialRecommender], dict[str, float]],
-        folder: Path,
-        log: Callable[[dict[str, Any]], None] = lambda record: None,
-        clock: Clock | None = None,
-        processes: Processes = ALONE,
-        inputs: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.network = network
-        self.batches = batches
-        self.config = config
-        self.validate = validate
-        self.folder = folder
-        self.log = log
-        self.clock = clock or Clock()
-        self.processes = processes
-        self.inputs = dict(inputs or {})
-        self.device = next(network.items.parameters()).device
-        self.optimizer = torch.optim.Adam(
-            parameter_groups(network, config.optimizer, config.tuning.learning_rate), fused=True
-        )
+    network: SequentialRecommender
+    batches: Batches
+    config: Config
+    validate: Callable[[SequentialRecommender], dict[str, float]]
+    folder: Path
+    log: Callable[[dict[str, Any]], None] = lambda record: None
+    clock: Clock = field(default_factory=Clock)
+    processes: Processes = ALONE
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.device = next(self.network.items.parameters()).device
+        groups = parameter_groups(self.network, self.config.optimizer, self.config.tuning.learning_rate)
+        self.optimizer = torch.optim.Adam(groups, fused=True)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
 
     def fit(self) -> Progress:
-        """Train, from the checkpoint on where there is one; afterwards the network holds the best epoch's weights.
+        """Train, or resume from the checkpoint, and load the best epoch's weights into the network.
 
         Raises:
-            RunError: the loss is no longer finite, or the checkpoint is of something else.
+            RunError: The loss is not finite, or the checkpoint does not belong to this run.
         """
         checkpoint = self.folder / CHECKPOINT
         if checkpoint.exists():
             self.best, self.progress = load_checkpoint(checkpoint, self.network, self.optimizer, self.inputs)
             if self.processes.first:
-                # A kill may have come between the two files.
+                # The process may have been killed between writing the two files.
                 self._write_metrics()
         while not self._finished():
             record = self._epoch(self.progress.epoch + 1)
@@ -157,31 +142,29 @@ class Trainer:
 
     def _finished(self) -> bool:
         training, progress = self.config.training, self.progress
-        waited = sum(self.config.evaluation.select in record for record in progress.history[progress.best_epoch :])
-        return progress.epoch >= training.epochs or bool(
-            training.early_stopping_patience and waited >= training.early_stopping_patience
-        )
+        since_best = progress.history[progress.best_epoch :]
+        validations = sum(self.config.evaluation.select in record for record in since_best)
+        patience = training.early_stopping_patience or math.inf
+        return progress.epoch >= training.epochs or validations >= patience
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
-        # Dropout depends on seed, epoch and process alone, so a resumed run needs no stored generator.
+        # Dropout depends only on seed, epoch and process, so a resumed run needs no stored generator state.
         entropy = [self.config.training.seed, epoch, *([self.processes.rank] if self.processes.rank else [])]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         started = time.perf_counter()
         refresh, source = self.config.tuning.refresh, self.network.source
+        # Encoders that are held do not change, so their final states are kept in memory.
         source.hold((epoch - 1) % refresh > 0)
         self.network.train()
         total = self.run(track(self.batches.epoch(epoch), f"epoch {epoch}", len(self.batches)))
         loss = self.processes.add(total).item() / len(self.batches)
         if not math.isfinite(loss):
-            raise RunError(
-                f"the loss of epoch {epoch} is {loss}",
-                "a finite loss",
-                "lower optimizer.learning_rate and optimizer.san_learning_rate, or set training.max_grad_norm",
-            )
+            cure = "lower optimizer.learning_rate and optimizer.san_learning_rate, or set training.max_grad_norm"
+            raise RunError(f"the loss of epoch {epoch} is {loss}", "a finite loss", cure)
         trained = time.perf_counter()
         metrics: dict[str, float] = {}
         if epoch % self.config.evaluation.every == 0 or epoch == self.config.training.epochs:
-            # What validation computes of the encoders serves the next epochs, where they stay as they are.
+            # The next epochs, which hold the encoders, reuse the states that validation computes.
             source.hold(refresh > 1)
             metrics = self.validate(self.network)
         return {
@@ -193,12 +176,12 @@ class Trainer:
         }
 
     def run(self, batches: Iterable[Batch]) -> Tensor:
-        """Train on some batches; returns the sum of their losses, scalar: this process's part of it."""
+        """Train on some batches; return this process's part of the sum of their losses, a scalar."""
         total = torch.zeros((), device=self.device)
-        # A thread reads while a GPU computes; processors have no core to spare for it.
-        apart = self.network.source.stored and self.device.type != "cpu"
-        with contextlib.closing(ahead(self._fetch, batches, int(apart))) as waiting:
-            while group := list(itertools.islice(waiting, self.config.training.gradient_accumulation)):
+        # A thread reads ahead while a GPU computes; on a CPU it would take cores from the computation.
+        read_ahead = self.network.source.stored and self.device.type != "cpu"
+        with contextlib.closing(ahead(self._fetch, batches, int(read_ahead))) as fetched:
+            while group := list(itertools.islice(fetched, self.config.training.gradient_accumulation)):
                 self.clock.lap("data")
                 total += self._step(group)
         return total
@@ -207,26 +190,25 @@ class Trainer:
         batch, network = batch.part(self.processes), self.network
         if not network.source.stored:
             return batch.to(self.device), None
-        # Read before anything is sent, or the thread would wait for what a GPU still has to do.
+        # Read before copying anything, as a copy waits for the work that the GPU has queued.
         states = network.read_items(self.processes.share(batch.rows))
         return batch.to(self.device), states.to(self.device)
 
     def _step(self, group: Sequence[tuple[Batch, ItemBatch | None]]) -> Tensor:
-        """One update on the mean gradient of some batches; returns the sum of their losses."""
-        training, loss_config = self.config.training, self.config.loss
+        """Update the parameters by the mean gradient of some batches; return the sum of their losses."""
+        reduction, max_norm = self.config.loss.reduction, self.config.training.max_grad_norm
+        parameters = [parameter for _, parameter in self.network.trainable()]
         total = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         for batch, states in group:
-            loss = batch_loss(self.network, batch, loss_config.reduction, self.processes, states)
+            loss = batch_loss(self.network, batch, reduction, self.processes, states)
             self.clock.lap("forward")
             (loss / len(group)).backward()
             self.clock.lap("backward")
             total += loss.detach()
-        self.processes.add_gradients(value for _, value in self.network.trainable())
-        if training.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(
-                (value for _, value in self.network.trainable()), training.max_grad_norm
-            )
+        self.processes.add_gradients(parameters)
+        if max_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         self.optimizer.step()
         self.clock.lap("update")
         return total

@@ -1,8 +1,8 @@
-"""Several processes that train one network, each on a share of every batch: what ``torchrun`` starts.
+"""Training of one network by several processes that ``torchrun`` started, each on a share of every batch.
 
-All draw the same batches. Each encodes its share of a batch's distinct items, gets everyone's embeddings, and
-computes the loss of its share of the windows over all candidates; so with dropout off the sum of all gradients is
-that of one process on the whole batch. One process alone is the same code with nothing to exchange.
+All draw the same batches. Each encodes its share of a batch's distinct items, gathers the embeddings of all, and
+computes the loss of its share of the windows over all candidates. So, without dropout, the sum of all gradients is
+that of one process on the whole batch. A single process runs the same code, without communication.
 """
 
 import os
@@ -19,38 +19,33 @@ from iisan.errors import ConfigError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together.
-
-    Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-    """
+    """This process, by its ``rank`` (from 0), among the ``size`` processes that train together."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def share(self, values: Tensor) -> Tensor:
-        """This process's rows of ``values``; all processes' shares, in order, are the whole."""
+        """Return this process's rows of ``values``; the shares of all processes, in order, are the whole."""
         return values.tensor_split(self.size)[self.rank]
 
     def gather(self, share: Tensor, total: int) -> Tensor:
-        """The whole ``[total, …]`` of everyone's share; each share gets the gradients of all processes."""
+        """Concatenate all shares to ``[total, …]``; each share receives the gradients of all processes."""
         return share if self.size == 1 else _Gather.apply(share, total, self)
 
     def add(self, values: Tensor) -> Tensor:
-        """Sum of everyone's ``values``, without gradients."""
+        """Sum ``values`` over all processes, without gradients."""
         if self.size > 1:
             values = values.clone()
             distributed.all_reduce(values)
         return values
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every parameter the sum of its gradients; one that no process used keeps none."""
+        """Sum the gradients of every parameter; a parameter that no process used keeps None."""
         if self.size == 1:
             return
         parameters = list(parameters)
@@ -62,45 +57,36 @@ class Processes:
             parameter.grad = piece.view_as(parameter) if users else None
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes have arrived here."""
         if self.size > 1:
             distributed.barrier()
 
 
-#: One process by itself.
 ALONE = Processes()
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """The processes that ``torchrun`` started, connected by gloo, or by NCCL where each has a GPU of its own.
-
-    Args:
-        device: what the configuration computes on.
+    """Connect the processes that ``torchrun`` started, by NCCL if ``device`` is CUDA (one GPU each), else by gloo.
 
     Raises:
-        ConfigError: more processes than GPUs, or one GPU for all of them.
+        ConfigError: There are more processes than GPUs, or ``device`` is one GPU for all of them.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or distributed.is_initialized():
         yield ALONE if size == 1 else Processes(distributed.get_rank(), size)
         return
-    on_gpu, place = device.type == "cuda", int(os.environ.get("LOCAL_RANK", "0"))
-    if on_gpu and place >= torch.cuda.device_count():
-        raise ConfigError(
-            f"process {place + 1} on a machine with {torch.cuda.device_count()} GPUs",
-            "a GPU for each process",
-            "start fewer, or set training.device to cpu",
-        )
-    if on_gpu and device.index is not None:
-        raise ConfigError(
-            f"training.device '{device}' for {size} processes",
-            "a GPU for each process",
-            "set training.device to cuda",
-        )
-    if on_gpu:
+    if device.type == "cuda":
+        place, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        expected = "a GPU for each process"
+        if place >= gpus:
+            got = f"process {place + 1} on a machine with {gpus} GPUs"
+            raise ConfigError(got, expected, "start fewer, or set training.device to cpu")
+        if device.index is not None:
+            got = f"training.device '{device}' for {size} processes"
+            raise ConfigError(got, expected, "set training.device to cuda")
         torch.cuda.set_device(place)
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), size)
     finally:
@@ -108,13 +94,13 @@ def joined(device: torch.device) -> Iterator[Processes]:
 
 
 class _Gather(torch.autograd.Function):
-    """Everyone's share in one tensor; backward, everyone's gradients of it are summed."""
+    """Concatenates the shares of all processes; backward sums the gradients of all processes."""
 
     @staticmethod
     def forward(context: Any, share: Tensor, total: int, processes: Processes) -> Tensor:
         context.processes = processes
         sizes = [len(part) for part in torch.empty(total).tensor_split(processes.size)]
-        # Collectives want equal sizes.
+        # Collective operations need equal sizes.
         padded = share.new_zeros(max(sizes), *share.shape[1:])
         padded[: len(share)] = share
         parts = [torch.empty_like(padded) for _ in sizes]

@@ -1,4 +1,4 @@
-"""A run folder from a configuration: train, evaluate, write down."""
+"""Training into a run folder: train, evaluate, and write the results."""
 
 import json
 import os
@@ -21,7 +21,6 @@ from iisan.errors import IisanError, RunError
 from iisan.evaluate.evaluation import left_out
 from iisan.evaluate.metrics import ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets
-from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import LOCK, aside, locked, write_json
 from iisan.machine import choose_device, device_name, forget_peak, peak_memory, processor_name
 from iisan.model import SequentialRecommender
@@ -29,7 +28,7 @@ from iisan.names import ITEM_ID, TEXT
 from iisan.nested import difference, flatten, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
-from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
+from iisan.runs.run import CONFIG, EMBEDDINGS, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
 from iisan.states.configured import open_dataset, open_stores
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
@@ -42,9 +41,9 @@ Say = Callable[[str], None]
 
 #: Folder of TensorBoard events in a run folder.
 EVENTS = "tensorboard"
-#: What a run leaves that failed or was stopped before its first epoch, which is nothing to go on with.
+#: Files of a run that failed or was stopped before its first epoch, which cannot be resumed from.
 _BEFORE_AN_EPOCH = {CONFIG, RESULT, EVENTS}
-#: What a kill leaves of a file of a run that was being written.
+#: Partly written file of a run that was killed.
 _UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, (CONFIG, RESULT, MODEL, ITEMS, PER_USER, CHECKPOINT, METRICS)))})\..*\.part"
 )
@@ -57,43 +56,41 @@ def train(
     say: Say = lambda line: None,
     start: Run | None = None,
 ) -> dict[str, Any]:
-    """Train what the configuration says into the folder ``out``, or finish what an earlier call began there.
+    """Train and evaluate a configuration, or resume an interrupted run.
 
-    Processes that ``torchrun`` started train it together (:mod:`iisan.train.processes`) and share ``out``.
+    Processes that ``torchrun`` started train together (:mod:`iisan.train.processes`) and share ``out``.
 
     Args:
-        config: complete.
-        out: the run folder.
-        dataset: in the place of the one that the configuration names.
-        say: called with lines for a person.
-        start: a finished run of the same model, whose weights the training starts from; its items may be others.
+        config: Configuration.
+        out: Run folder.
+        dataset: Dataset that replaces the configured one.
+        say: Callback for progress messages.
+        start: Finished run of the same model that provides the initial weights; its items may differ.
 
     Returns:
         The content of ``result.json``.
 
     Raises:
-        RunError: ``out`` holds something else, ``start`` is another model, or the training diverged.
+        RunError: ``out`` contains something else, ``start`` is another model, or training diverged.
     """
     config = _as_begun(out, resolve(config))
     if start is not None:
         check_same_model(start, config)
     device = choose_device(config.training.device)
     with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
-        if not processes.first:
-            say = _silent
         processes.wait()
-        finished = _finished_result(out)
-        if finished is not None:
+        if (finished := _finished_result(out)) is not None:
             inputs = {"continued_from": start and start.fingerprint, **_inputs_there(config, dataset)}
             check_inputs(out, finished, inputs)
-            say(f"{out} is finished already; nothing to do")
+            if processes.first:
+                say(f"{out} is finished already; nothing to do")
             return finished
         forget_peak(device)
         try:
             setup = build(config, dataset, processes)
             if processes.first:
                 _write_config(out, setup.config)
-            _train(setup, out, say, processes, start)
+            _train(setup, out, say if processes.first else lambda line: None, processes, start)
         except Exception as error:
             if processes.first:
                 message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
@@ -107,12 +104,12 @@ def train(
 
 @contextmanager
 def _claimed(out: Path, config: Config) -> Iterator[None]:
-    """Hold a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
+    """Lock a folder for a run: a new or empty one, that of the same run, or of one that never finished an epoch.
 
     Raises:
-        RunError: anything else, of which nothing is touched; or another process holds the folder.
+        RunError: The folder contains something else, and stays untouched; or another process has locked it.
     """
-    _leftovers(out, config)  # not even a lock is put into a folder that holds something else
+    _leftovers(out, config)  # Before a lock file is put into it.
     with locked(out, RunError):
         for leftover in _leftovers(out, config):
             leftover.unlink()
@@ -121,23 +118,25 @@ def _claimed(out: Path, config: Config) -> Iterator[None]:
 
 
 def _leftovers(out: Path, config: Config) -> list[Path]:
-    """What a kill left of files being written in a folder that a run may be trained into.
-
-    Raises:
-        RunError: it may not.
-    """
+    """List the partly written files in a folder for a run; raise a ``RunError`` if it contains something else."""
     entries = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
     names = {entry.name for entry in entries} - {entry.name for entry in unfinished} - {LOCK}
-    path = out / CONFIG
-    theirs = read_yaml(path) if path.exists() else {}
+    theirs = _written(out)
     whole = theirs.keys() >= Config.model_fields.keys() - set(FOLDERS)
     begun = CHECKPOINT in names or _finished_result(out) is not None
     if begun or (whole and not names <= _BEFORE_AN_EPOCH):
-        _check_same(out, theirs, config)
+        if found := _difference(theirs, config):
+            key, before, now = found
+            got = f"'{out}' holds a run with {key} = {before!r}, not {now!r}"
+            raise RunError(got, "a new folder, or one of a run with the same settings", "choose another --out")
     elif names and not whole:
-        raise RunError(f"'{out}' is no run folder and not empty", "a new or empty folder", "choose another --out")
+        raise RunError(f"'{out}' is neither a run folder nor empty", "a new or empty one", "choose another --out")
     return unfinished
+
+
+def _written(out: Path) -> dict[str, Any]:
+    return read_yaml(out / CONFIG) if (out / CONFIG).exists() else {}
 
 
 def _write_config(out: Path, config: Config) -> None:
@@ -146,10 +145,15 @@ def _write_config(out: Path, config: Config) -> None:
 
 
 def _as_begun(out: Path, config: Config) -> Config:
-    """A configuration in the precision that an earlier call for the same run chose for ``auto`` and wrote down."""
-    theirs = read_yaml(out / CONFIG) if (out / CONFIG).exists() else {}
-    same = _in_precision_of(theirs, config)
-    return config if difference(theirs, same.model_dump(mode="json")) else same
+    """Replace precision ``auto`` by the one that an earlier call for the same run chose and wrote."""
+    theirs = _written(out)
+    return config if _difference(theirs, config) else _in_precision_of(theirs, config)
+
+
+def _difference(theirs: Mapping[str, Any], config: Config) -> tuple[str, Any, Any] | None:
+    """Find the first difference to a written configuration; paths may differ, and ``auto`` fits any precision."""
+    ours = _in_precision_of(theirs, config).model_dump(mode="json", exclude=set(FOLDERS))
+    return difference({key: value for key, value in theirs.items() if key not in FOLDERS}, ours)
 
 
 def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
@@ -159,26 +163,15 @@ def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
     return config.override([f"training.precision={chosen}"])
 
 
-def _check_same(out: Path, theirs: Mapping[str, Any], config: Config) -> None:
-    ours = _in_precision_of(theirs, config).model_dump(mode="json", exclude=set(FOLDERS))
-    if found := difference({key: value for key, value in theirs.items() if key not in FOLDERS}, ours):
-        key, before, now = found
-        raise RunError(
-            f"'{out}' holds a run with {key} = {before!r}, not {now!r}",
-            "a new folder, or one of a run with the same settings",
-            "choose another --out",
-        )
-
-
 def _inputs_there(config: Config, dataset: Dataset | None) -> dict[str, Any]:
-    """Fingerprints of what the configuration names, as far as it is there."""
+    """Hash the configured dataset and states, as far as they exist."""
     if dataset is None and config.dataset is not None and config.dataset.exists():
         dataset = open_dataset(config)
     if dataset is None:
         return {}
-    stores_are_there = config.states is not None and config.states.exists()
-    found = fingerprints(dataset, open_stores(config) if stores_are_there else {})
-    return found if stores_are_there else {name: value for name, value in found.items() if name != "states"}
+    if config.states is not None and config.states.exists():
+        return fingerprints(dataset, open_stores(config))
+    return {name: value for name, value in fingerprints(dataset, {}).items() if name != "states"}
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -188,9 +181,7 @@ def _finished_result(out: Path) -> dict[str, Any] | None:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(
-            f"'{path}' is damaged ({error})", "the file that was written", "delete it; the training then goes on"
-        ) from None
+        raise RunError(f"'{path}' is damaged ({error})", "JSON", "delete it; training then resumes") from None
     return result if result.get("status") == "finished" else None
 
 
@@ -210,11 +201,10 @@ def _header(config: Config) -> dict[str, Any]:
 
 
 def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run | None) -> None:
-    config, split = setup.config, setup.split
+    config, split, network = setup.config, setup.split, setup.network
     evaluation, training = config.evaluation, config.training
-    batches = Batches(
-        split, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
-    )
+    length = config.sequence.max_length
+    batches = Batches(split, length, training.batch_size, config.loss, training.windows, training.seed)
 
     def ranked(subset: Subset) -> Queries:
         queries = split.subset(subset)
@@ -223,7 +213,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
             say(f"{subset}: {remark}")
         return queries[rows]
 
-    ranked("test")  # refused now, rather than after the last epoch
+    ranked("test")  # An error now, not after the last epoch.
     every = ranked("validation")
     validation = every.sample(evaluation.validation_users)
     rows = torch.arange(len(validation))
@@ -235,11 +225,12 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
         above, ties = processes.gather(found, len(rows)).cpu().numpy().T
         return summarise(above, ties, evaluation.cutoffs)
 
-    events = _event_writer(out) if processes.first else _no_events
+    events = _event_writer(out) if processes.first else None
 
     def log(record: dict[str, Any]) -> None:
-        for key in record.keys() - {"epoch"}:
-            events(key, record[key], record["epoch"])
+        if events:
+            for key in record.keys() - {"epoch"}:
+                events(key, record[key], record["epoch"])
         seconds = record["train_seconds"] + record["validation_seconds"]
         select = evaluation.select
         validated = f"validation {select.upper()} {100 * record[select]:.2f}%  " if select in record else ""
@@ -249,10 +240,8 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
     if len(validation) < len(every):
         selection += f", a fixed sample of {len(every):,}"
         say(f"the best epoch is selected by {selection}")
-    empty = len(setup.network.source.empty)
-    if empty:
-        say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
-    network = setup.network
+    if empty := len(network.source.empty):
+        say(f"{empty:,} of {setup.dataset.num_items:,} items have no content and share one learned vector")
     if start is not None:
         known = start_from(start, setup)
         say(f"starting from '{start.folder}', which knows {known:,} of {setup.dataset.num_items:,} items")
@@ -267,7 +256,10 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
         return
     scorer = network_scorer(network)
     (test,) = measure({config.recipe: scorer}, evaluation, setup.dataset, split).values()
-    _write_outputs(setup, out, scorer, trainer.best)
+    with aside(out / MODEL) as temporary:
+        save_file({**trainer.best, EMBEDDINGS: scorer.items.cpu().contiguous()}, temporary)
+    with aside(out / ITEMS) as temporary:
+        setup.dataset.items.select(ITEM_ID, TEXT).write_parquet(temporary)
     with aside(out / PER_USER) as temporary:
         test.per_user.write_parquet(temporary)
     result = {
@@ -300,30 +292,14 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
         overlap, users = list_overlap(start, scorer, setup.dataset, split.test)
         result["lists"] = {f"overlap@{K}": overlap, "users": users}
         if overlap is not None:
-            say(f"of the {K} items recommended before {K * overlap:.1f} still are, the mean over {users:,} users")
+            say(f"{K * overlap:.1f} of {K} recommended items are the same as before (mean of {users:,} users)")
     write_json(out / RESULT, result)
 
 
 def _event_writer(out: Path) -> Callable[[str, float, int], object]:
-    """Takes ``(name, value, epoch)`` and writes it as a TensorBoard event, where TensorBoard is installed."""
+    """Return a function that writes ``(name, value, epoch)`` to TensorBoard, if it is installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return _no_events
-    writer = SummaryWriter(out / EVENTS)
-    return writer.add_scalar
-
-
-def _silent(line: str) -> None:
-    pass
-
-
-def _no_events(name: str, value: float, epoch: int) -> None:
-    pass
-
-
-def _write_outputs(setup: Setup, out: Path, scorer: EmbeddingScorer, best: dict[str, torch.Tensor]) -> None:
-    with aside(out / MODEL) as temporary:
-        save_file({**best, "item_embeddings": scorer.items.cpu().contiguous()}, temporary)
-    with aside(out / ITEMS) as temporary:
-        setup.dataset.items.select(ITEM_ID, TEXT).write_parquet(temporary)
+        return lambda name, value, epoch: None
+    return SummaryWriter(out / EVENTS).add_scalar

@@ -1,4 +1,4 @@
-"""From a configuration to what a run needs: data, split, states, network."""
+"""Setup of a run from its configuration: data, split, states, network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from iisan.train.processes import ALONE, Processes
 
 @dataclass(frozen=True)
 class Setup:
-    """A run's parts, before training.
+    """Parts of a run before training.
 
     Attributes:
-        config: complete, and with the precision that is computed in.
-        dataset: items and interactions.
-        split: what is trained on and what is asked.
-        stores: modality -> store; empty for ids and live states.
-        network: with initial weights, on its device.
-        device: where it computes.
+        config: Complete configuration, with the chosen precision.
+        dataset: Items and interactions.
+        split: Training part, validation and test queries.
+        stores: State stores by modality; empty for item ids and live states.
+        network: Network with initial weights.
+        device: Device of the network.
     """
 
     config: Config
@@ -42,7 +42,7 @@ class Setup:
 
 
 def fingerprints(dataset: Dataset, stores: Mapping[str, StateStore]) -> dict[str, Any]:
-    """What is trained on, under the names that checkpoints, results and records have for it."""
+    """Hashes that identify dataset and states in checkpoints, results and records."""
     states = {modality: store.fingerprint for modality, store in stores.items()}
     previous = dataset.manifest.get("previous_hash")
     earlier = {} if previous is None else {"previous_data": previous}
@@ -50,29 +50,24 @@ def fingerprints(dataset: Dataset, stores: Mapping[str, StateStore]) -> dict[str
 
 
 def resolve(config: Config) -> Config:
-    """Fill in what depends on the folders: absolute paths, and the modalities where none are named.
+    """Fill in absolute paths, and missing modalities and their kinds from the state store.
 
     Raises:
-        ConfigError: no modality is named and none can be found.
+        ConfigError: No modality is named, and none is found.
     """
     paths = {name: path.resolve() for name in FOLDERS if (path := getattr(config, name)) is not None}
     columns, modalities = dict(config.columns), config.modalities
     stored: dict[str, str] = {}
-    # Names without a kind, and no names at all, are what the stores have an answer to; else they may be anything.
-    asked = modalities is None or any(config.kind_of(name) is None for name in modalities)
-    if asked and config.source != "live" and config.states is not None:
+    # The stores are opened only if something is missing that they record.
+    incomplete = modalities is None or any(config.kind_of(name) is None for name in modalities)
+    if incomplete and config.source != "live" and config.states is not None:
         stored = StateStore.kinds(config.states, tokens=config.source == "partial")
-    if modalities is None and config.source == "live":
-        named = dict.fromkeys((*KINDS, *columns))
-        modalities = tuple(name for name in named if config.states_of(name).encoder is not None)
-    elif modalities is None:
-        modalities = tuple(stored)
-    if not modalities and config.modalities is None:
-        raise ConfigError(
-            "no modality is named",
-            "'modalities' (such as [image, text]), or a folder of state stores",
-            STATES_CURE,
-        )
+    if modalities is None:
+        live = (name for name in dict.fromkeys((*KINDS, *columns)) if config.states_of(name).encoder is not None)
+        modalities = tuple(live if config.source == "live" else stored)
+        if not modalities:
+            expected = "'modalities' (such as [image, text]), or a folder of state stores"
+            raise ConfigError("no modality is named", expected, STATES_CURE)
     for name in modalities:
         if config.kind_of(name) is None and name in stored:
             columns[name] = columns.get(name, ColumnConfig()).model_copy(update={"kind": stored[name]})
@@ -81,13 +76,7 @@ def resolve(config: Config) -> Config:
 
 
 def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> list[Product]:
-    """The matrix products that most of a training step consists of; none for ids.
-
-    Args:
-        config: of the training.
-        widths: D per modality.
-        num_items: N.
-    """
+    """List the main matrix products of a training step, given the encoders' widths; none for item ids."""
     items, training = config.items, config.training
     slots = training.batch_size * (config.sequence.max_length + 1) + config.loss.negatives
     rows = num_items if config.loss.candidates == "all" else min(num_items, slots)
@@ -104,12 +93,9 @@ def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> 
 
 
 def build(config: Config, dataset: Dataset | None = None, processes: Processes = ALONE) -> Setup:
-    """Open everything that the configuration names and build the network.
+    """Open the folders of a complete configuration and build the network, in the precision that process 0 chooses.
 
-    Args:
-        config: complete.
-        dataset: in the place of the one that the configuration names.
-        processes: those that train together, in the precision that the first one chooses.
+    A given ``dataset`` replaces the configured one.
     """
     dataset = dataset or open_dataset(config)
     device = choose_device(config.training.device)
@@ -121,11 +107,6 @@ def build(config: Config, dataset: Dataset | None = None, processes: Processes =
     products = main_products(config, source.widths, dataset.num_items)
     low = processes.first and choose_precision(device, config.training.precision, products, True) == "bf16"
     network.autocast = bool(processes.add(torch.tensor(float(low), device=device)))
-    return Setup(
-        config.override([f"training.precision={'bf16' if network.autocast else 'fp32'}"]),
-        dataset,
-        split(dataset.sequences, dataset.num_items, config.evaluation.split),
-        stores,
-        network,
-        device,
-    )
+    config = config.override([f"training.precision={'bf16' if network.autocast else 'fp32'}"])
+    subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
+    return Setup(config, dataset, subsets, stores, network, device)
