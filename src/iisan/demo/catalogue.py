@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from iisan.data.sequences import Index, Sequences
+from iisan.data.videos import import_av
 from iisan.demo import clips, pictures, tones
 from iisan.demo.process import Process, draw_process, simulate
 from iisan.demo.products import (
@@ -123,6 +124,7 @@ class Catalogue:
             (IMAGE, "images/{}.png", self.render_images, pictures.write, self.has_image)
         ]
         if self.extended:
+            import_av("writing videos")  # raises before anything is written
             media.append((AUDIO, "sounds/{}.wav", self.render_tones, tones.write, everywhere))
             media.append((VIDEO, "clips/{}.mkv", self.render_clips, clips.write, everywhere))
         for column, form, render, write, present in media:

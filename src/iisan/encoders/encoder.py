@@ -77,7 +77,7 @@ class Encoder(nn.Module):
             module.train()
         for module in self.modules():
             if isinstance(module, _BatchNorm):
-                module.eval()
+                module.eval()  # checkpoints do not contain these statistics
         return self
 
     @property
@@ -259,7 +259,7 @@ def weight_digest(model: nn.Module, sequential: bool = False) -> str:
 
 
 def config_digest(config: Any) -> str:
-    """SHA-256 of the entries of a model's or generation configuration that may change outputs."""
+    """SHA-256 of the entries of a model or generation configuration that may change outputs."""
 
     def without_names(entries: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in entries.items() if name not in _NAMES | _IN_SETTINGS}

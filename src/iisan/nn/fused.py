@@ -109,7 +109,7 @@ class _Recurrence(torch.autograd.Function):
             context: Context of autograd.
             activation: Name of the activation function.
             owners: Index of each pair's tower, ascending.
-            gated: Indices of the towers with a carry; the gradients of the others' are incomplete.
+            gated: Indices of the towers whose carry needs a gradient.
             carry: Weight of the previous state, ``[K, T]``.
             biases: Biases of ``down``, ``[K, T, H]``.
             rest: Weights of ``down``, T times ``[K, H, D]``, and of ``up``, T times ``[K, D, H]``; mixing weights,
