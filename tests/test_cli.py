@@ -297,7 +297,7 @@ def test_who_stops_a_command_is_told_that_nothing_is_lost(iisan, run_folder, mon
 
     monkeypatch.setattr(cli.runs, "print_recommendations", stopped)
     code, _, error = iisan("recommend", run_folder, "--user", "u3")
-    assert (code, error) == (130, "stopped; the same command goes on from here\n")
+    assert (code, error) == (130, "stopped; the same command resumes from here\n")
 
 
 def test_what_is_no_text_is_one_sentence(iisan, run_folder):

@@ -12,8 +12,8 @@ B = TypeVar("B")
 def ahead(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Generator[B]:
     """``map`` that computes the next results in threads while the caller uses the current one.
 
-    To stop early, close the generator (``contextlib.closing``): garbage collection may run in one of its own
-    threads, which would then wait for itself.
+    To stop early, close the generator (``contextlib.closing``): if garbage collection closed it in one of its own
+    threads, that thread would wait for itself.
 
     Args:
         function: Function of one argument.

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from iisan.errors import IisanError
 
-#: In a folder that one process writes at a time.
+#: Lock file of a folder that one process writes at a time.
 LOCK = ".lock"
 
 
@@ -35,18 +35,13 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def locked(folder: Path, error: type[IisanError]) -> contextlib.AbstractContextManager[object]:
-    """Take a folder's lock, to be released as a context manager; makes the folder if it is absent.
-
-    Raises:
-        IisanError: (of class ``error``) another process holds it.
-    """
+    """Lock a folder, created if absent, until the returned context exits; raise ``error`` if it is locked."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout:
-        raise error(
-            f"'{folder}' is being written by another process", "one writer", "wait for it to end"
-        ) from None
+        got = f"'{folder}' is being written by another process"
+        raise error(got, "one writer", "wait for it to end") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -62,8 +57,8 @@ def read_manifest(path: Path, kind: str, schema: int, error: type[IisanError], c
         path: Path of the manifest.
         kind: Required value of its field ``kind``, such as ``"iisan-dataset"``.
         schema: Newest supported schema version.
-        error: Exception class to raise.
-        cure: Instruction for the case that the manifest is missing or unreadable.
+        error: Class of the raised error.
+        cure: Instruction for a manifest that is missing, unreadable or of another kind.
 
     Raises:
         IisanError: (of class ``error``) The manifest is missing, not JSON, of another kind, or of a newer schema.
@@ -98,15 +93,12 @@ def content_key(content: str | bytes) -> str:
 
 
 def relocated(path: Path, written_in: str | None, folder: Path) -> Path:
-    """Where a path is now that an artefact recorded.
+    """Return a path recorded in an artefact or, if it no longer exists, its counterpart moved with the artefact.
 
     Args:
-        path: as recorded, absolute.
-        written_in: the artefact's absolute folder at that time; None where it was not recorded.
-        folder: the artefact's folder now.
-
-    Returns:
-        The path, or where nothing is there any more, its counterpart that was moved together with the artefact.
+        path: The recorded, absolute path.
+        written_in: The artefact's absolute folder when it was written; None if unknown.
+        folder: The artefact's folder now.
     """
     if written_in is None or path.exists():
         return path

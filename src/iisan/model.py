@@ -34,12 +34,7 @@ def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
 
 
 def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Module:
-    """Build the configured item encoder.
-
-    Args:
-        config: A complete configuration.
-        num_items: Number of items N.
-        source: Source of the states, which decides their levels and widths and whether some are missing.
+    """Build the configured item encoder for N items and the modalities, levels and widths of a state source.
 
     Raises:
         ConfigError: A modality has the name of an attribute of ``torch.nn.ModuleDict``.
@@ -50,7 +45,6 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
                 f"a modality named '{name}'", "a name that torch's ModuleDict does not use", "rename that column"
             )
     items = config.items
-    # Modality dropout makes modalities missing that every item has.
     missing = source.missing or config.training.modality_dropout > 0
     match items.kind:
         case "table":
@@ -67,17 +61,15 @@ class SequentialRecommender(nn.Module):
     """Scores the next item of a history by a dot product.
 
     Args:
-        source: State source, from rows of the catalogue to hidden states.
-        items: Item encoder, from hidden states to embeddings ``[U, E]``.
-        sequence: Sequence encoder, from ``[B, S, E]`` to ``[B, S, E]``.
+        source: State source.
+        items: Item encoder.
+        sequence: Sequence encoder.
         num_items: Number of items N.
         length: Maximum history length S.
         modality_dropout: Probability of hiding a modality of an item in training.
-
-    Attributes:
-        autocast: Whether items are encoded in bf16 in training.
     """
 
+    #: Whether items are encoded in bf16 in training.
     autocast = False
 
     def __init__(
@@ -108,8 +100,8 @@ class SequentialRecommender(nn.Module):
         )
 
     def read_items(self, rows: Tensor) -> ItemBatch:
-        """Read the hidden states of distinct items ``[U]``, padded by further items where that is faster."""
-        # Low-precision kernels are fast at even sizes, and are compiled anew for each size.
+        """Read the hidden states of distinct items ``[U]``, padded by copies of item 0 if that is faster."""
+        # bf16 kernels are compiled for each size and fastest for multiples of a power of two.
         padding = -len(rows) % _MULTIPLE if self._in_bf16 and self.source.stored else 0
         with self._precision(rows.device):
             batch: ItemBatch = self.source(nn.functional.pad(rows, (0, padding)))
@@ -129,31 +121,28 @@ class SequentialRecommender(nn.Module):
         return self.training and self.autocast
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Precision of encoders and item encoders; the sequence encoder is too narrow to benefit from bf16."""
+        """Precision of encoders and item encoder; the sequence encoder is too narrow to benefit from bf16."""
         return torch.autocast(device.type, torch.bfloat16) if self._in_bf16 else without_autocast(device)
 
     def forward(self, items: Tensor, slots: Tensor) -> Tensor:
-        """Encode histories to query vectors.
+        """Encode histories to query vectors ``[B, S, E]``, arbitrary but finite at padded positions.
 
         Args:
             items: Embeddings ``[U, E]`` of distinct items.
             slots: Positions ``[B, S]`` in ``items``, or ``PAD``.
-
-        Returns:
-            Query vectors ``[B, S, E]``; arbitrary finite values at padded positions.
         """
         return encode_histories(self.sequence, items, slots)
 
     @torch.no_grad()
     def item_embeddings(self, block: int = 512) -> Tensor:
-        """Encode the whole catalogue to ``[N, E]`` fp32, in evaluation mode and in blocks of items."""
+        """Encode the whole catalogue to fp32 ``[N, E]``, in evaluation mode and in blocks of items."""
         self.eval()
         device = next(self.items.parameters()).device
         rows = torch.arange(self.num_items, device=device)
         return torch.cat([self.encode_items(part) for part in rows.split(block)])
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over names and values of the trained parameters, which are the saved ones."""
+        """Iterate over names and values of the trained parameters; only these are saved."""
         return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
 
 
@@ -193,15 +182,12 @@ def encode_histories(sequence: nn.Module, items: Tensor, slots: Tensor) -> Tenso
 
 @torch.no_grad()
 def encode_queries(sequence: nn.Module, items: Tensor, histories: npt.NDArray[np.int64]) -> Tensor:
-    """Encode histories to the query vectors of their last positions, in evaluation mode.
+    """Encode histories to the fp32 query vectors ``[B, E]`` of their last positions, in evaluation mode.
 
     Args:
         sequence: A sequence encoder.
         items: Embeddings ``[N, E]`` of the catalogue.
         histories: Item indices ``[B, S]``, left-padded with ``PAD``.
-
-    Returns:
-        Query vectors ``[B, E]`` in fp32.
     """
     sequence.eval()
     return encode_histories(sequence, items, torch.from_numpy(histories).to(items.device))[:, -1].float()

@@ -30,11 +30,7 @@ PAD = -1
 
 
 def check_modality(name: str, kind: str) -> None:
-    """Check the name of a modality, after which folders and parameters are named.
-
-    Raises:
-        DataError: Characters other than letters, digits and ``_``, or a reserved name.
-    """
+    """Raise a ``DataError`` if a modality's name is reserved or unsuitable for folder and parameter names."""
     # Imported states may have the name of any kind.
     others = [] if kind == IMPORTED else [other for other in (*KINDS, IMPORTED) if other != kind]
     reserved = (*others, INTER)

@@ -111,7 +111,7 @@ def test_the_number_of_frames_belongs_to_the_settings(
     assert load_video(folder, frames=2).settings["frames"] == 2
     assert load_video(folder).settings["kind"] == "video"
     assert load_video(folder).settings["processor_digest"] != load_image(folder).settings["processor_digest"]
-    for name, frames, expected in (("videomae", 8, "4, as it was trained"), ("vit", 0, "at least 1")):
+    for name, frames, expected in (("videomae", 8, "4, as in its training"), ("vit", 0, "at least 1")):
         with pytest.raises(EncoderError, match=f"{frames} frames for .* expected {expected}"):
             load_video(str((video_folders | model_folders)[name]), frames=frames)
 

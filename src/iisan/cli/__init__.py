@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; no logic, and no heavy import before a command needs it."""
+"""The command line: parse, call, print. Commands import heavy libraries only when they run."""
 
 import sys
 import warnings
@@ -20,13 +20,10 @@ def main() -> None:
     except IisanError as error:
         _stop(str(error))
     except OSError as error:
-        # A full disk, a folder without rights: what was finished stays, what was begun is not there.
         where = f" ('{error.filename}')" if error.filename else ""
-        _stop(
-            f"the system refused: {error.strerror or error}{where}; finished work is kept: mend that and run again"
-        )
+        _stop(f"{error.strerror or error}{where}; finished work is kept: resolve this and run the command again")
     except UnicodeEncodeError as error:
-        _stop(f"{error.object!r} is no text; expected UTF-8; check how it was typed")
+        _stop(f"{error.object!r} is not valid text; expected UTF-8; check how it was typed")
 
 
 def _stop(message: str) -> None:

@@ -1,26 +1,37 @@
-"""From raw files to stored states."""
+"""Commands from raw files to stored states."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-import typer
+from typer import Argument, Context, Option
 
 from iisan.cli.common import DatasetFolder, ImagesOption, Json, Out, app, pairs_of, say_to
 from iisan.printing import print_json, print_recommendations, print_stores, print_table
 
+if TYPE_CHECKING:
+    from iisan.states.store import StateStore
+
+Precision: TypeAlias = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"], Option(help="Precision of the computation.")
+]
+StoredAs: TypeAlias = Annotated[
+    Literal["bf16", "fp16", "int8", "fp32"], Option(help="Storage format of the states.")
+]
+Model: TypeAlias = Annotated[str | None, Option(metavar="MODEL", help="Encoder: hub id[@revision] or folder.")]
+Trust: TypeAlias = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with the model.")]
+
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write: iisan-demo, or iisan-demo-extended.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the catalogue and of all trainings.")] = 0,
+    out: Annotated[Path | None, Option(help="Output folder: iisan-demo, or iisan-demo-extended.")] = None,
+    seed: Annotated[int, Option(help="Random seed of the catalogue and of all training runs.")] = 0,
     extended: Annotated[
-        bool, typer.Option("--extended", help="Products have tones and clips, too (extras audio, video).")
+        bool, Option("--extended", help="Products also have tones and clips (extras audio and video).")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """The whole path on a generated catalogue, in minutes, on a CPU, offline."""
+    """Run the complete pipeline on a generated catalogue, in minutes on a CPU, without a network."""
     from iisan.demo.run import run_demo
     from iisan.machine import keep_freed_memory
 
@@ -28,92 +39,71 @@ def demo(
     out = out or Path("iisan-demo-extended" if extended else "iisan-demo")
     report = run_demo(out, seed, extended, say=say_to(as_json))
     if as_json:
-        print_json(report.as_json())
+        print_json(asdict(report))
         return
     print_table(*report.table())
-    print_recommendations("what IISAN recommends to one user", report.recommended)
+    print_recommendations("recommendations of IISAN for one user", report.recommended)
     print(report.closing())
 
 
 @app.command()
 def prepare(
-    form: Annotated[Literal["reference", "table"], typer.Argument(metavar="FORMAT", help="reference | table")],
+    context: Context,
+    form: Annotated[Literal["reference", "table"], Argument(metavar="FORMAT", help="reference | table")],
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE…", help="Items file and interactions file, or their folder.")
+        list[Path], Argument(metavar="SOURCE…", help="Items file and interactions file, or their folder.")
     ],
     out: Out,
     images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of images named <item_id>.jpg (png, webp, …), or the root of paths."),
+        Path | None, Option(help="Folder of images named <item_id>.jpg (png, webp, …), or root of image paths.")
     ] = None,
-    item_id: Annotated[str | None, typer.Option(help="Column of item ids.")] = None,
-    user_id: Annotated[str | None, typer.Option(help="Column of user ids.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of titles.")] = None,
+    item_id: Annotated[str | None, Option(help="Column of item ids.")] = None,
+    user_id: Annotated[str | None, Option(help="Column of user ids.")] = None,
+    text: Annotated[str | None, Option(help="Column of titles.")] = None,
     image: Annotated[
-        str | None, typer.Option(help="Column of image paths or bytes; 'none' if no column holds images.")
+        str | None, Option(help="Column of image paths or bytes; 'none' if no column holds images.")
     ] = None,
-    timestamp: Annotated[str | None, typer.Option(help="Column of timestamps.")] = None,
+    timestamp: Annotated[str | None, Option(help="Column of timestamps.")] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="COLUMN=KIND",
-            help="A further column with contents: text, image, audio or video; repeatable.",
-        ),
+        Option(metavar="COLUMN=KIND", help="Further column of text, image, audio or video contents; repeatable."),
     ] = None,
-    min_length: Annotated[int | None, typer.Option(min=0, help="Fewest interactions of a user.")] = None,
-    k_core: Annotated[int | None, typer.Option(min=0, help="Fewest of a user and of an item, repeated.")] = None,
-    keep_last: Annotated[int | None, typer.Option(min=0, help="Keep a user's last ones only; 0 is all.")] = None,
+    min_length: Annotated[int | None, Option(min=0, help="Minimum interactions per user.")] = None,
+    k_core: Annotated[
+        int | None, Option(min=0, help="Minimum interactions per user and item (iterated k-core).")
+    ] = None,
+    keep_last: Annotated[
+        int | None, Option(min=0, help="Number of latest interactions per user to keep; 0 is all.")
+    ] = None,
     items: Annotated[
-        Literal["all", "interacted"] | None, typer.Option(help="Keep all items, or those that were taken.")
+        Literal["all", "interacted"] | None, Option(help="Items to keep: all, or those with interactions.")
     ] = None,
     on_bad: Annotated[
-        Literal["stop", "skip"], typer.Option(help="Stop at bad rows, or skip, count and list them.")
+        Literal["stop", "skip"], Option(help="Action on bad rows: stop, or skip and list them.")
     ] = "stop",
-    check_images: Annotated[
-        bool, typer.Option(help="Decode every image, sound and clip now, not only read it.")
-    ] = True,
-    quotes: Annotated[bool | None, typer.Option(help="Fields may be quoted (CSV: yes, TSV: no).")] = None,
+    check_images: Annotated[bool, Option(help="Decode every image, sound and clip, not only read it.")] = True,
+    quotes: Annotated[bool | None, Option(help="Allow quoted fields (CSV: yes, TSV: no).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Raw files -> a dataset folder."""
+    """Convert raw files to a dataset folder."""
+    from iisan.data.options import PrepareOptions
     from iisan.data.prepare import parse_options
     from iisan.data.prepare import prepare as prepare_dataset
 
-    options = parse_options(
-        {
-            "images": images,
-            "item_id": item_id,
-            "user_id": user_id,
-            "text": text,
-            "image": image,
-            "timestamp": timestamp,
-            "columns": pairs_of(column, "COLUMN=KIND"),
-            "min_length": min_length,
-            "k_core": k_core,
-            "keep_last": keep_last,
-            "items": items,
-            "on_bad": on_bad,
-            "check_images": check_images,
-            "quotes": quotes,
-        }
-    )
+    given = {**context.params, "columns": pairs_of(column, "COLUMN=KIND")}
+    options = parse_options({name: given[name] for name in PrepareOptions.model_fields})
     dataset = prepare_dataset(form, sources, out, options)
     if as_json:
         print_json(dataset.manifest)
         return
     counts = dataset.manifest["counts"]
-    print_table(
-        str(out),
-        ["", "users#", "items#", "interactions#"],
-        [
-            [step["step"], *(f"{step[key]:,}" for key in ("users", "items", "interactions"))]
-            for step in counts["steps"]
-        ],
-    )
+    keys = ("users", "items", "interactions")
+    rows = [[step["step"], *(f"{step[key]:,}" for key in keys)] for step in counts["steps"]]
+    print_table(str(out), ["", *(f"{key}#" for key in keys)], rows)
     missing = ", ".join(f"{count:,} without {what}" for what, count in counts["missing"].items() if count)
-    print(f"of {counts['items']:,} items: {missing or 'all have everything'}")
+    print(f"of {counts['items']:,} items: {missing or 'all are complete'}")
     if counts["timestamps"] is None:
-        print("no timestamps: the order of the rows is taken as the order of time")
+        print("no timestamps: interactions are ordered as in the file")
     for reason, count in dataset.manifest["skipped"].items():
         print(f"skipped: {count:,} × {reason} (listed in {out / 'skipped.jsonl'})")
     more = "".join(f" --model {name}=MODEL" for name in options.columns)
@@ -123,12 +113,10 @@ def prepare(
 @app.command()
 def describe(
     dataset: DatasetFolder,
-    split: Annotated[Literal["leave-one-out", "temporal"], typer.Option(help="Which split to look at.")] = (
-        "leave-one-out"
-    ),
+    split: Annotated[Literal["leave-one-out", "temporal"], Option(help="Split to describe.")] = "leave-one-out",
     as_json: Json = False,
 ) -> None:
-    """What is in a dataset, and what will make evaluation lie."""
+    """Describe a dataset and what can distort its evaluation."""
     from iisan.data.dataset import Dataset
     from iisan.data.splits import split as make_split
     from iisan.evaluate.describe import describe as describe_dataset
@@ -145,41 +133,36 @@ def describe(
 def caption(
     dataset: DatasetFolder,
     out: Out,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Image-to-text model: hub id[@revision] or folder.")],
+    model: Annotated[str, Option(metavar="MODEL", help="Image-to-text model: hub id[@revision] or folder.")],
     images: ImagesOption = None,
-    column: Annotated[str, typer.Option(help="What is described: a column of images or videos.")] = "image",
-    name: Annotated[str, typer.Option(help="Name of the new column.")] = "caption",
-    prompt: Annotated[
-        str | None, typer.Option(help="What a model with a chat template is asked; others are asked nothing.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest caption.")] = None,
+    column: Annotated[str, Option(help="Column of images or videos.")] = "image",
+    name: Annotated[str, Option(help="Name of the new column.")] = "caption",
+    prompt: Annotated[str | None, Option(help="Prompt of a model with a chat template.")] = None,
+    max_tokens: Annotated[int | None, Option(min=1, help="Maximum tokens per caption.")] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Pictures per forward pass: the most that a kill can lose.")
+        int, Option(min=1, help="Images per forward pass (the most an interruption loses).")
     ] = 16,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="How the model computes.")
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    precision: Precision = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Write captions of images, or of videos' middle frames -> a dataset with one more column of texts."""
+    """Write captions of images, or of the middle frames of videos, to a dataset with one more text column."""
     from iisan.data.dataset import Dataset
     from iisan.encoders.captioning import caption as write_captions
+    from iisan.encoders.captions import MAX_TOKENS, PROMPT
 
-    asked = {"prompt": prompt, "max_tokens": max_tokens}
     captioned = write_captions(
         Dataset.load(dataset, images),
         out,
         model,
         column=column,
         name=name,
+        prompt=PROMPT if prompt is None else prompt,
+        max_tokens=max_tokens or MAX_TOKENS,
         batch_size=batch_size,
         precision=precision,
         trust_remote_code=trust_remote_code,
         say=say_to(as_json),
-        **{option: value for option, value in asked.items() if value is not None},  # type: ignore[arg-type]
     )
     if as_json:
         print_json(captioned.manifest)
@@ -193,74 +176,59 @@ def caption(
 def cache(
     dataset: DatasetFolder,
     out: Out,
-    text: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Text encoder: hub id[@revision] or folder.")
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Image encoder: hub id[@revision] or folder.")
-    ] = None,
+    text: Model = None,
+    image: Model = None,
     model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN=MODEL", help="An encoder of any other column; repeatable."),
+        list[str] | None, Option(metavar="COLUMN=MODEL", help="Encoder of another column; repeatable.")
     ] = None,
     images: ImagesOption = None,
-    recipe: Annotated[
-        str, typer.Option(help="Pooling and text length that this recipe trains on; the options below win.")
-    ] = "default",
-    levels: Annotated[str, typer.Option(help="layerdrop, group-N, all, or a list such as 0,6,12,last.")] = (
-        "layerdrop"
-    ),
+    recipe: Annotated[str, Option(help="Recipe that provides default poolings and text length.")] = "default",
+    levels: Annotated[
+        str, Option(help="Stored levels: layerdrop, group-N, all, or a list such as 0,6,12,last.")
+    ] = "layerdrop",
     pooling: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=POOLING", help="mean, cls or last; repeatable.")
+        list[str] | None, Option(metavar="COLUMN=POOLING", help="Pooling: mean, cls or last; repeatable.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest text, special tokens included.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Longest part of a sound that is heard.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video that are looked at.")] = None,
+    max_tokens: Annotated[
+        int | None, Option(min=1, help="Maximum tokens per text, including special tokens.")
+    ] = None,
+    max_seconds: Annotated[float | None, Option(help="Maximum encoded duration per sound, in seconds.")] = None,
+    frames: Annotated[int | None, Option(min=1, help="Number of frames per video.")] = None,
     last_n_layers: Annotated[
-        int | None, typer.Option(min=1, help="Also store the tokens below the last N blocks (recipe 'partial').")
+        int | None, Option(min=1, help="Also store tokens for training the last N layers (recipe 'partial').")
     ] = None,
-    dtype: Annotated[
-        Literal["bf16", "fp16", "int8", "fp32"], typer.Option(help="How states are stored.")
-    ] = "bf16",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="How the encoders compute.")
-    ] = "auto",
+    dtype: StoredAs = "bf16",
+    precision: Precision = "auto",
     weights: Annotated[
-        Literal["fp32", "bf16", "auto"], typer.Option(help="How the encoders' weights are held.")
+        Literal["fp32", "bf16", "auto"], Option(help="Number format of the encoders' weights.")
     ] = "fp32",
     quantise: Annotated[
-        Literal["8bit", "4bit"] | None, typer.Option(help="Quantise the weights (CUDA and the extra 'large').")
+        Literal["8bit", "4bit"] | None, Option(help="Quantisation of the weights (CUDA and the extra 'large').")
     ] = None,
     device_map: Annotated[
-        str | None, typer.Option(help="Spread a model over devices, e.g. 'auto' (extra 'large').")
+        str | None, Option(help="Placement of a model on several devices, such as 'auto' (extra 'large').")
     ] = None,
-    shard_rows: Annotated[
-        int, typer.Option(min=1, help="Contents per file: the most that a kill can lose.")
-    ] = 4096,
-    verify: Annotated[bool, typer.Option("--verify", help="Also compare every file with its checksum.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the models.")
-    ] = False,
+    shard_rows: Annotated[int, Option(min=1, help="Contents per file (the most an interruption loses).")] = 4096,
+    verify: Annotated[bool, Option("--verify", help="Compare all files with their checksums.")] = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Run every item through the frozen models once and store the hidden states."""
+    """Encode every item once with frozen models and store the hidden states."""
     from iisan.data.dataset import Dataset
     from iisan.encoders.loading import Loading
     from iisan.recipes import recipe as named_recipe
     from iisan.states.caching import cache as cache_states
 
-    wanted, loaded = named_recipe(recipe), Dataset.load(dataset, images)
+    base, loaded = named_recipe(recipe), Dataset.load(dataset, images)
     models = {name: each for name, each in (("image", image), ("text", text)) if each}
-    poolings: dict[str, str | None] = {
-        name: wanted.section_of(kind).pooling for name, kind in loaded.kinds.items()
-    }
+    poolings: dict[str, str | None] = {name: base.section_of(kind).pooling for name, kind in loaded.kinds.items()}
     stores = cache_states(
         loaded,
         out,
         models | pairs_of(model, "COLUMN=MODEL"),
         levels=levels,
-        poolings={**poolings, **pairs_of(pooling, "COLUMN=POOLING")},
-        max_tokens=max_tokens or wanted.text.max_tokens,
+        poolings=poolings | pairs_of(pooling, "COLUMN=POOLING"),
+        max_tokens=max_tokens or base.text.max_tokens,
         max_seconds=max_seconds,
         frames=frames,
         dtype=dtype,
@@ -271,9 +239,12 @@ def cache(
         loading=Loading(weights, device_map, quantise),
         say=say_to(as_json),
     )
-    for store in stores.values():
-        if verify:
-            store.verify()
+    for store in stores.values() if verify else ():
+        store.verify()
+    _show_stores(stores, dataset, out, as_json)
+
+
+def _show_stores(stores: dict[str, "StateStore"], dataset: Path, out: Path, as_json: bool) -> None:
     if as_json:
         print_json({modality: store.facts() for modality, store in stores.items()})
         return
@@ -285,22 +256,20 @@ def cache(
 def import_states(
     dataset: DatasetFolder,
     out: Out,
-    name: Annotated[str, typer.Option(help="Name of the new modality.")],
+    name: Annotated[str, Option(help="Name of the new modality.")],
     source: Annotated[
         Path | None,
-        typer.Argument(
+        Argument(
             metavar="SOURCE",
-            help="Folder of <item_id>.pt files, a .npy file, or a .parquet file; by default the dataset itself.",
+            help="Folder of <item_id>.pt files, .npy file, or .parquet file. Defaults to the dataset itself.",
         ),
     ] = None,
-    ids: Annotated[Path | None, typer.Option(help="Ids of the rows of a .npy file, one a line.")] = None,
-    column: Annotated[str | None, typer.Option(help="Column of lists in the table; by default --name.")] = None,
-    dtype: Annotated[
-        Literal["bf16", "fp16", "int8", "fp32"], typer.Option(help="How states are stored.")
-    ] = "bf16",
+    ids: Annotated[Path | None, Option(help="File of the item ids of a .npy file, one per line.")] = None,
+    column: Annotated[str | None, Option(help="Column of lists in the table. Defaults to --name.")] = None,
+    dtype: StoredAs = "bf16",
     as_json: Json = False,
 ) -> None:
-    """States or vectors made elsewhere -> a modality of their own."""
+    """Import hidden states or vectors that were computed elsewhere as a new modality."""
     from iisan.data.dataset import Dataset
     from iisan.states.importing import column_source, open_source
     from iisan.states.importing import import_states as import_from
@@ -311,8 +280,4 @@ def import_states(
     else:
         opened = open_source(source, ids, column or name)
     store = import_from(loaded, opened, name, out, dtype=dtype, say=say_to(as_json))
-    if as_json:
-        print_json({name: store.facts()})
-        return
-    print_stores(out, {name: store})
-    print(f"next: iisan train default --dataset {dataset} --states {out} --out my-run")
+    _show_stores({name: store}, dataset, out, as_json)

@@ -1,7 +1,4 @@
-"""The synthetic catalogue of the demo: products with titles and images, users of known behaviour, raw files.
-
-In the extended catalogue every product also has a tone and a clip.
-"""
+"""The synthetic catalogue of the demo: products with titles and images (and tones and clips), and users."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from PIL import Image
 
 from iisan.data.sequences import Index, Sequences
+from iisan.data.videos import import_av
 from iisan.demo import clips, pictures, tones
 from iisan.demo.process import Process, draw_process, simulate
 from iisan.demo.products import (
@@ -50,13 +47,12 @@ class Catalogue:
     """A synthetic catalogue and its interaction log, with the process that generated them.
 
     Attributes:
-        seed: Seed of all random draws.
-        process: Behaviour of the users and attributes of the items; ``oracle`` derives exact probabilities from
-            it.
-        titles: Titles ``[N]``; None where missing.
-        has_image: Whether each item has an image, ``[N]``. No item lacks both title and image.
+        seed: Random seed.
+        process: Behaviour of the users and attributes of the items.
+        titles: Titles ``[N]``; None if missing.
+        has_image: Whether each item has an image, ``[N]``. Every item has a title or an image.
         log: All interactions, oldest first per user. Only the last one of each user is later than ``LAUNCH``, the
-            moment at which new items become available.
+            time at which new items become available.
     """
 
     seed: int
@@ -116,20 +112,31 @@ class Catalogue:
     def write(self, folder: Path) -> None:
         """Write ``items.csv``, ``interactions.csv`` (by time) and ``images/<item_id>.png``.
 
-        An extended catalogue also has ``sounds/<item_id>.wav`` and ``clips/<item_id>.mkv``; the columns ``image``,
-        ``audio`` and ``video`` of its items hold the paths.
+        An extended catalogue also has ``sounds/<item_id>.wav`` and ``clips/<item_id>.mkv``, with all paths in the
+        columns ``image``, ``audio`` and ``video``.
 
         Raises:
             MissingExtraError: The extra ``video`` is not installed (extended catalogue only).
         """
-        (folder / "images").mkdir(parents=True, exist_ok=True)
         items: dict[str, list[str | None]] = {ITEM_ID: [*self.item_ids], "title": self.titles}
+        everywhere = np.ones_like(self.has_image)
+        media: list[tuple[str, str, Any, Any, npt.NDArray[np.bool_]]] = [
+            (IMAGE, "images/{}.png", self.render_images, pictures.write, self.has_image)
+        ]
         if self.extended:
-            items |= self._write_media(folder)
-        for start in track(range(0, len(self.titles), _BLOCK), "rendering images"):
-            for number, pixels in enumerate(self.render_images(start, start + _BLOCK), start):
-                if self.has_image[number]:
-                    Image.fromarray(pixels).save(folder / "images" / f"{self.item_ids[number]}.png")
+            import_av("writing videos")  # raises before anything is written
+            media.append((AUDIO, "sounds/{}.wav", self.render_tones, tones.write, everywhere))
+            media.append((VIDEO, "clips/{}.mkv", self.render_clips, clips.write, everywhere))
+        for column, form, render, write, present in media:
+            (folder / form).parent.mkdir(parents=True, exist_ok=True)
+            paths = [form.format(item) if has else None for item, has in zip(self.item_ids, present, strict=True)]
+            for start in track(range(0, len(paths), _BLOCK), f"rendering {column} files"):
+                end = start + _BLOCK
+                for path, content in zip(paths[start:end], render(start, end), strict=True):
+                    if path is not None:
+                        write(content, folder / path)
+            if self.extended:
+                items[column] = paths
         owners = np.repeat(np.arange(self.log.num_users), self.log.lengths)
         assert self.log.timestamps is not None
         tables = {
@@ -146,40 +153,19 @@ class Catalogue:
             with aside(folder / f"{name}.csv") as temporary:
                 table.write_csv(temporary)
 
-    def _write_media(self, folder: Path) -> dict[str, list[str | None]]:
-        """Write tones and clips; return the columns of file paths."""
-        for name in ("sounds", "clips"):
-            (folder / name).mkdir(exist_ok=True)
-        columns: dict[str, list[str | None]] = {
-            IMAGE: [
-                f"images/{item}.png" if has else None
-                for item, has in zip(self.item_ids, self.has_image, strict=True)
-            ],
-            AUDIO: [f"sounds/{item}.wav" for item in self.item_ids],
-            VIDEO: [f"clips/{item}.mkv" for item in self.item_ids],
-        }
-        for start in track(range(0, len(self.titles), _BLOCK), "rendering sounds and clips"):
-            media = zip(
-                self.render_tones(start, start + _BLOCK), self.render_clips(start, start + _BLOCK), strict=True
-            )
-            for number, (tone, clip) in enumerate(media, start):
-                tones.write(tone, folder / f"sounds/{self.item_ids[number]}.wav")
-                clips.write(clip, folder / f"clips/{self.item_ids[number]}.mkv")
-        return columns
-
 
 def generate(seed: int = 0, num_items: int = 2000, num_users: int = 5000, extended: bool = False) -> Catalogue:
     """Generate a catalogue and the interactions of its users.
 
-    About 4% of the items lack a title, another 4% an image, and 8% are new: they are available at each user's last
-    interaction only. Every user interacts with 5 to 30 distinct items, 8 on average.
+    About 4% of the items lack a title, another 4% an image, and 8% are new: they are only available at each user's
+    last interaction. Every user interacts with 5 to 30 distinct items, 8 on average.
 
     Args:
-        seed: Random seed; the same seed and sizes give the same catalogue, to the last pixel.
+        seed: Random seed, which determines the catalogue completely.
         num_items: Number of items ``N``, at least 100.
         num_users: Number of users, at least 1.
-        extended: Whether products also have a timbre and a motion, which users have preferences for and which only
-            tones and clips reveal. Titles and images equal those of the ordinary catalogue, interactions do not.
+        extended: Whether users also have preferences for a timbre and a motion, which only tones and clips reveal.
+            Titles and images do not depend on it, interactions do.
 
     Raises:
         ConfigError: A negative seed, or too few items or users.

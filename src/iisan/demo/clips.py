@@ -18,14 +18,9 @@ _PER_SECOND = 8
 
 
 def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
-    """Render a clip of each product.
+    """Render clips of products with attributes ``[n, 9]``: RGB frames ``[n, FRAMES, SIZE, SIZE, 3]``, uint8.
 
-    Args:
-        attributes: Attribute values ``[n, 9]``, columns as in ``EXTENDED_ATTRIBUTES``.
-        rng: Source of start, speed, direction (±12°), size, colours, background and noise.
-
-    Returns:
-        RGB frames ``[n, FRAMES, SIZE, SIZE, 3]``, uint8.
+    Start, speed, direction (±12°), size, colours, background and noise are random.
     """
     count = len(attributes)
     (motion,) = attributes[:, columns(("motion",))].T

@@ -1,9 +1,8 @@
 """The best achievable recommendations on the synthetic catalogue, computed from the process itself.
 
-For a history before the launch and a next step after it, as in the leave-one-out test subset, the probabilities
-are exactly ``P(next item | history)`` under the process, so no ranking by the history alone has a higher expected
-HR@k or NDCG@k. A step with a new item is known to lie after the launch; a step with an old one is assumed to lie
-before it. Validation queries lie before the launch: pass ``launched=False``.
+For the leave-one-out test subset, scores are exactly ``P(next item | history)`` under the process, so no ranking
+by the history alone has a higher expected HR@k or NDCG@k. Exactness requires that a history lies before the launch
+and its next step after it; for validation queries, which lie before the launch, pass ``launched=False``.
 """
 
 import numpy as np
@@ -25,8 +24,7 @@ def next_item_probabilities(
         process: Behaviour of the users.
         histories: Complete histories ``[B, S]`` of item numbers, oldest first, left-padded with ``PAD``.
         launched: Whether new items are available at the next step.
-        attributes: Names of the attributes that the observer knows. Defaults to all, which makes the result exact;
-            other attributes are assumed to have no effect.
+        attributes: Names of the known attributes; the others are assumed to have no effect. Defaults to all.
 
     Returns:
         Probabilities ``[B, N]``; rows sum to 1, items of the history have probability 0.
@@ -62,8 +60,7 @@ class OracleScorer:
     Args:
         catalogue: The synthetic catalogue.
         item_order: Ids of the dataset's items in row order; histories and scores refer to these rows.
-        launched: See ``next_item_probabilities``; False for validation queries.
-        attributes: See ``next_item_probabilities``.
+        launched: See ``next_item_probabilities``; also ``attributes``.
 
     Raises:
         DataError: An item of ``item_order`` is not in the catalogue.

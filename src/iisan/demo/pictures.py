@@ -1,14 +1,16 @@
-"""Pictures of products, rendered for whole blocks of items from coordinate fields.
+"""Images of products, rendered for whole blocks of items from coordinate fields.
 
-A picture shows a filled shape (attributes shape, colour and pattern) inside a frame (category), with random
+An image shows a filled shape (attributes shape, colour and pattern) inside a frame (category), with random
 position, scale, rotation, tint and noise.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from iisan.demo.products import ATTRIBUTES, Attributes
 
@@ -42,7 +44,7 @@ _PATTERNS: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda u, v: np.sin(0.8 * _WAVE * u) * np.sin(0.8 * _WAVE * v),
     lambda u, v: np.sin(1.2 * _WAVE * np.hypot(u, v)),
 )
-#: Frames in picture coordinates; negative on the line.
+#: Frames in image coordinates; negative on the line.
 _FRAMES: Final[tuple[Callable[[Field, Field], Field], ...]] = (
     lambda x, y: np.full_like(x, 1.0),
     lambda x, y: abs(np.maximum(abs(x), abs(y)) - 0.88) - 0.045,
@@ -71,7 +73,7 @@ _WORDS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def _select(fields: tuple[Callable[[Field, Field], Field], ...], values: Attributes, x: Field, y: Field) -> Field:
-    """Evaluate field ``values[n]`` at the coordinates of picture n, ``[n, SIZE, SIZE]``."""
+    """Evaluate field ``values[n]`` at the coordinates of image n, ``[n, SIZE, SIZE]``."""
     result = np.empty_like(x)
     for value in np.unique(values):
         rows = values == value
@@ -80,14 +82,9 @@ def _select(fields: tuple[Callable[[Field, Field], Field], ...], values: Attribu
 
 
 def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
-    """Render a picture of each product.
+    """Render images of products with attributes ``[n, 7]``: RGB pixels ``[n, SIZE, SIZE, 3]``, uint8.
 
-    Args:
-        attributes: Attribute values ``[n, 7]``, columns as in ``ATTRIBUTES``.
-        rng: Source of position (±0.15 of half the width), scale, rotation (±17°), tint and noise.
-
-    Returns:
-        RGB pixels ``[n, SIZE, SIZE, 3]``, uint8.
+    Position (±0.15 of half the width), scale, rotation (±17°), tint and noise are random.
     """
     count = len(attributes)
     category, shape, colour, pattern = (
@@ -122,11 +119,12 @@ def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def describe(attributes: Attributes) -> list[str]:
-    """Describe each product's picture, as in ``a striped red circle in a square``.
+def write(pixels: Pixels, path: Path) -> None:
+    """Write one image, ``[SIZE, SIZE, 3]``."""
+    Image.fromarray(pixels).save(path)
 
-    Args:
-        attributes: Attribute values ``[n, 7]``, columns as in ``ATTRIBUTES``.
-    """
+
+def describe(attributes: Attributes) -> list[str]:
+    """Describe the images of products with attributes ``[n, 7]``, as in ``a striped red circle in a square``."""
     words = [[_WORDS[name][value] for value in attributes[:, ATTRIBUTES.index(name)]] for name in _WORDS]
     return [f"a {' '.join(each)}" for each in zip(*words, strict=True)]

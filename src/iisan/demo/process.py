@@ -16,7 +16,7 @@ from iisan.names import PAD
 
 Floats = npt.NDArray[np.float64]
 
-# Many styles and short histories, so that content matters: with 60 to 400 styles, ids alone were better.
+# With 60 to 400 styles instead of 700, models of ids alone were better than models of content.
 NUM_STYLES = 700
 DRIFT = 0.1  # probability that the style changes between two steps
 SUCCESSORS = 4  # usual next styles of a style
@@ -53,11 +53,7 @@ class Process:
         return EXTENDED_ATTRIBUTES[: self.attributes.shape[1]]
 
     def attraction(self, attributes: tuple[str, ...] | None = None) -> Floats:
-        """``W[z, i] = popularity_i · exp(Σ_a w_a [item i has style z's value of a])``, ``[Z, N]``.
-
-        Args:
-            attributes: Names of the attributes that have an effect. Defaults to all.
-        """
+        """``W[z, i] = popularity_i · exp(Σ_a w_a [item i has style z's value of a])`` for some attributes."""
         logits = np.zeros((len(self.preferences), len(self.attributes)))
         for column in columns(self.names if attributes is None else attributes):
             logits += self.weights[column] * (
@@ -72,12 +68,7 @@ class Process:
 
 
 def draw_process(attributes: Attributes, rng: np.random.Generator) -> Process:
-    """Draw popularities, new items, styles and their transitions for a catalogue.
-
-    Args:
-        attributes: Attribute values of the items, ``[N, A]``.
-        rng: Source of all draws.
-    """
+    """Draw popularities, new items, styles and their transitions for items with attribute values ``[N, A]``."""
     count, kinds = attributes.shape
     # Popularity depends mostly on the attributes; otherwise content could not predict it.
     appeals = rng.standard_normal((kinds, NUM_VALUES))
@@ -94,9 +85,7 @@ def draw_process(attributes: Attributes, rng: np.random.Generator) -> Process:
         popularity,
         is_new,
         preferences=rng.integers(NUM_VALUES, size=(NUM_STYLES, kinds)),
-        weights=np.array(
-            [CATEGORY_WEIGHT if name == "category" else OTHER_WEIGHT for name in EXTENDED_ATTRIBUTES[:kinds]]
-        ),
+        weights=np.where(np.array(EXTENDED_ATTRIBUTES[:kinds]) == "category", CATEGORY_WEIGHT, OTHER_WEIGHT),
         initial=np.full(NUM_STYLES, 1 / NUM_STYLES),
         transitions=transitions,
     )
@@ -128,10 +117,8 @@ def simulate(process: Process, lengths: Index, rng: np.random.Generator) -> Inde
     histories = np.full((len(lengths), lengths.max()), PAD, dtype=np.int64)
     styles = rng.choice(len(process.initial), size=len(lengths), p=process.initial)
     for step in range(histories.shape[1]):
-        for users, draw in (
-            (np.flatnonzero(lengths - 1 > step), before),
-            (np.flatnonzero(lengths - 1 == step), after),
-        ):
+        remaining = lengths - 1 - step
+        for users, draw in ((np.flatnonzero(remaining > 0), before), (np.flatnonzero(remaining == 0), after)):
             # Redrawing items of the history gives exactly the distribution over the other items.
             while len(users):
                 items = draw(styles[users], rng)

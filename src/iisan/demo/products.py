@@ -84,12 +84,7 @@ def draw_attributes(count: int, rng: np.random.Generator, names: tuple[str, ...]
 
 
 def write_titles(attributes: Attributes, rng: np.random.Generator) -> list[str]:
-    """Write a title for each product: a synonym of each of its four values, fillers, a random word order.
-
-    Args:
-        attributes: Attribute values ``[n, 7]``, columns as in ``ATTRIBUTES``.
-        rng: Source of synonyms, fillers and word orders.
-    """
+    """Write titles for attributes ``[n, 7]``: a synonym of each of four values, fillers, a random word order."""
     draws = rng.random((len(attributes), len(TITLE_WORDS) + 4))
     return [_title(row, draw) for row, draw in zip(attributes.tolist(), draws.tolist(), strict=True)]
 

@@ -1,12 +1,12 @@
 """``iisan demo``: the complete pipeline on the built-in catalogue, with the same functions as for real data."""
 
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iisan.api import Recommender
-from iisan.config import Config
 from iisan.data.dataset import Dataset
 from iisan.data.prepare import PrepareOptions, prepare
 from iisan.data.splits import split
@@ -14,8 +14,6 @@ from iisan.demo.catalogue import Catalogue, generate
 from iisan.demo.oracle import OracleScorer
 from iisan.errors import DataError
 from iisan.evaluate.baselines import most_popular
-from iisan.evaluate.evaluation import Evaluation
-from iisan.evaluate.scorer import Scorer
 from iisan.files import read_manifest, write_json
 from iisan.names import AUDIO, IMAGE, ITEM_ID, TEXT, VIDEO
 from iisan.recipes import recipe
@@ -33,27 +31,25 @@ CATALOGUE = "catalogue.json"
 KIND = "iisan-catalogue"
 SCHEMA = 1
 
-Runs = dict[str, tuple[str, tuple[str, ...]]]
-
-#: Name in the table -> recipe and its overrides. A small network, few epochs and high learning rates suffice here.
-RUNS: Runs = {
-    "ids (SASRec)": ("ids", ()),
-    "frozen states": ("frozen", ()),
-    "IISAN, text only": ("default", ("modalities=[text]",)),
-    "IISAN, images only": ("default", ("modalities=[image]",)),
-    "IISAN": ("default", ()),
+POPULARITY, ORACLE = "most popular", "oracle (best achievable)"
+#: Name in the table -> recipe and its overrides.
+RUNS: dict[str, tuple[str, ...]] = {
+    "ids (SASRec)": ("ids",),
+    "frozen states": ("frozen",),
+    "IISAN, text only": ("default", "modalities=[text]"),
+    "IISAN, images only": ("default", "modalities=[image]"),
+    "IISAN": ("default",),
 }
-#: The same for the extended catalogue: one more modality per row, then all of them with modality dropout.
-EXTENDED_RUNS: Runs = {
-    "IISAN, text only": ("default", ("modalities=[text]",)),
-    "IISAN, text and images": ("default", ("modalities=[image,text]",)),
-    "IISAN, no clips": ("default", ("modalities=[image,text,audio]",)),
-    "IISAN": ("default", ("modalities=[image,text,audio,video]",)),
-    "IISAN, modality dropout": (
-        "default",
-        ("modalities=[image,text,audio,video]", "training.modality_dropout=0.3"),
-    ),
+_ALL = "modalities=[image,text,audio,video]"
+#: The same for the extended catalogue, adding one modality per row, then modality dropout.
+EXTENDED_RUNS: dict[str, tuple[str, ...]] = {
+    "IISAN, text only": ("default", "modalities=[text]"),
+    "IISAN, text and images": ("default", "modalities=[image,text]"),
+    "IISAN, no clips": ("default", "modalities=[image,text,audio]"),
+    "IISAN": ("default", _ALL),
+    "IISAN, modality dropout": ("default", _ALL, "training.modality_dropout=0.3"),
 }
+#: Overrides of all runs: a small network, few epochs and high learning rates suffice here.
 SETTINGS = (
     "items.embedding_dim=64",
     "items.bottleneck=64",
@@ -82,17 +78,8 @@ class DemoReport:
     recommended: list[dict[str, Any]]
     folder: str
 
-    def as_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dictionary."""
-        return asdict(self)
-
-    @property
-    def share_of_oracle(self) -> float:
-        """HR@10 of IISAN as a fraction of the oracle's."""
-        return self.metrics["IISAN"]["hr@10"] / self.metrics["oracle (best achievable)"]["hr@10"]
-
     def table(self) -> tuple[str, list[str], list[list[str]]]:
-        """Title, column names and rows of the printed table."""
+        """Return title, column names and rows of the printed table."""
         names = ("hr@10", "ndcg@10", "cold_hr@10")
         rows = [
             [name, *(f"{100 * found[key]:.2f}" if key in found else "–" for key in names)]
@@ -101,11 +88,11 @@ class DemoReport:
         return f"{self.protocol}; in %", ["", "HR@10#", "NDCG@10#", "cold HR@10#"], rows
 
     def closing(self) -> str:
-        """Interpretation of the table and suggested next commands."""
-        folder = self.folder
+        """Return an interpretation of the table and suggestions for next commands."""
+        folder, share = self.folder, self.metrics["IISAN"]["hr@10"] / self.metrics[ORACLE]["hr@10"]
         return (
-            f"IISAN reaches {100 * self.share_of_oracle:.0f}% of the oracle's HR@10. The oracle knows the process "
-            "that generated the users;\nno recommender can beat it.\n"
+            f"IISAN reaches {100 * share:.0f}% of the oracle's HR@10. The oracle knows the process that generated "
+            "the users;\nno recommender can beat it.\n"
             "All of this data is GENERATED: it shows that the pipeline works, not what to expect on your data.\n\n"
             "Next steps:\n"
             f"  iisan describe {folder}/dataset\n"
@@ -129,7 +116,7 @@ def run_demo(
     Args:
         out: Output folder.
         seed: Random seed of the catalogue and of all training runs.
-        extended: Whether products also have tones and clips; then each model adds a modality.
+        extended: Whether products also have tones and clips.
         say: Callback for progress messages.
 
     Raises:
@@ -146,16 +133,18 @@ def run_demo(
     say(f"2/5 caching the hidden states of {len(modalities)} small encoders")
     cache(dataset, out / "states", {name: str(ENCODERS / name) for name in modalities}, say=say)
     say(f"3/5 training {len(methods)} models")
-    runs = {name: _run(name, *run, out, seed, say) for name, run in methods.items()}
+    runs = {name: _run(name, *method, out=out, seed=seed, say=say) for name, method in methods.items()}
     say("4/5 ranking the whole catalogue for every user")
-    evaluations = _evaluate_baselines(runs["IISAN"].config, dataset, catalogue)
-    oracle = evaluations.popitem()
-    metrics = {name: found.metrics for name, found in evaluations.items()}
+    protocol = runs["IISAN"].config.evaluation
+    subsets = split(dataset.sequences, dataset.num_items, protocol.split)
+    oracle = OracleScorer(catalogue, dataset.items[ITEM_ID].to_list())
+    baselines = measure({POPULARITY: most_popular(subsets), ORACLE: oracle}, protocol, dataset, subsets)
+    metrics = {POPULARITY: baselines[POPULARITY].metrics}
     metrics |= {name: run.result["test"] for name, run in runs.items()}
-    metrics[oracle[0]] = oracle[1].metrics
+    metrics[ORACLE] = baselines[ORACLE].metrics
     say("5/5 recommending")
     recommended = Recommender(runs["IISAN"]).recommend(user=dataset.user_ids[1], k=5).to_dicts()
-    return DemoReport(oracle[1].protocol, metrics, recommended, str(out))
+    return DemoReport(baselines[ORACLE].protocol, metrics, recommended, str(out))
 
 
 def demo_dataset(catalogue: Catalogue, out: Path) -> Dataset:
@@ -195,8 +184,8 @@ def _check_catalogue(path: Path, catalogue: Catalogue, prepared: bool) -> None:
             )
 
 
-def _run(name: str, base: str, changes: tuple[str, ...], out: Path, seed: int, say: Callable[[str], None]) -> Run:
-    folder = out / "runs" / "-".join(name.lower().replace(",", "").replace("(", "").replace(")", "").split())
+def _run(name: str, base: str, *changes: str, out: Path, seed: int, say: Callable[[str], None]) -> Run:
+    folder = out / "runs" / "-".join(re.findall(r"\w+", name.lower()))
     config = recipe(base).override((*SETTINGS, f"training.seed={seed}", *changes))
     config = config.model_copy(update={"dataset": out / "dataset", "states": out / "states"})
     result = train(config, folder)
@@ -205,13 +194,3 @@ def _run(name: str, base: str, changes: tuple[str, ...], out: Path, seed: int, s
         f"{result['train_seconds'] + result['validation_seconds']:.0f} s"
     )
     return Run.load(folder)
-
-
-def _evaluate_baselines(config: Config, dataset: Dataset, catalogue: Catalogue) -> dict[str, Evaluation]:
-    """Evaluate popularity and the oracle under the protocol of the runs."""
-    subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
-    scorers: dict[str, Scorer] = {
-        "most popular": most_popular(subsets),
-        "oracle (best achievable)": OracleScorer(catalogue, dataset.items[ITEM_ID].to_list()),
-    }
-    return measure(scorers, config.evaluation, dataset, subsets)

@@ -32,14 +32,9 @@ _MODULATION = 12.0  # rate of vibrato and tremolo, Hz
 
 
 def render(attributes: Attributes, rng: np.random.Generator) -> Tones:
-    """Render a tone of each product.
+    """Render tones of products with attributes ``[n, 9]``: samples ``[n, SAMPLES]`` at ``RATE``, int16.
 
-    Args:
-        attributes: Attribute values ``[n, 9]``, columns as in ``EXTENDED_ATTRIBUTES``.
-        rng: Source of pitch, loudness, phases, modulation rate and noise, none of which is informative.
-
-    Returns:
-        Samples ``[n, SAMPLES]`` at ``RATE``, int16.
+    Pitch, loudness, phases, modulation rate and noise are random.
     """
     (timbre,) = attributes[:, columns(("timbre",))].T
     fade, even, decay, vibrato, tremolo = _INSTRUMENTS[timbre].T[..., None]

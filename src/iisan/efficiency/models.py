@@ -20,7 +20,7 @@ from iisan.encoders.encoder import Encoder
 from iisan.encoders.hub import Source, locate
 from iisan.encoders.layers import Pool, grid_means
 from iisan.encoders.levels import Level, parse_levels
-from iisan.encoders.loading import read_config, tower_without_weights
+from iisan.encoders.loading import model_without_weights, read_config
 from iisan.encoders.tuning import add_modules, choose_trained, first_trained_layer
 from iisan.errors import EncoderError, IisanError
 from iisan.names import IMAGE, TEXT
@@ -73,7 +73,7 @@ class Blueprint:
 
     def build(self) -> "WeightlessEncoder":
         """Build the model on torch's meta device."""
-        return WeightlessEncoder(tower_without_weights(self.config, self.source, self.modality), self)
+        return WeightlessEncoder(model_without_weights(self.config, self.source, self.modality), self)
 
     @property
     def width(self) -> int:

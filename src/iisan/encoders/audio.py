@@ -14,22 +14,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from iisan.data.sounds import MIN_SECONDS, open_sound
 from iisan.encoders.encoder import Encoder
-from iisan.encoders.hub import Source, check_folder, locate
-from iisan.encoders.layers import Pool, has_class_token, masked_mean, pooled_states
+from iisan.encoders.hub import Source, find_model
+from iisan.encoders.layers import Pool, check_class_token, masked_mean
 from iisan.encoders.levels import Level
-from iisan.encoders.loading import PLAIN, Loading, load_processor, load_tower
+from iisan.encoders.loading import PLAIN, Loading, load_processor, load_weights
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import AUDIO
 
-#: Default ``max_seconds`` of models without a window of their own.
+#: Default ``max_seconds`` of models without a fixed window.
 DEFAULT_MAX_SECONDS = 10.0
 
-#: How bytes are decoded for the feature extractor; part of the fingerprint.
+#: How bytes become the feature extractor's input; part of the fingerprint.
 _DECODING = {"decoder": "soundfile", "part": "middle", "resampler": "scipy.signal.resample_poly"}
 _LENGTH = "length"
 
-#: Switched off: in training mode these skip layers whose states are requested, and mask parts of the input.
+#: Disabled settings: in training mode, they skip layers whose states are requested and mask parts of the input.
 _NOISE = {"layerdrop": 0.0, "apply_spec_augment": False}
 
 
@@ -38,13 +38,10 @@ class AudioEncoder(Encoder):
 
     The middle ``max_seconds`` of a sound are encoded, independently of the other sounds of a batch:
 
-    - Models of raw samples (Wav2Vec2, HuBERT, WavLM) get each sound at its own length: some normalise over all
-      samples of a sound and were trained without an attention mask, so padding would change their states. Only
-      sounds of equal length share a forward pass.
-    - Whisper's encoder reads a window of 30 s, padded with silence; the mean is over the frames of the sound
-      itself.
-    - AST reads a window of 10 s, padded likewise; its tokens are patches of the spectrogram, all of which are
-      averaged.
+    - Models of raw samples (Wav2Vec2, HuBERT, WavLM) read each sound at its own length, because padding would
+      change the states of those trained without an attention mask. Sounds of equal length share a forward pass.
+    - Whisper's encoder reads a window of 30 s, padded with silence; the mean is over the frames of the sound.
+    - AST reads a window of 10 s, padded likewise; the mean is over all patches of the spectrogram.
 
     Attributes:
         max_seconds: Maximum duration of the encoded part of a sound, in seconds.
@@ -69,12 +66,8 @@ class AudioEncoder(Encoder):
         self._whisper: int | None = getattr(extractor, "n_samples", None)
         self._window = self._whisper or 160 * getattr(extractor, "max_length", 0)
         self.max_seconds = self._resolve_max_seconds(max_seconds)
-        if pooling == "cls" and not has_class_token(model):
-            raise EncoderError(
-                f"pooling 'cls' for '{source.name}', which has no class token",
-                "pooling 'mean' for audio models other than AST",
-                "use mean pooling",
-            )
+        if pooling == "cls":
+            check_class_token(model, source.name)
         if pooling == "tokens" and (self._whisper or not self._window):
             raise EncoderError(
                 f"the token states of '{source.name}'",
@@ -88,13 +81,13 @@ class AudioEncoder(Encoder):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that the states' values depend on, as JSON."""
+        """All settings that the states depend on, as JSON."""
         return {**super().settings, "max_seconds": self.max_seconds}
 
     @property
     def processor_digest(self) -> str:
         """SHA-256 of the feature extractor's configuration and of how sounds are decoded."""
-        # With torchaudio installed, the feature extractor of AST gives slightly different values.
+        # AST's feature extractor gives slightly different values if torchaudio is installed.
         kaldi = bool(self._window) and not hasattr(self.extractor, "mel_filters")
         return sha256_json({**self.extractor.to_dict(), **_DECODING, "torchaudio": kaldi})
 
@@ -125,27 +118,18 @@ class AudioEncoder(Encoder):
 
     def forward(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
         """Compute the pooled states [n, K, D] of some levels; layers above the highest are not run."""
-        lengths = inputs[_LENGTH]
+        features, lengths = inputs[self._input], inputs[_LENGTH]
         if self._window:
-            return self._run(inputs, levels)
+            return self.states({self._input: features}, levels, self.pool(inputs))
         order, parts = [], []
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().squeeze(1)
             order.append(rows)
-            same_length = {self._input: inputs[self._input][rows, :length], _LENGTH: lengths[rows]}
-            parts.append(self._run(same_length, levels))
+            parts.append(self.states({self._input: features[rows, :length]}, levels, self.pool(inputs)))
         return torch.cat(parts)[torch.cat(order).argsort()]
 
-    def _run(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
-        features = {self._input: inputs[self._input]}
-        return pooled_states(self.tower, self.layers, features, levels, self.pool(inputs), self.width)
-
-    def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """Return the pooling function: mean over the sound's tokens, class token, or all tokens."""
-        if self.pooling == "tokens":
-            return lambda hidden: hidden.float().flatten(0, 1)
-        if self.pooling == "cls":
-            return lambda hidden: hidden[:, 0].float()
+    def mean(self, inputs: dict[str, Tensor]) -> Pool:
+        """Mean over all tokens; Whisper's exclude the silence after a sound."""
         if self._whisper is None:
             return lambda hidden: hidden.float().mean(1)
         samples, window = inputs[_LENGTH], self._whisper
@@ -177,25 +161,10 @@ def load_audio(
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
 ) -> AudioEncoder:
-    """Load an audio encoder.
-
-    Args:
-        name_or_folder: Hub id or local folder of AST, Wav2Vec2, HuBERT, WavLM, Whisper (its encoder) or another
-            audio transformer of constant width.
-        pooling: ``"mean"`` over the sound's tokens (the default), or ``"cls"``, the class token (AST only).
-        max_seconds: Maximum duration of the encoded part, the middle of the sound. Defaults to the model's own
-            window (AST 10.24, Whisper 30), else to 10.
-        trust_remote_code: Whether to run code that comes with the model.
-        loading: How to place and quantise the weights of a large model.
-
-    Raises:
-        EncoderError: The model is not found, incomplete, of another kind, or does not support these settings.
-        MissingExtraError: ``loading`` needs a library that is not installed.
-    """
+    """Load an audio encoder, see :func:`iisan.encoders.load.load_encoder`."""
     from transformers import AutoFeatureExtractor
 
-    source = locate(name_or_folder)
-    check_folder(source, trust_remote_code)
+    source = find_model(name_or_folder, trust_remote_code)
     extractor = load_processor(AutoFeatureExtractor, source, "audio feature extractor", trust_remote_code)
-    model = load_tower(source, AUDIO, trust_remote_code, loading)
+    model = load_weights(source, AUDIO, trust_remote_code, loading)
     return AudioEncoder(model, source, pooling or "mean", extractor, max_seconds, loading)

@@ -1,4 +1,4 @@
-"""From a dataset and the name of a model to a dataset with captions: what ``iisan caption`` does."""
+"""Captions of a dataset's images or videos as a new text column."""
 
 import json
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import torch
 from iisan.data.dataset import Dataset, claim
 from iisan.encoders.captions import MAX_TOKENS, PROMPT, Captioner, open_picture
 from iisan.encoders.contents import Contents, kind_of
-from iisan.errors import ConfigError, DataError
+from iisan.errors import ConfigError
 from iisan.files import aside
 from iisan.names import IMAGE, VIDEO
 from iisan.progress import track
 
-#: The captions so far, a line each; lies in the new dataset's folder.
+#: File in the new dataset's folder: the settings, then one line per finished caption.
 JOURNAL = "captions.jsonl"
 
 
@@ -35,36 +35,34 @@ def caption(
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Dataset:
-    """Write a caption of every item's image, or of the middle frame of its video, into a new dataset.
+    """Write a dataset with an additional text column: captions of images, or of the middle frames of videos.
 
-    Equal contents are described once. Captions are kept in the new folder as they are written, so that a command
-    that was stopped goes on where it was, and one that is repeated with more items describes those alone. The
-    dataset in that folder is replaced at the very end.
+    Equal contents are captioned once. Captions are appended to a journal in ``out``, so a repeated call continues
+    after an interruption, and after new items it captions only these. The dataset in ``out`` is replaced last.
 
     Args:
-        dataset: the items; stays as it is.
-        out: folder of the new dataset. Files of contents are not copied.
-        model: hub id or folder of an image-to-text model, see :class:`iisan.encoders.captions.Captioner`.
-        column: what is described, a column of images or videos.
-        name: of the new column of texts.
-        prompt: what a model with a chat template is asked.
-        max_tokens: longest caption.
-        batch_size: pictures per forward pass, the most that a kill can lose.
-        precision: see :func:`iisan.encoders.precision.choose_precision`; ``"auto"`` takes that of the captions in
-            ``out``, where there are some.
-        device: where the model runs; a GPU if there is one.
-        trust_remote_code: run program code that comes with the model.
-        say: told how much there is to do.
+        dataset: The dataset.
+        out: Folder of the new dataset; media files are not copied.
+        model: Image-to-text model; see :class:`iisan.encoders.captions.Captioner` for this, ``prompt``,
+            ``max_tokens``, ``device`` and ``trust_remote_code``.
+        column: Column of images or videos.
+        name: Name of the new column.
+        prompt: See ``model``.
+        max_tokens: See ``model``.
+        batch_size: Number of images per forward pass; an interruption loses at most one batch.
+        precision: See ``model``. ``"auto"`` uses the precision of the captions in ``out``, if any.
+        device: See ``model``.
+        trust_remote_code: See ``model``.
+        say: Callback for progress messages.
 
     Returns:
-        The new dataset, loaded from ``out``. Items without a content, or with an empty caption, have no caption.
+        The new dataset, loaded from ``out``. Items without content or with an empty caption have null.
 
     Raises:
-        ConfigError: unusable settings, a column that is neither of images nor of videos, or ``out`` is the folder
-            of ``dataset``.
-        EncoderError: a model that cannot be used.
-        DataError: a name that cannot be used, a content that cannot be read or changed since the dataset was
-            prepared, or ``out`` holds something else.
+        ConfigError: Invalid settings, a column of another kind, or ``out`` is the folder of ``dataset``.
+        EncoderError: The model cannot be used.
+        DataError: An invalid name, a content that is unreadable or changed since the dataset was prepared, or
+            ``out`` contains something else.
     """
     out = Path(out)
     kind = kind_of(dataset, column)
@@ -90,26 +88,14 @@ def caption(
     )
     claim(out)
     origin = {"column": column, "kind": kind, **captioner.settings}
-    texts = _captions(Contents.of(dataset, column, kind), captioner, origin, out / JOURNAL, batch_size, say)
-    return dataset.with_captions(name, pl.Series(texts, dtype=pl.String), origin).save(out)
-
-
-def _captions(
-    contents: Contents,
-    captioner: Captioner,
-    origin: dict[str, Any],
-    journal: Path,
-    batch_size: int,
-    say: Callable[[str], None],
-) -> list[str | None]:
-    """A caption per item, those of distinct contents that are in no journal yet written now."""
+    known = _resume(out / JOURNAL, origin)
+    contents = Contents.of(dataset, column, kind)
     keys = contents.keys().to_list()
-    known = _resume(journal, origin)
     rows = [*{key: row for row, key in enumerate(keys) if key is not None and key not in known}.items()]
     distinct = len(set(keys) - {None})
-    say(f"{contents.modality}: {distinct:,} distinct contents, {distinct - len(rows):,} with a caption already")
+    say(f"{column}: {distinct:,} distinct contents, {distinct - len(rows):,} with a caption already")
 
-    with journal.open("a", encoding="utf-8") as lines:
+    with (out / JOURNAL).open("a", encoding="utf-8") as lines:
         for start in track(range(0, len(rows), batch_size), "writing captions"):
             batch = rows[start : start + batch_size]
             texts = captioner([_picture(contents, row) for _, row in batch])
@@ -117,21 +103,18 @@ def _captions(
                 known[key] = text
                 lines.write(_line([key, text]))
             lines.flush()
-    return [None if key is None else known[key] or None for key in keys]
+    captions = [None if key is None else known[key] or None for key in keys]
+    return dataset.with_captions(name, pl.Series(captions, dtype=pl.String), origin).save(out)
 
 
 def _picture(contents: Contents, row: int) -> Any:
     content = contents.get(row)
-    try:
+    with contents.naming(row):
         return open_picture(content, contents.kind)
-    except DataError as error:
-        raise DataError(
-            f"the {contents.modality} of {contents.label(row)}: {error.got}", error.expected, error.cure
-        ) from None
 
 
 def _precision_of(journal: Path) -> str:
-    """What the captions in a journal were computed in; ``auto`` where there are none."""
+    """Precision of the captions in a journal; ``auto`` if there are none."""
     try:
         with journal.open(encoding="utf-8") as file:
             origin = json.loads(file.readline())
@@ -141,13 +124,13 @@ def _precision_of(journal: Path) -> str:
 
 
 def _resume(journal: Path, origin: dict[str, Any]) -> dict[str, str]:
-    """Captions by content key that were written with the same settings; other lines leave the journal."""
+    """Return captions with the same settings by content key, and remove all others from the journal."""
     known: dict[str, str] = {}
     if journal.exists():
         with journal.open(encoding="utf-8", errors="replace") as file:
             head, *lines = [*file] or [""]
         if head == _line(origin):
-            # A last line without its end was cut short.
+            # An interruption may have truncated the last line.
             known = dict(json.loads(line) for line in lines if line.endswith("\n"))
     with aside(journal) as temporary:
         temporary.write_text("".join(map(_line, [origin, *known.items()])), encoding="utf-8")

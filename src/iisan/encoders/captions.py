@@ -1,4 +1,4 @@
-"""Captions of pictures and videos, by image-to-text models of Hugging Face."""
+"""Captions of images and videos by image-to-text models from Hugging Face."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ import torch
 from iisan.data.images import open_image
 from iisan.data.videos import sample_frames
 from iisan.encoders.encoder import config_digest, weight_digest
-from iisan.encoders.hub import check_folder, locate
+from iisan.encoders.hub import find_model
 from iisan.encoders.loading import (
     check_tokenizer,
     check_weights,
@@ -26,29 +26,29 @@ from iisan.names import IMAGE
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Longest caption, in tokens.
+#: Default maximum length of a caption, in tokens.
 MAX_TOKENS = 30
-#: Tokens of a batch of pictures, for measuring; more compare alike.
-_TOKENS = 4096
-#: What models are asked that answer questions; those that only write captions are asked nothing.
+#: Number of tokens in the product that is timed to choose the precision.
+_TIMED_TOKENS = 4096
+#: Default prompt of models with a chat template.
 PROMPT = "Describe this picture in one sentence."
 
 
 class Captioner:
-    """An image-to-text model that writes one caption a picture, by greedy search, so always the same one.
+    """An image-to-text model that generates one caption per image by greedy search, which is deterministic.
 
     Args:
-        name_or_folder: hub id or local folder of a model that writes captions (BLIP, GIT, ViT-GPT2), or of one
-            that has a chat template (LLaVA and its like).
-        prompt: what a model with a chat template is asked.
-        max_tokens: longest caption.
-        precision: see :func:`iisan.encoders.precision.choose_precision`.
-        device: where the model runs; ``None`` is a GPU if there is one.
-        trust_remote_code: run program code that comes with the model.
+        name_or_folder: Hub id, perhaps with ``@revision``, or local folder of a captioning model (BLIP, GIT,
+            ViT-GPT2) or a model with a chat template (LLaVA and similar).
+        prompt: Prompt of a model with a chat template; others have none.
+        max_tokens: Maximum number of tokens of a caption.
+        precision: See :func:`iisan.encoders.precision.choose_precision`.
+        device: Device of the model. Defaults to a GPU if there is one.
+        trust_remote_code: Whether to run code that comes with the model.
 
     Raises:
-        EncoderError: not found, incomplete, of another kind, or not content with a picture alone.
-        ConfigError: unusable settings.
+        EncoderError: The model is not found, incomplete, of another kind, or needs more input than an image.
+        ConfigError: Invalid settings.
     """
 
     def __init__(
@@ -66,8 +66,7 @@ class Captioner:
 
         if max_tokens < 1:
             raise ConfigError(f"captions of at most {max_tokens} tokens", "at least 1", "raise max_tokens")
-        self._source = source = locate(name_or_folder)
-        check_folder(source, trust_remote_code)
+        self._source = source = find_model(name_or_folder, trust_remote_code)
         config = load_processor(hf.AutoConfig, source, "configuration", trust_remote_code)
         if type(config) not in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
             raise EncoderError(
@@ -87,17 +86,17 @@ class Captioner:
         has_chat = hasattr(whole, "image_processor") and getattr(whole, "chat_template", None)
         self._chat: Any = whole if has_chat else None
         if self._chat is None:
-            # Some models that only write captions have no processor for both.
+            # Some captioning models have no joint processor for images and text.
             self._pixels = load_image_processor(source, trust_remote_code)
             self._tokenizer = load_tokenizer(source, trust_remote_code)
         else:
             self._tokenizer = self._chat.tokenizer
             check_tokenizer(source, self._tokenizer)
-            self._tokenizer.padding_side = "left"  # answers follow questions
+            self._tokenizer.padding_side = "left"  # generation continues the prompt
         model, missing = load_model(hf.AutoModelForImageTextToText, source, trust_remote_code)
         check_weights(source, "the model", missing)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        products = [feed_forward(_TOKENS, getattr(decoder, "hidden_size", 768))]
+        products = [feed_forward(_TIMED_TOKENS, getattr(decoder, "hidden_size", 768))]
         self._precision = choose_precision(self._device, precision, products)
         self._model = model.eval().to(self._device)
         self._prompt, self._max_tokens = prompt, max_tokens
@@ -111,12 +110,12 @@ class Captioner:
             ) from None
 
     def __call__(self, pictures: list["Image"]) -> list[str]:
-        """One caption for each picture of a batch; it may be empty."""
+        """Return a caption, which may be empty, for each image of a batch."""
         if self._chat is None:
             inputs = {"pixel_values": self._pixels(pictures, return_tensors="pt")["pixel_values"]}
         else:
-            inputs = self._questions(pictures)
-        asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+            inputs = self._chat_inputs(pictures)
+        prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         with quiet(), torch.inference_mode(), autocast(self._device, self._precision):
             tokens = self._model.generate(
                 **{name: values.to(self._device) for name, values in inputs.items()},
@@ -124,12 +123,12 @@ class Captioner:
                 do_sample=False,
                 num_beams=1,
             )
-        captions = self._tokenizer.batch_decode(tokens[:, asked:].cpu(), skip_special_tokens=True)
+        captions = self._tokenizer.batch_decode(tokens[:, prompt_length:].cpu(), skip_special_tokens=True)
         return [" ".join(caption.split()) for caption in captions]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the captions, as JSON."""
+        """All settings that the captions depend on, as JSON."""
         processor = self._pixels if self._chat is None else self._chat
         template = None if self._chat is None else self._chat.chat_template
         return {
@@ -144,15 +143,10 @@ class Captioner:
             "precision": self._precision,
         }
 
-    def _questions(self, pictures: list["Image"]) -> dict[str, torch.Tensor]:
+    def _chat_inputs(self, pictures: list["Image"]) -> dict[str, torch.Tensor]:
+        text = {"type": "text", "text": self._prompt}
         chats = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "image": picture}, {"type": "text", "text": self._prompt}],
-                }
-            ]
-            for picture in pictures
+            [{"role": "user", "content": [{"type": "image", "image": picture}, text]}] for picture in pictures
         ]
         tensors = {"padding": True, "return_tensors": "pt"}
         return self._chat.apply_chat_template(
@@ -161,9 +155,5 @@ class Captioner:
 
 
 def open_picture(content: bytes, kind: str) -> "Image":
-    """What a caption is written of: an image, or the middle frame of a video.
-
-    Raises:
-        DataError: bytes that are not of that kind.
-    """
+    """Decode an image, or the middle frame of a video."""
     return open_image(content) if kind == IMAGE else sample_frames(content, 1)[0]

@@ -1,6 +1,7 @@
-"""What a catalogue offers to an encoder: per modality, the content of every item and its key."""
+"""Contents of the items, by modality, and their keys: the input of encoders."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,12 +22,12 @@ class Contents:
     """The contents of N items in one modality.
 
     Attributes:
-        modality: the column of the items.
-        kind: of what is in it.
-        present: bool [N], which items have one.
-        get: content of a present item: ``str`` or ``bytes``.
-        label: how messages name an item.
-        known_keys: the keys of files, which are not read for them.
+        modality: Column of the dataset's items.
+        kind: Kind of the contents.
+        present: Whether each item has a content, bool [N].
+        get: Returns the content of an item that has one: ``str`` or ``bytes``.
+        label: Returns the name of an item in messages.
+        known_keys: Returns the stored keys of media files; None for texts.
     """
 
     modality: str
@@ -38,16 +39,10 @@ class Contents:
 
     @classmethod
     def of(cls, dataset: Dataset, modality: str, kind: str | None = None) -> "Contents":
-        """The contents of a dataset's column.
-
-        Args:
-            dataset: the items.
-            modality: the column.
-            kind: ``imported`` for states made elsewhere, whose items are known by their ids; otherwise the dataset
-                says it.
+        """Return the contents of a dataset's column; with ``kind`` ``imported``, the item ids.
 
         Raises:
-            ConfigError: the dataset has no contents in that column.
+            ConfigError: The column has no kind.
         """
         ids = dataset.items[ITEM_ID]
         kind = kind if kind == IMPORTED else kind_of(dataset, modality)
@@ -64,12 +59,21 @@ class Contents:
 
     @classmethod
     def of_texts(cls, texts: Sequence[str | None]) -> "Contents":
-        """Contents from a plain list."""
+        """Return contents from a list of texts."""
         present = np.array([text is not None for text in texts], dtype=bool)
         return cls(TEXT, TEXT, present, texts.__getitem__, lambda index: f"text {index}")
 
+    @contextlib.contextmanager
+    def naming(self, index: int) -> Iterator[None]:
+        """Name the item in any ``DataError`` that is raised in this context."""
+        try:
+            yield
+        except DataError as error:
+            got = f"the {self.modality} of {self.label(index)}: {error.got}"
+            raise DataError(got, error.expected, "prepare the dataset again, which checks every file") from None
+
     def keys(self) -> pl.Series:
-        """Content key of every item, strings [N], null where missing."""
+        """Return the content key of each item, strings [N], null if missing."""
         if self.known_keys is not None:
             return self.known_keys()
         present = self.present.tolist()
@@ -78,11 +82,7 @@ class Contents:
 
 
 def kind_of(dataset: Dataset, column: str) -> str:
-    """The kind of a column, which its dataset says.
-
-    Raises:
-        ConfigError: it has none.
-    """
+    """Return the kind of a dataset's column, or raise a ``ConfigError`` if it has none."""
     kinds = dataset.kinds
     if column not in kinds:
         raise ConfigError(
@@ -94,22 +94,16 @@ def kind_of(dataset: Dataset, column: str) -> str:
 
 
 def prepare_items(encoder: Encoder, contents: Contents, indices: Sequence[int]) -> dict[str, Tensor]:
-    """The encoder's inputs for some items that have contents.
+    """Return the encoder's inputs for items that have contents.
 
     Raises:
-        DataError: an image that cannot be decoded, with its item's name.
+        DataError: A content cannot be decoded; the message names its item.
     """
     values = [contents.get(index) for index in indices]
     try:
         return encoder.prepare(values)
     except DataError:
         for index, value in zip(indices, values, strict=True):
-            try:
+            with contents.naming(index):
                 encoder.prepare([value])
-            except DataError as error:
-                raise DataError(
-                    f"the {contents.modality} of {contents.label(index)}: {error.got}",
-                    error.expected,
-                    "prepare the dataset again, which checks every file",
-                ) from None
         raise

@@ -27,34 +27,27 @@ from iisan.names import LAST
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-#: Entries of a model's configuration that cannot change its outputs: names, versions, classes.
-_NAMES = {
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",  # recorded in the settings unless it is fp32
-    "id2label",
-    "label2id",
-    "torch_dtype",
-    "transformers_version",
-}
+#: Entries of a model's configuration that cannot change its outputs, and those that are part of the settings.
+_NAMES = {"_name_or_path", "architectures", "auto_map", "id2label", "label2id", "transformers_version"}
+_IN_SETTINGS = {"dtype", "torch_dtype"}
 
 
 class Encoder(nn.Module):
-    """A pretrained model with its preprocessing, frozen until it is tuned; see :func:`load_text` and its siblings.
+    """A pretrained model with its preprocessing, frozen until it is tuned.
 
     Attributes:
         kind: Kind of its contents: ``"text"``, ``"image"``, ``"audio"`` or ``"video"``.
-        poolings: Supported poolings. ``tokens`` keeps the state of every token: one row per token, content after
-            content.
+        poolings: Supported poolings; ``tokens`` keeps the states of all tokens, one row per token.
         pooling: The pooling in use.
+        max_tokens: Maximum number of tokens, special tokens included; None if contents are not truncated.
         width: Width D of the hidden states.
         depth: Number of layers T.
-        parameter_count: Number of parameters of the model as loaded, before tuning.
+        parameter_count: Number of parameters before tuning.
     """
 
     kind: ClassVar[str]
     poolings: ClassVar[tuple[str, ...]]
+    max_tokens: int | None = None
 
     def __init__(self, model: nn.Module, source: Source, pooling: str, loading: Loading = PLAIN) -> None:
         super().__init__()
@@ -73,22 +66,18 @@ class Encoder(nn.Module):
         self.depth = len(self.layers)
         self.width = _width(model, source)
         self.parameter_count = sum(map(_size, model.parameters()))
-        #: Modules that follow ``train()``, filled by ``tune``; all others stay in evaluation mode, so that frozen
-        #: weights compute the states that a store holds.
+        #: Trained modules, set by ``tune``. All others stay in evaluation mode, which keeps states as stored.
         self.active: list[nn.Module] = []
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Encoder":
-        """Set the mode of the trained modules; batch normalisation always uses its pretrained statistics.
-
-        Checkpoints do not contain these statistics, and a store was computed with the pretrained ones.
-        """
+        """Set the mode of the trained modules; batch normalisation always uses its pretrained statistics."""
         super().train(False)
         for module in self.active if mode else ():
             module.train()
         for module in self.modules():
             if isinstance(module, _BatchNorm):
-                module.eval()
+                module.eval()  # checkpoints do not contain these statistics
         return self
 
     @property
@@ -100,36 +89,26 @@ class Encoder(nn.Module):
 
     @cached_property
     def weight_digest(self) -> str:
-        """SHA-256 of the parameters at the first access, which is before tuning."""
+        """SHA-256 of the parameters at the first access, before tuning."""
         return weight_digest(self.tower, sequential=self.loading.placed)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that the states' values depend on, as JSON."""
+        """All settings that the states depend on, as JSON."""
+        model: Any = self.tower
+        formats = {"dtype": _DTYPE_NAMES.get(model.dtype, str(model.dtype)), "quantise": self.loading.quantise}
         return {
             "kind": self.kind,
             "encoder": self.source.full_name,
             "revision": self.source.revision,
-            "architecture": type(self.tower).__name__,
+            "architecture": type(model).__name__,
             "weight_digest": self.weight_digest,
-            "config_digest": config_digest(self.tower.config),
+            "config_digest": config_digest(model.config),
             "processor_digest": self.processor_digest,
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
-            **self._weight_format,
+            **{name: value for name, value in formats.items() if value not in (None, "fp32")},
         }
-
-    @property
-    def _weight_format(self) -> dict[str, str]:
-        """Precision and quantisation of the weights; empty for plain fp32."""
-        model: Any = self.tower
-        formats = {"dtype": _DTYPE_NAMES.get(model.dtype, str(model.dtype)), "quantise": self.loading.quantise}
-        return {name: value for name, value in formats.items() if value not in (None, "fp32")}
-
-    @property
-    def max_tokens(self) -> int | None:
-        """Maximum number of tokens, special tokens included; ``None`` if contents are not truncated."""
-        return None
 
     @property
     def processor_digest(self) -> str:
@@ -149,10 +128,8 @@ class Encoder(nn.Module):
 
         The default repeats the sample, for kinds whose contents all have the same number of tokens.
         """
-        return {
-            name: tensor.to(mask.device).expand(len(mask), *tensor.shape[1:])
-            for name, tensor in self._sample_inputs.items()
-        }
+        sample = {name: tensor.to(mask.device) for name, tensor in self._sample_inputs.items()}
+        return {name: tensor.expand(len(mask), *tensor.shape[1:]) for name, tensor in sample.items()}
 
     @cached_property
     def _sample_inputs(self) -> dict[str, Tensor]:
@@ -168,35 +145,38 @@ class Encoder(nn.Module):
         return [rows // contents] * contents
 
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """Return the pooling function for one batch of inputs."""
+        """Return the pooling function for a batch of inputs: all tokens, class token or mean."""
+        if self.pooling == "tokens":
+            return lambda hidden: hidden.float().flatten(0, 1)
+        return (lambda hidden: hidden[:, 0].float()) if self.pooling == "cls" else self.mean(inputs)
+
+    def mean(self, inputs: dict[str, Tensor]) -> Pool:
+        """Return the pooling function ``mean`` for a batch of inputs."""
         raise NotImplementedError
 
     def forward(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
-        """Compute the pooled states of some levels; layers above the highest are not run.
+        """Compute the pooled states [n, K, D] of some levels in fp32; layers above the highest are not run.
 
-        Args:
-            inputs: Output of :meth:`prepare`, on the model's device.
-            levels: The K requested levels.
-
-        Returns:
-            States [n, K, D] in fp32, in the order of ``levels``.
+        ``inputs`` is the output of :meth:`prepare`, on the model's device.
         """
         if self.loading.placed:
-            # A sharded model starts on the device of its first materialised weights, wherever the caller computes.
+            # A sharded model starts on the device of its first materialised weights.
             entry = next(weight.device for weight in self.tower.parameters() if not weight.is_meta)
             inputs = {name: tensor.to(entry) for name, tensor in inputs.items()}
-        return pooled_states(self.tower, self.layers, inputs, levels, self.pool(inputs), self.width)
+        return self.states(inputs, levels, self.pool(inputs))
+
+    def states(self, inputs: dict[str, Tensor], levels: Sequence[Level], pool: Pool) -> Tensor:
+        """Run the model on its own arguments, see :func:`iisan.encoders.layers.pooled_states`."""
+        return pooled_states(self.tower, self.layers, inputs, levels, pool, self.width)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
-        """Move or cast the module, unless it is sharded or quantised: then its placement is fixed."""
+        """Move or cast the module, unless it is sharded or quantised."""
         return self if self.loading.placed else super()._apply(fn, recurse)
 
     def replace_input(self, index: int, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
         """Replace the input [n, S, D] of layer ``index`` (0-based) by ``function(hidden)``."""
 
-        def hook(
-            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             if args:
                 return (function(args[0]), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
@@ -204,7 +184,7 @@ class Encoder(nn.Module):
         return self.layers[index].register_forward_pre_hook(hook, with_kwargs=True)
 
     def drop_below(self, first: int) -> None:
-        """Turn the first ``first`` layers into identities without weights, for :meth:`resume`."""
+        """Replace the first ``first`` layers by identities without weights, for :meth:`resume`."""
         if not first:
             return
         outputs: list[Any] = []
@@ -212,7 +192,7 @@ class Encoder(nn.Module):
         with torch.no_grad():
             self(self.prepare([self.sample()]), [LAST])
         handle.remove()
-        # The layers of some models return tuples; only the first member is ever read.
+        # The layers of some models return tuples, of which only the first element is used.
         extra = (None,) * (len(outputs[0]) - 1) if isinstance(outputs[0], tuple) else None
         for layer in self.layers[:first]:
             layer._modules.clear()
@@ -220,11 +200,11 @@ class Encoder(nn.Module):
             layer.forward = functools.partial(_identity, extra)
 
     def resume(self, first: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Compute the output from the input of layer ``first`` on; call :meth:`drop_below` before to save time.
+        """Compute the output from the input of layer ``first`` (0-based) on; :meth:`drop_below` makes it faster.
 
         Args:
-            first: Index of the first layer to run, 0-based.
-            hidden: Hidden states h_first, [n, S, D], padded on the right.
+            first: Index of the first layer to run.
+            hidden: Hidden states h_first [n, S, D], padded on the right.
             mask: Token mask [n, S], 1 for real tokens.
 
         Returns:
@@ -265,11 +245,11 @@ def _identity(
 def weight_digest(model: nn.Module, sequential: bool = False) -> str:
     """SHA-256 of a model's parameters and of the running statistics of its batch normalisation.
 
-    The order of the tensors matters; their names, which change between versions of transformers, do not. Quantised
-    weights are hashed in their packed form.
+    It depends on the order of the tensors, but not on their names, which change between versions of transformers.
+    Quantised weights are hashed in their packed form.
 
     Args:
-        model: The model, which may be quantised or sharded.
+        model: The model.
         sequential: Hash one tensor at a time, so that weights offloaded to disk are not all loaded at once.
     """
     with ThreadPoolExecutor() as pool:
@@ -279,10 +259,10 @@ def weight_digest(model: nn.Module, sequential: bool = False) -> str:
 
 
 def config_digest(config: Any) -> str:
-    """SHA-256 of the entries of a model or generation configuration that may change its outputs."""
+    """SHA-256 of the entries of a model or generation configuration that may change outputs."""
 
     def without_names(entries: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in entries.items() if name not in _NAMES}
+        return {name: value for name, value in entries.items() if name not in _NAMES | _IN_SETTINGS}
 
     return sha256_json(json.loads(config.to_json_string(use_diff=False), object_hook=without_names))
 

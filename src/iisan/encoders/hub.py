@@ -1,4 +1,4 @@
-"""Finding a model, a folder or a model of the Hugging Face hub at some revision, and checking its files."""
+"""Locating a model, in a local folder or on the Hugging Face hub, and checking its files."""
 
 import contextlib
 import json
@@ -17,12 +17,12 @@ _POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Source:
-    """A model folder on this machine.
+    """A local model folder.
 
     Attributes:
-        name: hub id (perhaps with ``@revision``) or folder as the user gave it, for messages.
-        folder: where its files lie, an absolute path.
-        revision: commit hash of a hub model, ``None`` for a folder of the user's own.
+        name: Hub id (perhaps with ``@revision``) or folder as given by the user, for messages.
+        folder: Absolute path of the folder.
+        revision: Commit hash of a hub model; None for the user's own folder.
     """
 
     name: str
@@ -31,26 +31,33 @@ class Source:
 
     @property
     def full_name(self) -> str:
-        """Hub id, or the folder's absolute path: one name however the user spelt it."""
+        """Hub id, or the folder's absolute path."""
         return str(self.folder) if self.revision is None else self.name
 
 
 def folder_of(name: str) -> Path:
-    """The absolute path of the folder that a name stands for, if it stands for one."""
+    """Return the absolute path of a name, if it is the path of a folder."""
     path = Path(name)
-    with contextlib.suppress(RuntimeError, ValueError):  # no such user as in "~someone", or no path at all
+    with contextlib.suppress(RuntimeError, ValueError):  # unknown user in "~user", or not a path
         path = path.expanduser().resolve()
     return path
 
 
-def locate(name: str) -> Source:
-    """Find a model: a folder, else the hub's copy on this machine, else a download.
+def find_model(name: str, trust_remote_code: bool) -> Source:
+    """Locate a model and check its folder, see :func:`locate` and :func:`check_folder`."""
+    source = locate(name)
+    check_folder(source, trust_remote_code)
+    return source
 
-    A copy on this machine is used as it is, so a model does not change between two runs and no network is
-    touched. A revision (branch, tag or commit) is pinned by ``owner/name@revision``.
+
+def locate(name: str) -> Source:
+    """Locate a model: a folder, the cached copy of a hub model, or a download.
+
+    A cached copy is used as it is, without network access, so a model does not change between runs.
+    ``owner/name@revision`` pins a branch, tag or commit.
 
     Raises:
-        EncoderError: no such folder or hub model, or the hub cannot be reached.
+        EncoderError: No such folder or hub model, or the hub cannot be reached.
     """
     folder = folder_of(name)
     with contextlib.suppress(OSError):  # too long for a path
@@ -79,7 +86,7 @@ def locate(name: str) -> Source:
 
 
 def _download(name: str, repository: str, revision: str | None) -> Path:
-    """Fetch configuration, processor and one set of weights; one short request notices a dead network."""
+    """Download configuration, processor and one set of weights; a first short request fails early if offline."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -107,21 +114,21 @@ def _download(name: str, repository: str, revision: str | None) -> Path:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a model folder holds weights in one of the known files."""
+    """Whether a model folder contains a known weights file."""
     return any(_WEIGHTS.fullmatch(file.name) for file in folder.iterdir())
 
 
 def check_folder(source: Source, trust_remote_code: bool, weights: bool = True) -> None:
-    """Check that a folder holds a model that transformers knows, or may run code for.
+    """Check that a folder contains a model that transformers can load.
 
     Args:
-        source: the folder.
-        trust_remote_code: whether code of the model's own may run.
-        weights: whether there must be weights.
+        source: The folder.
+        trust_remote_code: Whether code that comes with the model may run.
+        weights: Whether weights are required.
 
     Raises:
-        EncoderError: no configuration or weights, a git-lfs pointer in the place of a file, or code of the
-            model's own that was not trusted.
+        EncoderError: Configuration or weights are missing, a file is a git-lfs pointer, the model type is unknown,
+            or the model's own code is not trusted.
     """
     _check_pointers(source)
     path = source.folder / "config.json"
@@ -142,20 +149,14 @@ def check_folder(source: Source, trust_remote_code: bool, weights: bool = True) 
     known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     if not known and not trust_remote_code:
         if "auto_map" in config:
-            raise EncoderError(
-                f"'{source.name}' brings program code of its own",
-                "a model that transformers knows",
-                "read that code and, if you trust it, set trust_remote_code",
-            )
-        raise EncoderError(
-            f"'{source.name}' has model_type {model_type!r}",
-            "a type that transformers knows",
-            "upgrade transformers, or use another model",
-        )
+            got, cure = "comes with its own code", "read that code and, if you trust it, set trust_remote_code"
+        else:
+            got, cure = f"has model_type {model_type!r}", "upgrade transformers, or use another model"
+        raise EncoderError(f"'{source.name}' {got}", "a model that transformers supports", cure)
 
 
 def _check_pointers(source: Source) -> None:
-    """Check that no file that will be read is a git-lfs pointer, which a clone without git-lfs leaves."""
+    """Check that no required file is a git-lfs pointer, as after a clone without git-lfs."""
     files = sorted(file for file in source.folder.iterdir() if file.is_file())
     unread = ".bin" if any(file.suffix == ".safetensors" for file in files) else None
     for file in files:

@@ -1,4 +1,7 @@
-"""Image encoders of Hugging Face as encoders."""
+"""Image encoders from Hugging Face.
+
+Legend: n images in a batch, K requested levels, D width.
+"""
 
 import inspect
 import io
@@ -11,72 +14,63 @@ from torch import Tensor, nn
 
 from iisan.data.images import open_image
 from iisan.encoders.encoder import Encoder
-from iisan.encoders.hub import Source, check_folder, locate
-from iisan.encoders.layers import Pool, grid_means, has_class_token, masked_mean
+from iisan.encoders.hub import Source, find_model
+from iisan.encoders.layers import Pool, check_class_token, grid_means, has_class_token, masked_mean
 from iisan.encoders.levels import Level
-from iisan.encoders.loading import PLAIN, Loading, load_image_processor, load_tower
+from iisan.encoders.loading import PLAIN, Loading, load_image_processor, load_weights
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import IMAGE
 
-#: How bytes become pixels before the processor; part of the fingerprint.
-#: Draft mode was once a choice; stores made without it keep their fingerprints.
+#: How bytes become the processor's input; part of the fingerprint. ``jpeg_draft`` was once an option: stores made
+#: without it keep their fingerprints.
 _DECODING = {"decoder": "pillow", "backend": "pil", "jpeg_draft": False}
 
-#: Input of towers that keep a picture's proportions: which patches are real.
+#: Input of models that keep the aspect ratio of an image: a mask of the real patches.
 _MASK = "pixel_attention_mask"
 
 
 class ImageEncoder(Encoder):
-    """An image tower and its processor; contents are the bytes of image files."""
+    """An image model and its processor; contents are the bytes of image files."""
 
     kind: ClassVar[str] = IMAGE
     poolings: ClassVar[tuple[str, ...]] = ("cls", "mean", "tokens")
 
     def __init__(
-        self,
-        tower: nn.Module,
-        source: Source,
-        pooling: str,
-        processor: Any,
-        loading: Loading = PLAIN,
+        self, model: nn.Module, source: Source, pooling: str, processor: Any, loading: Loading = PLAIN
     ) -> None:
-        super().__init__(tower, source, pooling, loading)
+        super().__init__(model, source, pooling, loading)
         self.processor = processor
-        self._accepted = set(inspect.signature(tower.forward).parameters)
-        if pooling == "tokens" and (hasattr(tower.config, "hidden_sizes") or _MASK in self._accepted):
+        self._accepted = set(inspect.signature(model.forward).parameters)
+        if pooling == "tokens" and (hasattr(model.config, "hidden_sizes") or _MASK in self._accepted):
             raise EncoderError(
-                f"the tokens of '{source.name}', which has feature maps or pictures of unlike sizes",
-                "a transformer with equally many tokens for every picture, for partial training",
+                f"the tokens of '{source.name}', which has feature maps or images of different sizes",
+                "a transformer with equally many tokens for every image, for partial training",
                 "use another method, or another model",
             )
-        if pooling == "cls" and not has_class_token(tower):
-            raise EncoderError(
-                f"pooling 'cls' for '{source.name}', which has no class token",
-                "pooling 'mean' for such models (SigLIP, ConvNeXt, ResNet)",
-                "use mean pooling",
-            )
+        if pooling == "cls":
+            check_class_token(model, source.name)
 
     @property
     def processor_digest(self) -> str:
-        """SHA-256 over the processor's configuration and the way images are decoded."""
+        """SHA-256 of the processor's configuration and of how images are decoded."""
         return sha256_json({**self.processor.to_dict(), **_DECODING})
 
     def prepare(self, contents: Sequence[bytes]) -> dict[str, Tensor]:
-        """Decode and preprocess n images: pixels [n, 3, height, width], or what else the tower reads.
+        """Decode and preprocess n images: pixels [n, 3, height, width], and further inputs of some models.
 
         Raises:
-            DataError: bytes that are not an image.
+            DataError: Bytes that are not an image.
         """
         images = [open_image(content) for content in contents]
         processed = self.processor(images=images, return_tensors="pt")
         return {name: processed[name] for name in processed if name in self._accepted}
 
     def forward(self, inputs: dict[str, Tensor], levels: Sequence[Level]) -> Tensor:
-        """Compute the pooled states [n, K, D] of some levels; blocks above the highest are not run.
+        """Compute the pooled states [n, K, D] of some levels; layers above the highest are not run.
 
         Raises:
-            EncoderError: pictures of a size that the tower does not take.
+            EncoderError: The processor's images have another size than the model expects.
         """
         try:
             return super().forward(inputs, levels)
@@ -89,25 +83,18 @@ class ImageEncoder(Encoder):
             raise EncoderError(
                 f"the image processor of '{self.source.name}' gives pictures of {got[0]} × {got[1]} pixels "
                 f"({' '.join(str(error).split())[:120]})",
-                f"{wanted[0]} × {wanted[1]}, as the model takes them",
-                "mend the size in its preprocessor_config.json, or download the model again",
+                f"{wanted[0]} × {wanted[1]}, the input size of the model",
+                "correct the size in its preprocessor_config.json, or download the model again",
             ) from None
 
     def sample(self) -> bytes:
-        """A small grey picture."""
+        """Return a small grey image."""
         buffer = io.BytesIO()
         Image.new("RGB", (32, 32), "grey").save(buffer, "PNG")
         return buffer.getvalue()
 
-    def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """Class token, mean over all tokens of the tower (over its real patches where it has others), every token.
-
-        Feature maps are pooled by :func:`iisan.encoders.layers.grid_means`.
-        """
-        if self.pooling == "tokens":
-            return lambda hidden: hidden.float().flatten(0, 1)
-        if self.pooling == "cls":
-            return lambda hidden: hidden[:, 0].float()
+    def mean(self, inputs: dict[str, Tensor]) -> Pool:
+        """Mean over all tokens, over the real patches if there is a mask, or over the cells of feature maps."""
         mask = inputs.get(_MASK)
         if mask is not None:
             return lambda hidden: masked_mean(hidden, mask)
@@ -115,30 +102,11 @@ class ImageEncoder(Encoder):
 
 
 def load_image(
-    name_or_folder: str,
-    pooling: str | None = None,
-    trust_remote_code: bool = False,
-    loading: Loading = PLAIN,
+    name_or_folder: str, pooling: str | None = None, trust_remote_code: bool = False, loading: Loading = PLAIN
 ) -> ImageEncoder:
-    """Load an image encoder.
-
-    Preprocessing always uses Pillow, so states do not depend on what else is installed.
-
-    Args:
-        name_or_folder: hub id or local folder of any Hugging Face image transformer, ConvNeXt or ResNet; of
-            two-tower models the image tower is taken.
-        pooling: ``"cls"``, the class token, or ``"mean"`` over all tokens or the feature map; ``None`` is the
-            class token where there is one.
-        trust_remote_code: run program code that comes with the model.
-        loading: how the weights of a large model are held.
-
-    Raises:
-        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
-        MissingExtraError: ``loading`` needs a library that is not installed.
-    """
-    source = locate(name_or_folder)
-    check_folder(source, trust_remote_code)
+    """Load an image encoder, see :func:`iisan.encoders.load.load_encoder`."""
+    source = find_model(name_or_folder, trust_remote_code)
     processor = load_image_processor(source, trust_remote_code)
-    tower = load_tower(source, IMAGE, trust_remote_code, loading)
-    pooling = pooling or ("cls" if has_class_token(tower) else "mean")
-    return ImageEncoder(tower, source, pooling, processor, loading)
+    model = load_weights(source, IMAGE, trust_remote_code, loading)
+    pooling = pooling or ("cls" if has_class_token(model) else "mean")
+    return ImageEncoder(model, source, pooling, processor, loading)

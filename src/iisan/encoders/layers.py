@@ -4,6 +4,7 @@ Legend: n contents in a batch, S tokens, K requested levels, D width, T layers, 
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,20 +24,12 @@ Pool = Callable[[Tensor], Tensor]
 class _StopForward(Exception):
     """Ends a forward pass once all requested states are known.
 
-    Unlike truncating the layer list for the duration of a call, this leaves the module unchanged (nothing to
-    restore after an error) and suits models that index their layers by the configured depth.
+    Unlike a temporarily truncated layer list, this suits models that index their layers by the configured depth.
     """
 
 
 def find_layers(model: nn.Module, depth: int | None) -> str:
-    """Find the layers of a model: a ``ModuleList`` of ``depth`` modules of one class.
-
-    Args:
-        model: The model.
-        depth: Number of layers according to its configuration.
-
-    Returns:
-        The path of the list inside the model.
+    """Return the path of a model's layers: a ``ModuleList`` of ``depth`` modules of one class.
 
     Raises:
         EncoderError: No such list, or several that are not nested.
@@ -67,6 +60,16 @@ def has_class_token(model: nn.Module) -> bool:
     return any(name.rpartition(".")[2] in names for name, _ in model.named_parameters())
 
 
+def check_class_token(model: nn.Module, name: str) -> None:
+    """Raise an ``EncoderError`` if a model has no class token, for pooling ``cls``."""
+    if not has_class_token(model):
+        raise EncoderError(
+            f"pooling 'cls' for '{name}', which has no class token",
+            "pooling 'mean' for such models (SigLIP, ConvNeXt, ResNet, audio models other than AST)",
+            "use mean pooling",
+        )
+
+
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean of hidden states [n, S, D] over the real tokens of ``mask`` [n, S]: fp32 [n, D]."""
     weights = (mask / mask.sum(1, keepdim=True)).to(hidden.device).unsqueeze(-1)
@@ -76,16 +79,8 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 def grid_means(maps: Tensor, width: int) -> Tensor:
     """Pool feature maps [n, C, height, width] to [n, D] for any C that divides D: means over D / C grid cells.
 
-    With D = 768, stages of 96, 192, 384 and 768 channels are averaged over 2 × 4, 2 × 2, 1 × 2 and 1 × 1 cells:
-    all stages get the same width without padding or projection, and the last is the usual mean over the whole
-    image.
-
-    Args:
-        maps: Feature maps; C divides D.
-        width: Width D of the result.
-
-    Returns:
-        fp32 [n, D], all cells of channel 0 first.
+    With D = 768, stages of 96, 192, 384 and 768 channels are averaged over 2 × 4, 2 × 2, 1 × 2 and 1 × 1 cells.
+    All stages thus have the same width without padding or projection; the last is the usual mean over the image.
     """
     cells = width // maps.shape[1]
     rows = next(rows for rows in range(math.isqrt(cells), 0, -1) if cells % rows == 0)
@@ -105,9 +100,9 @@ def pooled_states(
     Args:
         model: The model.
         layers: Its T layers.
-        inputs: Keyword arguments of the model's forward.
+        inputs: Keyword arguments of the model's ``forward``.
         levels: The K requested levels, in any order.
-        pool: Pooling function, applied to a level as soon as it is computed.
+        pool: Pooling function.
         width: Width D of the model.
 
     Returns:
@@ -120,7 +115,7 @@ def pooled_states(
     # The layers of a sharded model lie on different devices.
     home = next(iter(inputs.values())).device
     requested = {level for level in levels if not isinstance(level, str)}
-    top = len(layers) if LAST in levels else max(requested)
+    highest = None if LAST in levels else max(requested)
 
     def record(level: Level, hidden: Any) -> None:
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
@@ -132,27 +127,22 @@ def pooled_states(
                 "leave this level out, or use a transformer of constant width, a ConvNeXt or a ResNet",
             )
         states[level] = pool(hidden).to(home)
+        if level == highest:
+            raise _StopForward
 
     def before_first(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record(0, args[0] if args else kwargs["hidden_states"])
-        if top == 0:
-            raise _StopForward
 
-    def after(level: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if level in requested:
-                record(level, output)
-            if level == top and LAST not in levels:
-                raise _StopForward
-
-        return hook
+    def after(level: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        record(level, output)
 
     with contextlib.ExitStack() as stack:
         if 0 in requested:
             handle = layers[0].register_forward_pre_hook(before_first, with_kwargs=True)
             stack.callback(handle.remove)
-        for level in sorted({*requested, top} - {0}):
-            stack.callback(layers[level - 1].register_forward_hook(after(level)).remove)
+        for level in requested - {0}:
+            handle = layers[level - 1].register_forward_hook(functools.partial(after, level))
+            stack.callback(handle.remove)
         with contextlib.suppress(_StopForward):
             output = model(**inputs)
             if LAST in levels:

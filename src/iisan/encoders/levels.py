@@ -11,14 +11,7 @@ Level: TypeAlias = int | Literal["last"]
 
 
 def layer_drop(depth: int) -> tuple[int, ...]:
-    """Levels kept by LayerDrop (IISAN, sec. 2.1): the upper layer of each pair, counted from the top.
-
-    Args:
-        depth: Number of layers T.
-
-    Returns:
-        Ascending levels, starting with the embedding state: ``(0, 2, 4, …, 12)`` for 12 layers.
-    """
+    """Levels kept by LayerDrop (IISAN, sec. 2.1): ``(0, 2, 4, …, 12)`` for 12 layers, ``(0, 1, 3, 5)`` for 5."""
     return (0, *range(2 - depth % 2, depth + 1, 2))
 
 
@@ -30,22 +23,20 @@ def group_drop(depth: int, count: int) -> tuple[int, ...]:
         count: Number of layers to keep, about as many as the shallow encoder keeps.
 
     Returns:
-        Ascending levels, starting with the embedding state and ending with the last layer:
-        ``(0, 4, 8, 12, 16, 20, 24)`` for 6 of 24 layers.
+        Ascending levels: ``(0, 4, 8, 12, 16, 20, 24)`` for 6 of 24 layers.
 
     Raises:
-        EncoderError: Even steps would leave out the first layers.
+        EncoderError: Even steps would skip the first layers.
     """
-    step = (depth - 1) // (count - 1) if count > 1 else 0
-    first = depth - 1 - (count - 1) * step
-    if not 0 <= first < step:
-        fits = fitting_groups(depth, count)
+    fits = fitting_groups(depth, count)
+    if count not in fits:
         raise EncoderError(
             f"group layer-dropping of {count} out of {depth} layers",
             f"a number whose even steps reach the first layers, such as {' or '.join(map(str, sorted(fits[:2])))}",
             "choose such a number, or list the levels",
         )
-    return (0, *range(first + 1, depth + 1, step))
+    steps = count - 1
+    return (0, *range((depth - 1) % steps + 1, depth + 1, (depth - 1) // steps))
 
 
 def fitting_groups(depth: int, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The one door to an encoder of any kind of content."""
+"""The common interface to encoders of all kinds of content."""
 
 from iisan.encoders.audio import load_audio
 from iisan.encoders.encoder import Encoder
@@ -25,17 +25,28 @@ def load_encoder(
 
     Args:
         kind: ``"text"``, ``"image"``, ``"audio"`` or ``"video"``.
-        name_or_folder: hub id or local folder.
-        pooling: see the kind's loader; None takes what suits the model.
-        max_tokens: longest text, special tokens included.
-        max_seconds: longest part of a sound that is heard.
-        frames: of a video that are looked at.
-        trust_remote_code: run program code that comes with the model.
-        loading: how the weights of a large model are held.
+        name_or_folder: Hub id, perhaps with ``@revision``, or local folder of a Hugging Face model:
+
+            - Text: any encoder or decoder, the text encoder of CLIP and similar models.
+            - Image: any transformer, ConvNeXt or ResNet, the image encoder of CLIP and similar models.
+            - Audio: AST, Wav2Vec2, HuBERT, WavLM, Whisper (its encoder), other transformers of constant width.
+            - Video: VideoMAE, ViViT, TimeSformer, or any image transformer, whose states are averaged over frames.
+        pooling: ``"mean"`` over the real tokens; ``"cls"``, the class token (BERT and similar, ViT, AST, ...);
+            ``"last"``, the last real token (text only). Defaults to the pooling of a Sentence-Transformers folder,
+            the class token of an image model that has one, or the mean.
+        max_tokens: Maximum number of tokens of a text, special tokens included. Defaults to that of a
+            Sentence-Transformers folder or 64, at most the model's own limit.
+        max_seconds: Maximum duration of the encoded part of a sound, its middle. Defaults to the model's window
+            (AST 10.24, Whisper 30) or 10.
+        frames: Number of evenly spaced frames of a video. Defaults to the number that a video model was trained
+            with, or 8 for image models.
+        trust_remote_code: Whether to run code that comes with the model.
+        loading: How to place and quantise the weights of a large model.
 
     Raises:
-        ConfigError: no encoder reads this kind.
-        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
+        ConfigError: An unknown kind.
+        EncoderError: The model is not found, incomplete, of another kind, or does not support these settings.
+        MissingExtraError: ``loading`` needs a library that is not installed.
     """
     rest = trust_remote_code, loading
     match kind:

@@ -1,4 +1,4 @@
-"""From a model folder to the one tower that is needed, without noise, long waits or surprises."""
+"""Loading models, processors and tokenizers from a folder, and checking that they are complete."""
 
 import contextlib
 import importlib.util
@@ -14,31 +14,27 @@ from iisan.encoders.hub import Source, check_folder
 from iisan.errors import ConfigError, EncoderError, MissingExtraError
 from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
 
-_TOWERS = {
+#: Names of the parts of multimodal models by kind, and names of the inputs that models of a kind read.
+_PARTS = {
     TEXT: ("text_model", "language_model"),
     IMAGE: ("vision_model", "vision_tower"),
     AUDIO: ("audio_model", "audio_tower"),
-    VIDEO: ("vision_model", "vision_tower"),
 }
-_MAIN_INPUT = {
-    TEXT: ("input_ids",),
-    IMAGE: ("pixel_values",),
-    AUDIO: ("input_values", "input_features"),
-    VIDEO: ("pixel_values",),
-}
+_MAIN_INPUTS = {TEXT: ("input_ids",), IMAGE: ("pixel_values",), AUDIO: ("input_values", "input_features")}
 _DTYPES: dict[str, torch.dtype | str] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How the weights of a large model are held; the default is whole, in fp32, on one device.
+    """Number format and placement of the weights of a large model; by default, fp32 on one device.
 
     Attributes:
-        dtype: number format of the weights: ``"fp32"``, ``"bf16"``, or ``"auto"``, the one they are stored in.
-            The residual stream takes it too, so states are less exact than with fp32 weights.
-        device_map: how accelerate spreads the model over devices, as in ``from_pretrained``: ``"auto"`` fills the
-            GPUs, then memory, then the disk. The numbers stay the same.
-        quantise: ``"8bit"`` or ``"4bit"`` linear layers, by bitsandbytes; implies ``device_map`` ``"auto"``.
+        dtype: Number format of the weights and of the residual stream, so of the states' precision: ``"fp32"``,
+            ``"bf16"``, or ``"auto"``, the format of the file.
+        device_map: Placement on devices as in ``from_pretrained``, by accelerate: ``"auto"`` fills the GPUs, then
+            memory, then the disk. States do not depend on it.
+        quantise: Quantisation of linear layers by bitsandbytes, ``"8bit"`` or ``"4bit"``; implies ``device_map``
+            ``"auto"``.
     """
 
     dtype: str = "fp32"
@@ -53,15 +49,15 @@ class Loading:
 
     @property
     def placed(self) -> bool:
-        """Whether loading decides where the weights lie, so that the tower must not be moved."""
+        """Whether the placement of the weights is fixed when they are loaded."""
         return self.device_map is not None or self.quantise is not None
 
     def arguments(self, name: str) -> dict[str, Any]:
-        """Arguments of ``from_pretrained`` for the model ``name``.
+        """Return arguments of ``from_pretrained`` for the model ``name``.
 
         Raises:
             MissingExtraError: accelerate or bitsandbytes is not installed.
-            EncoderError: quantisation without a GPU.
+            EncoderError: Quantisation without a GPU.
         """
         arguments: dict[str, Any] = {"dtype": _DTYPES[self.dtype]}
         if not self.placed:
@@ -97,7 +93,7 @@ def _require(library: str, purpose: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence loading bars and reports of transformers; what matters in them is checked and raised."""
+    """Silence progress bars and messages of transformers; relevant problems are checked and raised."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -112,21 +108,14 @@ def quiet() -> Iterator[None]:
 
 
 def load_processor(auto: Any, source: Source, kind: str, trust_remote_code: bool, **options: Any) -> Any:
-    """Load what turns contents into a model's inputs, or its answers into text.
-
-    Args:
-        auto: class of transformers that finds the right one.
-        source: the model.
-        kind: how messages call it.
-        trust_remote_code: run program code that comes with the model.
-        options: for ``auto.from_pretrained``.
+    """Load a processor, tokenizer or configuration (named ``kind`` in messages) by an auto class of transformers.
 
     Raises:
-        EncoderError: none in the folder, or an unusable one.
+        EncoderError: It is missing or unusable.
     """
     try:
         with quiet(), warnings.catch_warnings():
-            # AST's own extractor warns about its own settings (a mel filter too narrow for any frequency).
+            # AST's extractor warns about its own default settings.
             warnings.simplefilter("ignore", UserWarning)
             return auto.from_pretrained(
                 source.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
@@ -144,11 +133,7 @@ def _unusable(source: Source, kind: str, reason: str) -> EncoderError:
 
 
 def load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
-    """Load a tokenizer.
-
-    Raises:
-        EncoderError: none in the folder, or an unusable one; see :func:`check_tokenizer`.
-    """
+    """Load a tokenizer and check it, see :func:`check_tokenizer`."""
     from transformers import AutoTokenizer
 
     tokenizer = load_processor(AutoTokenizer, source, "tokenizer", trust_remote_code)
@@ -157,36 +142,28 @@ def load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
 
 
 def check_tokenizer(source: Source, tokenizer: Any) -> None:
-    """Check that a tokenizer has a vocabulary: without its files, transformers makes one of special tokens alone.
-
-    Raises:
-        EncoderError: it has none, or cannot tokenise.
-    """
+    """Raise an ``EncoderError`` if a tokenizer has no words: transformers does not notice a missing vocabulary."""
     reason = "its vocabulary has no words"
     try:
         words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - {*tokenizer.all_special_tokens}
-        # T5 without its files has one, the mark of a space.
+        # Without its files, T5's has one, the mark of a space.
         if len(words) > 1:
             tokenizer("a word, and a sign that few vocabularies have: \N{SNOWMAN}")
             return
-    except Exception as error:  # what an incomplete vocabulary leads to differs from class to class
+    except Exception as error:  # errors of an incomplete vocabulary differ between classes
         reason = str(error)
     raise _unusable(source, "tokenizer", reason)
 
 
 def load_image_processor(source: Source, trust_remote_code: bool) -> Any:
-    """Load an image processor that works with Pillow, so that states do not depend on what else is installed.
-
-    Raises:
-        EncoderError: none in the folder, or none that works without torchvision.
-    """
+    """Load an image processor that uses Pillow: states must not depend on whether torchvision is installed."""
     from transformers import AutoImageProcessor
 
     processor = load_processor(AutoImageProcessor, source, "image processor", trust_remote_code, backend="pil")
     if getattr(processor, "backend", "pil") != "pil":
         raise EncoderError(
-            f"the image processor of '{source.name}' has no Pillow form",
-            "one that works without torchvision",
+            f"the image processor of '{source.name}' requires torchvision",
+            "one that works with Pillow",
             "use another image model",
         )
     return processor
@@ -195,40 +172,29 @@ def load_image_processor(source: Source, trust_remote_code: bool) -> Any:
 def load_model(
     auto: Any, source: Source, trust_remote_code: bool, loading: Loading = PLAIN
 ) -> tuple[Any, set[str]]:
-    """Load a model; checkpoints may be in one piece or in shards.
-
-    Returns:
-        The model, and the names of the weights that its folder lacks.
+    """Load a model and return it with the names of the weights that are missing from its folder.
 
     Raises:
-        EncoderError: not loadable.
+        EncoderError: The model cannot be loaded.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
-    arguments = loading.arguments(source.name)
+    arguments = loading.arguments(source.name) | {"trust_remote_code": trust_remote_code}
     try:
         with quiet():
             model, report = auto.from_pretrained(
-                source.folder,
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                output_loading_info=True,
-                **arguments,
+                source.folder, local_files_only=True, output_loading_info=True, **arguments
             )
-    except Exception as error:  # a wrong entry of the configuration raises whatever its use raises
+    except Exception as error:  # any error of the model's constructor
         raise EncoderError(
             f"'{source.name}' cannot be loaded ({' '.join(str(error).split())[:200]})",
-            "a whole Hugging Face model",
+            "a complete Hugging Face model",
             "download it again, or use another model",
         ) from None
     return model, set(report["missing_keys"])
 
 
 def check_weights(source: Source, part: str, missing: set[str]) -> None:
-    """Check that no weight of a part of a model is missing.
-
-    Raises:
-        EncoderError: some are.
-    """
+    """Raise an ``EncoderError`` if weights of a part of a model are missing."""
     if missing:
         raise EncoderError(
             f"'{source.name}' lacks {len(missing)} weights of {part}, such as {min(missing)}",
@@ -238,10 +204,10 @@ def check_weights(source: Source, part: str, missing: set[str]) -> None:
 
 
 def read_config(source: Source) -> Any:
-    """A model's configuration; its folder needs no weights.
+    """Read a model's configuration; its folder needs no weights.
 
     Raises:
-        EncoderError: none, or of a model that transformers does not know.
+        EncoderError: It is missing, or of a model that transformers does not support.
     """
     from transformers import AutoConfig
 
@@ -250,35 +216,31 @@ def read_config(source: Source) -> Any:
         return AutoConfig.from_pretrained(source.folder, local_files_only=True)
 
 
-def tower_without_weights(config: Any, source: Source, kind: str) -> Any:
-    """The tower of a model that reads a kind of content, on torch's meta device.
-
-    Raises:
-        EncoderError: a model of another kind.
-    """
+def model_without_weights(config: Any, source: Source, kind: str) -> Any:
+    """Build the part of a model that reads a kind of content on torch's meta device."""
     from transformers import AutoModel
 
     with quiet(), torch.device("meta"):
-        return tower_of(AutoModel.from_config(config, dtype=torch.float32), source, kind)[1]
+        return _part_for(kind, AutoModel.from_config(config, dtype=torch.float32), source)[1]
 
 
-def load_tower(source: Source, kind: str, trust_remote_code: bool, loading: Loading = PLAIN) -> Any:
-    """Load the tower that reads a kind of content, in eval mode.
+def load_weights(source: Source, kind: str, trust_remote_code: bool, loading: Loading = PLAIN) -> Any:
+    """Load the part of a model that reads a kind of content, in evaluation mode.
 
-    Of two-tower models the other tower is let go, and poolers on top of ``last_hidden_state`` are replaced by
-    the identity: nothing here reads them, and checkpoints often leave them to chance.
+    Poolers and heads on top of ``last_hidden_state`` are replaced by the identity: their outputs are never used,
+    and checkpoints often lack their weights.
 
     Raises:
-        EncoderError: not loadable, weights missing from the folder, or a model of another kind.
+        EncoderError: The model cannot be loaded, lacks weights, or is of another kind.
         MissingExtraError: ``loading`` needs a library that is not installed.
     """
     from transformers import AutoModel
 
     model, missing_keys = load_model(AutoModel, source, trust_remote_code, loading)
-    path, tower = tower_of(model, source, kind)
-    used = {f"{path}{name}" for name, _ in tower.named_parameters()}
-    check_weights(source, f"its {kind} tower", used & missing_keys)
-    return tower.eval()
+    prefix, part = _part_for(kind, model, source)
+    used = {f"{prefix}{name}" for name, _ in part.named_parameters()}
+    check_weights(source, f"its {kind} encoder", used & missing_keys)
+    return part.eval()
 
 
 class _NoHead(nn.Module):
@@ -286,58 +248,48 @@ class _NoHead(nn.Module):
         return hidden
 
 
-def tower_of(model: Any, source: Source, kind: str) -> tuple[str, Any]:
-    """The tower of a model that reads a kind of content, without heads, and the prefix of its weights' names.
-
-    Raises:
-        EncoderError: a model of another kind.
-    """
-    path, tower = "", model
-    if getattr(model.config, "is_encoder_decoder", False) and isinstance(
-        getattr(model, "encoder", None), nn.Module
-    ):
-        path, tower = "encoder.", model.encoder
-    for name in _TOWERS[kind]:
-        if isinstance(getattr(tower, name, None), nn.Module):
-            path, tower = f"{path}{name}.", getattr(tower, name)
-    if getattr(tower, "main_input_name", None) not in (None, *_MAIN_INPUT[kind]):
+def _part_for(kind: str, model: Any, source: Source) -> tuple[str, Any]:
+    """The part of a model that reads a kind of content, without heads, and the prefix of its parameters' names."""
+    path, part, medium = "", model, IMAGE if kind == VIDEO else kind
+    encoder = ("encoder",) if getattr(model.config, "is_encoder_decoder", False) else ()
+    for name in (*encoder, *_PARTS[medium]):
+        if isinstance(getattr(part, name, None), nn.Module):
+            path, part = f"{path}{name}.", getattr(part, name)
+    reads = getattr(part, "main_input_name", None)
+    if kind == IMAGE and hasattr(part.config, "num_frames"):
+        reads = "videos"
+    if reads not in (None, *_MAIN_INPUTS[medium]):
         raise EncoderError(
-            f"'{source.name}' ({type(tower).__name__}) reads {tower.main_input_name}",
+            f"'{source.name}' ({type(part).__name__}) reads {reads}",
             f"a model for {kind}",
             "pass it for the right kind of content, or choose another model",
         )
-    if kind == IMAGE and hasattr(tower.config, "num_frames"):
-        raise EncoderError(
-            f"'{source.name}' ({type(tower).__name__}) reads videos",
-            "a model for image",
-            "pass it for video, or choose another model",
-        )
     for name in ("pooler", "head"):
-        if isinstance(getattr(tower, name, None), nn.Module):
-            setattr(tower, name, _NoHead())
-    if isinstance(getattr(tower, "masked_spec_embed", None), nn.Parameter):
-        # What stands for masked audio in pretraining; fine-tuned checkpoints leave it to chance as well.
-        tower.masked_spec_embed = None
-    if hasattr(tower.config, "use_cache"):
-        tower.config.use_cache = False
-    return path, tower
+        if isinstance(getattr(part, name, None), nn.Module):
+            setattr(part, name, _NoHead())
+    if isinstance(getattr(part, "masked_spec_embed", None), nn.Parameter):
+        # A replacement for masked audio in pretraining, which fine-tuned checkpoints often lack as well.
+        part.masked_spec_embed = None
+    if hasattr(part.config, "use_cache"):
+        part.config.use_cache = False
+    return path, part
 
 
-def module_weights(tower: nn.Module) -> Iterator[Tensor]:
-    """All that training left in a tower: its parameters, each once, and the statistics of batch normalisation.
+def module_weights(model: nn.Module) -> Iterator[Tensor]:
+    """Iterate over a model's parameters, each once, and the running statistics of its batch normalisation.
 
-    Parameters that a device map put on the disk are fetched one module at a time.
+    Parameters offloaded to disk are loaded one module at a time.
     """
-    saved = tower.state_dict().keys()
-    statistics = [name for name, buffer in tower.named_buffers() if name in saved and buffer.is_floating_point()]
-    for name in [*dict(tower.named_parameters()), *statistics]:
+    saved = model.state_dict().keys()
+    statistics = [name for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
+    for name in [*dict(model.named_parameters()), *statistics]:
         path, _, leaf = name.rpartition(".")
-        module = tower.get_submodule(path)
-        with _fetched(module) if getattr(module, leaf).is_meta else contextlib.nullcontext():
+        module = model.get_submodule(path)
+        with _on_device(module) if getattr(module, leaf).is_meta else contextlib.nullcontext():
             yield getattr(module, leaf)
 
 
-def _fetched(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+def _on_device(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     from accelerate.utils import align_module_device
 
     return align_module_device(module)

@@ -1,9 +1,10 @@
-"""The number format of matrix products; the residual stream of an encoder stays fp32 in all of them.
+"""The precision of matrix products; the residual stream of an encoder is always fp32.
 
-``auto`` is measured, once for each store, run or captioned dataset, whose folder records the choice.
+``auto`` is resolved by measurement, once per store, run or captioned dataset, which records the choice.
 """
 
 import contextlib
+import functools
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,12 @@ Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 #: A matrix product ``[rows, input width] @ [input width, output width]``.
 Product: TypeAlias = tuple[int, int, int]
 
-#: How many times as fast as fp32 bf16 must be.
+#: Required speed of bf16 relative to fp32.
 _GAIN = 1.2
-#: How long products are repeated, and how often at least and at most.
+#: Time limit of a measurement, minimum and maximum number of repeats.
 _SECONDS, _LEAST, _MOST = 0.15, 3, 9
-#: Largest products that are timed, in multiplications: those of more rows or larger widths compare alike.
+#: Limits of the timed products: multiplications on a CPU and on other devices, and width. The ratio of the times
+#: of larger products is about the same.
 _LARGEST = {"cpu": 2**28}
 _LARGE = 2**32
 _WIDTH = 1024
@@ -36,14 +38,14 @@ def choose_precision(
     """Resolve the compute precision.
 
     Args:
-        device: where the products are computed.
-        requested: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``: bf16 where it computes ``products`` at least
-            20% faster than fp32, else fp32.
-        products: those that the computation mostly consists of; without any ``"auto"`` is fp32.
-        training: whether their gradients are computed as well.
+        device: Device of the computation.
+        requested: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``: bf16 if it computes ``products`` at least 20%
+            faster than fp32, else fp32.
+        products: Shapes of the dominant products; ``"auto"`` is fp32 if there are none.
+        training: Whether gradients are computed as well.
 
     Raises:
-        ConfigError: not one of these.
+        ConfigError: Any other value.
     """
     if requested in _DTYPES:
         return requested  # type: ignore[return-value]
@@ -53,21 +55,21 @@ def choose_precision(
 
 
 def feed_forward(rows: int, width: int) -> Product:
-    """The widest product of a transformer's layers, on that many tokens."""
+    """Return the widest product of a transformer layer, for a number of tokens."""
     return rows, width, 4 * width
 
 
 def timed_products(device: torch.device, products: Sequence[Product]) -> list[Product]:
-    """The products that stand for others when these are timed: no larger than is quick."""
+    """Return the products to be timed: the given ones, reduced to a size that is fast to compute."""
     most = _LARGEST.get(device.type, _LARGE)
     narrow = [(rows, min(inner, _WIDTH), min(outer, _WIDTH)) for rows, inner, outer in products]
     return [(min(rows, most // (inner * outer)), inner, outer) for rows, inner, outer in narrow]
 
 
 def faster(seconds: Mapping[Precision, Sequence[float]]) -> Precision:
-    """``bf16`` if it is faster by 20% in the median and in the best case of the repeats, else ``fp32``.
+    """Return ``bf16`` if both its median and its minimum time are better by 20%, else ``fp32``.
 
-    On a busy machine some repeats take many times as long as others, so one of the two alone would often err.
+    On a busy machine, either statistic alone is unreliable.
     """
     full, low = seconds["fp32"], seconds["bf16"]
     return "bf16" if all(_GAIN * best(low) <= best(full) for best in (statistics.median, min)) else "fp32"
@@ -76,18 +78,16 @@ def faster(seconds: Mapping[Precision, Sequence[float]]) -> Precision:
 def time_products(
     device: torch.device, products: Sequence[Product], training: bool
 ) -> dict[Precision, list[float]]:
-    """Seconds of every repeat of all ``timed_products``, by precision, in turns; about a fifth of a second in all.
+    """Return the seconds of alternating repeats of all ``timed_products`` in fp32 and bf16; takes about 0.2 s.
 
     Weights are fp32 and cast for each product, as under autocast.
     """
-    compared: tuple[Precision, ...] = ("fp32", "bf16")
     sizes = timed_products(device, products)
-    weights = [torch.ones(outer, inner, device=device, requires_grad=training) for _, inner, outer in sizes]
+    ones = functools.partial(torch.ones, device=device, requires_grad=training)
+    weights = [ones(outer, inner) for _, inner, outer in sizes]
+    compared: tuple[Precision, ...] = ("fp32", "bf16")
     values = {
-        precision: [
-            torch.ones(rows, inner, device=device, dtype=_DTYPES[precision], requires_grad=training)
-            for rows, inner, _ in sizes
-        ]
+        precision: [ones(rows, inner, dtype=_DTYPES[precision]) for rows, inner, _ in sizes]
         for precision in compared
     }
 
@@ -108,13 +108,13 @@ def time_products(
     for repeat in range(_MOST):
         if repeat >= _LEAST and time.perf_counter() - started > _SECONDS:
             break
-        for precision in compared:
-            seconds[precision].append(run(precision))
+        for precision, measured in seconds.items():
+            measured.append(run(precision))
     return seconds
 
 
 def autocast(device: torch.device | str, precision: Precision) -> contextlib.AbstractContextManager[object]:
-    """Context in which matrix products run in ``precision``; nothing changes for fp32."""
+    """Return a context in which matrix products run in ``precision``."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=_DTYPES[precision])

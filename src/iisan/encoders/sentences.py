@@ -11,14 +11,8 @@ from typing import Any
 from iisan.encoders.hub import Source
 from iisan.errors import EncoderError
 
-#: Their names of our poolings, used as a switch ``pooling_mode_<name>`` or as the value of ``pooling_mode``.
-_POOLINGS = {
-    "cls_token": "cls",
-    "cls": "cls",
-    "mean_tokens": "mean",
-    "mean": "mean",
-    "lasttoken": "last",
-}
+#: Names of poolings there -> here; used as a switch ``pooling_mode_<name>`` or as the value of ``pooling_mode``.
+_POOLINGS = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean", "lasttoken": "last"}
 
 _JSON = {list: "an array", dict: "an object"}
 
@@ -52,11 +46,7 @@ def own_pooling(source: Source) -> str | None:
 
 
 def own_length(source: Source) -> int | None:
-    """Maximum number of tokens configured in the folder, special tokens included; ``None`` if not configured.
-
-    Raises:
-        EncoderError: A damaged file.
-    """
+    """Maximum number of tokens configured in the folder, special tokens included; ``None`` if not configured."""
     length = _read(source.folder / "sentence_bert_config.json", dict).get("max_seq_length")
     return length if isinstance(length, int) else None
 

@@ -1,4 +1,7 @@
-"""Text encoders and decoders of Hugging Face as encoders."""
+"""Text encoders from Hugging Face.
+
+Legend: n texts in a batch, S tokens.
+"""
 
 import inspect
 import json
@@ -9,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from iisan.encoders.encoder import Encoder
-from iisan.encoders.hub import Source, check_folder, locate
+from iisan.encoders.hub import Source, find_model
 from iisan.encoders.layers import Pool, masked_mean
-from iisan.encoders.loading import PLAIN, Loading, load_tokenizer, load_tower
+from iisan.encoders.loading import PLAIN, Loading, load_tokenizer, load_weights
 from iisan.encoders.sentences import own_length, own_pooling
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
@@ -22,61 +25,54 @@ _TOKENIZED_AT_ONCE = 10_000
 
 
 class TextEncoder(Encoder):
-    """A text tower and its tokenizer; contents are strings."""
+    """A text model and its tokenizer; contents are strings."""
 
     kind: ClassVar[str] = TEXT
     poolings: ClassVar[tuple[str, ...]] = ("cls", "mean", "last", "tokens")
 
     def __init__(
         self,
-        tower: nn.Module,
+        model: nn.Module,
         source: Source,
         pooling: str,
         tokenizer: Any,
         max_tokens: int | None,
         loading: Loading = PLAIN,
-        usual_tokens: int | None = None,
+        default_max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> None:
-        super().__init__(tower, source, pooling, loading)
+        super().__init__(model, source, pooling, loading)
         self.tokenizer = tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        self._embedded = _embedded_tokens(tower)
-        usual = DEFAULT_MAX_TOKENS if usual_tokens is None else usual_tokens
-        self._max_tokens = self._resolve_max_tokens(max_tokens, usual)
-        self._accepted = {"input_ids", "attention_mask", "token_type_ids"} & set(
-            inspect.signature(tower.forward).parameters
-        )
+        self._vocabulary_size = _vocabulary_size(model)
+        self.max_tokens = self._resolve_max_tokens(max_tokens, default_max_tokens)
+        parameters = inspect.signature(model.forward).parameters
+        self._accepted = {"input_ids", "attention_mask", "token_type_ids"} & set(parameters)
         if pooling == "cls" and self._is_causal():
             raise EncoderError(
-                f"pooling 'cls' for '{source.name}', whose first token sees no other",
-                "pooling 'mean' or 'last' for causal models (decoders, the text tower of CLIP)",
+                f"pooling 'cls' for '{source.name}', whose first token attends to no other",
+                "pooling 'mean' or 'last' for causal models (decoders, the text encoder of CLIP)",
                 "use mean pooling",
             )
 
     @property
-    def max_tokens(self) -> int:
-        """Longest token sequence, special tokens included."""
-        return self._max_tokens
-
-    @property
     def processor_digest(self) -> str:
-        """SHA-256 over vocabulary, normalisation, special tokens and the end at which texts are cut."""
+        """SHA-256 of vocabulary, normalisation, special tokens and side of truncation."""
         return sha256_json(tokenizer_rules(self.tokenizer))
 
     def sample(self) -> str:
-        """A word."""
+        """Return a word."""
         return "sample"
 
     def inputs_like(self, mask: Tensor) -> dict[str, Tensor]:
-        """Token 0 everywhere, and the mask."""
+        """Return the mask, and token 0 everywhere."""
         return {"input_ids": torch.zeros_like(mask), "attention_mask": mask}
 
     def lengths(self, contents: Sequence[str]) -> list[int]:
-        """Number of tokens of every text after cutting, special tokens included.
+        """Return the number of tokens of each text after truncation, special tokens included.
 
         Raises:
-            EncoderError: the vocabulary has no word of any text.
+            EncoderError: No text has a word of the vocabulary.
         """
         lengths: list[int] = []
         special, known = {*self.tokenizer.all_special_ids}, False
@@ -97,22 +93,18 @@ class TextEncoder(Encoder):
         """Tokenise n texts, padded to the longest: tensors [n, S].
 
         Raises:
-            EncoderError: a text without any token, or with one that the model does not know.
+            EncoderError: A text without tokens, or a token without an embedding.
         """
+        # Padding is always on the right: positions then start at 0 for every text, and the tokens of a decoder do
+        # not attend to padding, so no state depends on the other texts of a batch.
         encoded = self._tokenize(
-            contents,
-            padding=True,
-            # Whatever the tokenizer prefers: positions then start at 0 for every text, and a decoder's tokens
-            # see none of the padding, so no state depends on how long its neighbours are.
-            padding_side="right",
-            return_tensors="pt",
-            return_attention_mask=True,
+            contents, padding=True, padding_side="right", return_tensors="pt", return_attention_mask=True
         )
         highest = int(encoded["input_ids"].max()) if encoded["input_ids"].numel() else 0
-        if highest >= self._embedded:
+        if highest >= self._vocabulary_size:
             raise EncoderError(
                 f"the tokenizer of '{self.source.name}' gives token {highest}",
-                f"tokens below the {self._embedded} that the model knows",
+                f"tokens below the {self._vocabulary_size} that the model knows",
                 "download the model again, tokenizer and weights together",
             )
         empty = (encoded["attention_mask"].sum(1) == 0).nonzero()
@@ -125,13 +117,13 @@ class TextEncoder(Encoder):
         return {name: encoded[name] for name in sorted(self._accepted & set(encoded))}
 
     def row_counts(self, inputs: dict[str, Tensor], rows: int) -> list[int]:
-        """One a text, or its real tokens."""
+        """Return the number of real tokens of each text with pooling ``tokens``, else 1 for each."""
         if self.pooling == "tokens":
             return inputs["attention_mask"].sum(1).tolist()
         return super().row_counts(inputs, rows)
 
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """First real token, last real token, mean over real tokens, or every real token."""
+        """Return the pooling function: first real token, last real token, mean of real tokens, or all of them."""
         mask = inputs["attention_mask"]
         if self.pooling == "tokens":
             return lambda hidden: hidden[mask.bool().to(hidden.device)].float()
@@ -142,19 +134,19 @@ class TextEncoder(Encoder):
         return lambda hidden: hidden[texts.to(hidden.device), chosen.to(hidden.device)].float()
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
-        return self.tokenizer(list(texts), truncation=True, max_length=self._max_tokens, **options)
+        return self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, **options)
 
-    def _resolve_max_tokens(self, requested: int | None, usual: int) -> int:
+    def _resolve_max_tokens(self, requested: int | None, default: int) -> int:
         config: Any = self.tower.config
         limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
         for module in self.tower.modules():
             positions = getattr(module, "position_embeddings", None)
-            # RoBERTa and its like number positions from padding_idx + 1 on.
+            # RoBERTa and similar models number positions from padding_idx + 1 on.
             if isinstance(positions, nn.Embedding) and positions.padding_idx is not None:
                 limit = min(limit, positions.num_embeddings - positions.padding_idx - 1)
         least = self.tokenizer.num_special_tokens_to_add() + 1
         if requested is None:
-            requested = min(usual, limit)
+            requested = min(default, limit)
         if not least <= requested <= limit:
             raise EncoderError(
                 f"max_tokens {requested} for '{self.source.name}'",
@@ -165,23 +157,23 @@ class TextEncoder(Encoder):
 
     @torch.inference_mode()
     def _is_causal(self) -> bool:
-        """Whether the first token's state ignores the second token: one block on two tiny texts tells."""
+        """Whether the first token's state after one layer is the same for two different second tokens."""
         device = next(self.tower.parameters()).device
         ids = torch.tensor([[1, 1], [1, 2]], device=device)
         states = self({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [1])
         return bool(torch.allclose(states[0], states[1], rtol=1e-6, atol=1e-9))
 
 
-def _embedded_tokens(tower: Any) -> int:
-    """How many tokens a tower has embeddings of; no bound where that cannot be told."""
+def _vocabulary_size(model: Any) -> int:
+    """Number of tokens that a model has embeddings of; unbounded if unknown."""
     try:
-        return int(tower.get_input_embeddings().num_embeddings)
+        return int(model.get_input_embeddings().num_embeddings)
     except (AttributeError, NotImplementedError):
         return 2**63
 
 
 def tokenizer_rules(tokenizer: Any) -> dict[str, Any]:
-    """All that decides which tokens a text has, as JSON."""
+    """Return all settings that the tokens of a text depend on, as JSON."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
@@ -199,26 +191,11 @@ def load_text(
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
 ) -> TextEncoder:
-    """Load a text encoder.
-
-    Args:
-        name_or_folder: hub id or local folder of any Hugging Face text model; of two-tower models the text
-            tower is taken.
-        pooling: ``"mean"`` over real tokens, ``"last"``, the last of them, or ``"cls"``, the first
-            (bidirectional models only). ``None`` is what a Sentence-Transformers folder says, else the mean.
-        max_tokens: longest token sequence, special tokens included; ``None`` is what a Sentence-Transformers
-            folder says, else 64, or less where the model takes less.
-        trust_remote_code: run program code that comes with the model.
-        loading: how the weights of a large model are held.
-
-    Raises:
-        EncoderError: not found, incomplete, of another kind, or unfit for these settings.
-        MissingExtraError: ``loading`` needs a library that is not installed.
-    """
-    source = locate(name_or_folder)
-    check_folder(source, trust_remote_code)
+    """Load a text encoder, see :func:`iisan.encoders.load.load_encoder`."""
+    source = find_model(name_or_folder, trust_remote_code)
     tokenizer = load_tokenizer(source, trust_remote_code)
     pooling = pooling or own_pooling(source) or "mean"
-    usual_tokens = own_length(source) if max_tokens is None else None
-    tower = load_tower(source, TEXT, trust_remote_code, loading)
-    return TextEncoder(tower, source, pooling, tokenizer, max_tokens, loading, usual_tokens)
+    own = own_length(source) if max_tokens is None else None
+    default = DEFAULT_MAX_TOKENS if own is None else own
+    model = load_weights(source, TEXT, trust_remote_code, loading)
+    return TextEncoder(model, source, pooling, tokenizer, max_tokens, loading, default)

@@ -1,9 +1,8 @@
-"""Tuning methods: which weights of an encoder are trained, and the small modules that some methods add.
+"""Tuning methods: the trained weights of an encoder, and the modules that some methods add.
 
-All methods find the modules they change by structure; a model that is not recognised is refused with the names of
-the modules that were found.
+Modules are found by structure; for a model of unknown structure, the error names the modules that were found.
 
-Legend: T layers, D width, H bottleneck, r rank.
+Legend: D width, H bottleneck, r rank.
 """
 
 import functools
@@ -19,26 +18,16 @@ from iisan.encoders.levels import Level
 from iisan.errors import ConfigError, EncoderError, MissingExtraError
 from iisan.names import LAST
 
-METHODS = ("full", "bias", "lora", "adapter")
+#: Tuning methods -> pattern of the names of the parameters that they train.
+METHODS = {"full": "", "bias": r"bias$", "lora": r"(^|\.)lora_", "adapter": r"(^|\.)adapter\."}
 
 #: Names of the query and value projections in families of models; the first pair found in a layer is used.
-_QUERY_AND_VALUE = (
-    ("query", "value"),
-    ("q_proj", "v_proj"),
-    ("query_proj", "value_proj"),
-    ("q_lin", "v_lin"),
-    ("q", "v"),
-)
+_QUERY_AND_VALUE = ("query value", "q_proj v_proj", "query_proj value_proj", "q_lin v_lin", "q v")
 _PROJECTION_OF_ATTENTION = re.compile(r"(^|_)(query|key|value|[qkv])(_|$)")
 
 
 class Adapter(nn.Module):
-    """``x + W_up · gelu(W_down · x + b) + b'`` (Houlsby et al., 2019), initialised as the identity.
-
-    Args:
-        width: Width D.
-        bottleneck: Bottleneck width H.
-    """
+    """``x + W_up · gelu(W_down · x + b) + b'`` (Houlsby et al., 2019), initialised as the identity."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -66,19 +55,18 @@ def tune(
 ) -> None:
     """Add a method's modules to an encoder and make exactly its weights trainable, in place.
 
-    Weights that the output does not depend on, such as an unused pooler, are never trained nor counted.
+    Weights that the output does not depend on, such as an unused pooler, are neither trained nor counted.
 
     Args:
         encoder: A freshly loaded encoder.
-        method: ``full`` (all weights), ``bias`` (BitFit: biases only), ``lora`` (query and value projections of
+        method: ``full`` (all weights), ``bias`` (BitFit: all biases), ``lora`` (query and value projections of
             every layer, by peft) or ``adapter`` (Houlsby: after attention and feed-forward of every layer, before
             the residual connection).
-        last_n_layers: Train only the last ``last_n_layers`` layers and what follows them. Defaults to the whole
-            model.
+        last_n_layers: Number of trained layers, counted from the last. Defaults to the whole model.
         rank: Rank r of LoRA.
         alpha: Scale of LoRA, whose product is multiplied by ``alpha / rank``.
         bottleneck: Bottleneck width H of the adapters.
-        gradient_checkpointing: Recompute activations in the backward pass instead of storing them.
+        gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them.
 
     Raises:
         ConfigError: An unknown method.
@@ -88,7 +76,7 @@ def tune(
     if encoder.loading.placed:
         raise EncoderError(
             f"'{encoder.source.name}' is sharded over devices or quantised",
-            "whole weights to train",
+            "plain weights to train",
             "load it without device_map and quantise, or use its cached states",
         )
     encoder.weight_digest  # noqa: B018  (cached before the weights change)
@@ -99,7 +87,7 @@ def tune(
 def add_modules(
     encoder: Encoder, method: str, last_n_layers: int | None, rank: int, alpha: int, bottleneck: int
 ) -> None:
-    """First half of ``tune``: add the method's modules."""
+    """Add a method's modules, see :func:`tune`."""
     if method not in METHODS:
         raise ConfigError(f"tuning method '{method}'", ", ".join(METHODS), "choose one of these")
     tuned = range(first_trained_layer(encoder, last_n_layers), encoder.depth)
@@ -110,16 +98,16 @@ def add_modules(
 
 
 def choose_trained(encoder: Encoder, method: str, last_n_layers: int | None, gradient_checkpointing: bool) -> None:
-    """Second half of ``tune``: choose the trained weights."""
+    """Make exactly a method's weights trainable, after :func:`add_modules`; see :func:`tune`."""
     first = first_trained_layer(encoder, last_n_layers)
     layers = [encoder.layers[index] for index in range(first, encoder.depth)]
     used = _used_parameters(encoder, [LAST], first)
     if last_n_layers is not None:
-        # Parameters that the frozen part uses as well, such as shared position embeddings, stay frozen.
+        # Parameters shared with the frozen part, such as relative position embeddings, stay frozen.
         used -= _used_parameters(encoder, [first], 0)
     encoder.active = [encoder.tower] if last_n_layers is None else [*layers]
     for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(name in used and _is_trained(name, method))
+        parameter.requires_grad_(name in used and re.search(METHODS[method], name) is not None)
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise EncoderError(
             f"no weight of method '{method}' takes part in the output of {type(encoder.tower).__name__}",
@@ -132,7 +120,7 @@ def choose_trained(encoder: Encoder, method: str, last_n_layers: int | None, gra
 
 
 def first_trained_layer(encoder: Encoder, last_n_layers: int | None) -> int:
-    """0-based index of the first of the last ``last_n_layers`` layers; 0 for None.
+    """Return the 0-based index of the first of the last ``last_n_layers`` layers; 0 for None.
 
     Raises:
         EncoderError: The encoder has fewer layers.
@@ -148,22 +136,8 @@ def first_trained_layer(encoder: Encoder, last_n_layers: int | None) -> int:
     return encoder.depth - last_n_layers
 
 
-def _is_trained(name: str, method: str) -> bool:
-    """Whether a method trains the parameter of this name."""
-    parts = name.split(".")
-    match method:
-        case "bias":
-            return parts[-1].endswith("bias")
-        case "lora":
-            return any(part.startswith("lora_") for part in parts)
-        case "adapter":
-            return "adapter" in parts
-        case _:
-            return True
-
-
 def _used_parameters(encoder: Encoder, levels: Sequence[Level], cut: int) -> set[str]:
-    """Names of the parameters that some levels depend on, those below layer ``cut`` excluded unless it is 0."""
+    """Names of the parameters that some levels depend on, except those below layer ``cut``."""
     encoder.requires_grad_(True)
     inputs = encoder.prepare([encoder.sample()])
     handle = encoder.replace_input(cut, lambda hidden: hidden.detach() if cut else hidden)
@@ -198,7 +172,7 @@ def _add_lora(encoder: Encoder, layers: Iterable[int], rank: int, alpha: int) ->
 def _query_and_value(encoder: Encoder, layer: nn.Module) -> list[str]:
     found = _linears(layer)
     for pair in _QUERY_AND_VALUE:
-        names = [name for name in found if name.rpartition(".")[2] in pair]
+        names = [name for name in found if name.rpartition(".")[2] in pair.split()]
         if len(names) == 2:
             return names
     raise _unknown(encoder, "query and value projections", found)
@@ -206,21 +180,18 @@ def _query_and_value(encoder: Encoder, layer: nn.Module) -> list[str]:
 
 def _add_adapters(encoder: Encoder, layers: Iterable[int], bottleneck: int) -> None:
     for index in layers:
-        layer = encoder.layers[index]
-        found = _linears(layer)
+        found = _linears(encoder.layers[index])
         # The output projections of attention and feed-forward, which add to the residual stream.
         outputs = [
-            name
+            linear
             for name, linear in found.items()
             if linear.out_features == encoder.width
             and not _PROJECTION_OF_ATTENTION.search(name.rpartition(".")[2])
         ]
         if len(outputs) != 2:
             raise _unknown(encoder, "the outputs of attention and feed-forward", found)
-        for name in outputs:
-            linear = layer.get_submodule(name)
-            adapter = Adapter(encoder.width, bottleneck).to(next(linear.parameters()).device)
-            linear.register_module("adapter", adapter)
+        for linear in outputs:
+            linear.register_module("adapter", Adapter(encoder.width, bottleneck).to(linear.weight.device))
             linear.register_forward_hook(lambda module, _, output: module.adapter(output))
 
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from iisan.data.videos import sample_frames
-from iisan.encoders.hub import Source, check_folder, locate
+from iisan.encoders.hub import Source, find_model
 from iisan.encoders.image import ImageEncoder
 from iisan.encoders.levels import Level
-from iisan.encoders.loading import PLAIN, Loading, load_image_processor, load_tower
+from iisan.encoders.loading import PLAIN, Loading, load_image_processor, load_weights
 from iisan.errors import EncoderError
 from iisan.files import sha256_json
 from iisan.names import VIDEO
@@ -47,18 +47,18 @@ class VideoEncoder(ImageEncoder):
         if self.frames < 1 or self.frames != (self._required or self.frames):
             raise EncoderError(
                 f"{frames} frames for '{source.name}'",
-                f"{self._required}, as it was trained" if self._required else "at least 1",
+                f"{self._required}, as in its training" if self._required else "at least 1",
                 "omit the number of frames, or choose another",
             )
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that the states' values depend on, as JSON."""
+        """All settings that the states depend on, as JSON."""
         return {**super().settings, "frames": self.frames}
 
     @property
     def processor_digest(self) -> str:
-        """SHA-256 of the processor's configuration and of how frames are chosen and decoded."""
+        """SHA-256 of the processor's configuration and of how frames are sampled and decoded."""
         return sha256_json({"image": super().processor_digest, **_SAMPLING})
 
     def prepare(self, contents: Sequence[bytes]) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ class VideoEncoder(ImageEncoder):
         return states if self.pooling == "tokens" else states.unflatten(0, pixels.shape[:2]).mean(1)
 
     def resume(self, first: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Compute the output from the input of layer ``first`` on; image models get one frame per row again."""
+        """Compute the output from the input of layer ``first`` on; an image model reads one frame per row."""
         if not self._required:
             hidden = hidden.unflatten(1, (self.frames, -1)).flatten(0, 1)
         return super().resume(first, hidden, mask)
@@ -93,23 +93,8 @@ def load_video(
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
 ) -> VideoEncoder:
-    """Load a video encoder.
-
-    Args:
-        name_or_folder: Hub id or local folder of a video transformer (VideoMAE, ViViT, TimeSformer) or of any
-            image transformer, whose states are then averaged over the frames.
-        pooling: ``"mean"`` over all tokens (the default), or ``"cls"``, the class token (VideoMAE has none).
-        frames: Number of evenly spaced frames. Defaults to the number that a video model was trained with, 8 for
-            image models.
-        trust_remote_code: Whether to run code that comes with the model.
-        loading: How to place and quantise the weights of a large model.
-
-    Raises:
-        EncoderError: The model is not found, incomplete, of another kind, or does not support these settings.
-        MissingExtraError: ``loading`` needs a library that is not installed.
-    """
-    source = locate(name_or_folder)
-    check_folder(source, trust_remote_code)
+    """Load a video encoder, see :func:`iisan.encoders.load.load_encoder`."""
+    source = find_model(name_or_folder, trust_remote_code)
     processor = load_image_processor(source, trust_remote_code)
-    model = load_tower(source, VIDEO, trust_remote_code, loading)
+    model = load_weights(source, VIDEO, trust_remote_code, loading)
     return VideoEncoder(model, source, pooling or "mean", processor, frames, loading)

@@ -1,7 +1,6 @@
-"""SAN blocks, the trainable part of every side network ("IISAN", sec. 2.1)."""
+"""SAN blocks, the trainable part of every side network (IISAN, sec. 2.1)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,13 +16,7 @@ INITIAL_STD = 0.01
 
 
 class DenseMaps(nn.Module):
-    """K affine maps with unconstrained weights.
-
-    Args:
-        count: Number of maps, K.
-        width_in: Input width, D_in.
-        width_out: Output width, D_out.
-    """
+    """K affine maps of width D_in to D_out with unconstrained weights."""
 
     def __init__(self, count: int, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -34,14 +27,10 @@ class DenseMaps(nn.Module):
 class PHMMaps(nn.Module):
     """K affine maps whose weights are sums of n Kronecker products, ``Σ A_i ⊗ B_i`` (parameterised hypercomplex).
 
-    Args:
-        count: Number of maps, K.
-        width_in: Input width, D_in, a multiple of n.
-        width_out: Output width, D_out, a multiple of n.
-        n: Number of products; A is ``[n, n, n]``, B is ``[n, D_out / n, D_in / n]``.
+    A is ``[n, n, n]``, B is ``[n, D_out / n, D_in / n]``.
 
     Raises:
-        ConfigError: If n does not divide a width.
+        ConfigError: If n does not divide both widths.
     """
 
     def __init__(self, count: int, width_in: int, width_out: int, n: int) -> None:
@@ -65,14 +54,7 @@ class PHMMaps(nn.Module):
 
 
 class LowRankMaps(nn.Module):
-    """K affine maps whose weights are products of two thin matrices.
-
-    Args:
-        count: Number of maps, K.
-        width_in: Input width, D_in.
-        width_out: Output width, D_out.
-        rank: Inner width of the product.
-    """
+    """K affine maps whose weights are products of matrices ``[D_out, rank]`` and ``[rank, D_in]``."""
 
     def __init__(self, count: int, width_in: int, width_out: int, rank: int) -> None:
         super().__init__()
@@ -87,14 +69,14 @@ class LowRankMaps(nn.Module):
 
 
 class SANBlocks(nn.Module):
-    """The K SAN blocks of a tower: bottlenecks with a residual, ``x + W_up · act(W_down · x + b) + b'``.
+    """The K SAN blocks of a tower, residual bottlenecks ``x + W_up · act(W_down · x + b) + b'``.
 
     Args:
         count: Number of blocks, K.
         width: Tower width, D.
         bottleneck: Bottleneck width, H.
         activation: Name of an activation function in ``ACTIVATIONS``.
-        kind: Parameterisation of the weights: ``dense``, ``phm`` or ``low-rank`` ("IISAN", table 6).
+        kind: Parameterisation of the weights: ``dense``, ``phm`` or ``low-rank`` (IISAN, table 6).
         phm: Number of Kronecker products of a ``phm`` weight.
         rank: Rank of a ``low-rank`` weight.
     """
@@ -110,29 +92,31 @@ class SANBlocks(nn.Module):
         rank: int = 1,
     ) -> None:
         super().__init__()
-        match kind:
-            case "dense":
-                make: Callable[[int, int, int], nn.Module] = DenseMaps
-            case "phm":
-                make = partial(PHMMaps, n=phm)
-            case "low-rank":
-                make = partial(LowRankMaps, rank=rank)
+
+        def maps(width_in: int, width_out: int) -> nn.Module:
+            match kind:
+                case "dense":
+                    return DenseMaps(count, width_in, width_out)
+                case "phm":
+                    return PHMMaps(count, width_in, width_out, phm)
+                case "low-rank":
+                    return LowRankMaps(count, width_in, width_out, rank)
+
         self.count = count
         self.bottleneck = bottleneck
-        self.down: Any = make(count, width, bottleneck)
-        self.up: Any = make(count, bottleneck, width)
+        self.down: Any = maps(width, bottleneck)
+        self.up: Any = maps(bottleneck, width)
         self.activation = activation
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         """Apply the block of a level, ``[U, D] -> [U, D]``."""
         inside = nn.functional.linear(x, self.down.weight[level], self.down.bias[level])
-        return x + nn.functional.linear(
-            ACTIVATIONS[self.activation](inside), self.up.weight[level], self.up.bias[level]
-        )
+        activated = ACTIVATIONS[self.activation](inside)
+        return x + nn.functional.linear(activated, self.up.weight[level], self.up.bias[level])
 
 
 def linear(width_in: int, width_out: int) -> nn.Linear:
-    """A linear map with Xavier-normal weights and zero biases, as everywhere outside of SAN blocks."""
+    """A linear layer with Xavier-normal weights and zero biases, the initialisation outside SAN blocks."""
     layer = nn.Linear(width_in, width_out)
     nn.init.xavier_normal_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -1,17 +1,19 @@
-"""The recurrence of :mod:`iisan.nn.towers` as training computes it: fused, with a hand-written gradient.
+"""The recurrence of :mod:`iisan.nn.towers` as used in training: fused, with a hand-written gradient.
 
-:func:`tower_outputs` returns what ``Tower.forward`` and a projection return, but computes it otherwise:
+:func:`tower_outputs` returns the same values as ``Tower.forward`` followed by a projection, but faster:
 
-- Towers of one shape run together.
-- What all items share, the means of the hidden states and the biases, runs through the levels once, in the
-  parameters' precision, and enters each activation as a bias. Only differences between items have a low precision.
-- The gradient is written by hand. The cost is not in the matrix products but in passing over ``[U, D]`` numbers,
-  which autograd would do several times as often.
+- Towers of the same shape run as one batch.
+- The item-independent part of the recurrence, which comes from the means of the hidden states and the biases, is
+  computed once, in the precision of the parameters, and enters each activation as a bias. Only differences between
+  items have a low precision.
+- The gradient is written by hand. Time is spent on reading and writing ``[U, D]`` tensors rather than on matrix
+  products, and autograd would do so several times as often.
 
 Legend: U items, K levels, D tower width, H bottleneck, E embedding width, T towers, N pairs of tower and modality.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,16 +32,7 @@ ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def tower_outputs(
     towers: Sequence[Tower], inputs: Sequence[TowerInputs], projections: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Run towers and project their last states: ``tower(inputs) @ projection.mT``.
-
-    Args:
-        towers: Towers of any shapes.
-        inputs: Input of each tower.
-        projections: Weight of each tower's projection, ``[E, D]``.
-
-    Returns:
-        Output of each tower, ``[U, E]``.
-    """
+    """Run towers and project their last states by weights ``[E, D]``: ``tower(inputs) @ projection.mT``."""
     groups: dict[Any, list[int]] = {}
     for number, (tower, each) in enumerate(zip(towers, inputs, strict=True)):
         values = each.hidden[0].values
@@ -81,11 +74,7 @@ def _outputs_of_one_shape(
 def _item_independent(
     blocks: Sequence[SANBlocks], inputs: Sequence[TowerInputs], carry: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The item-independent part of the recurrence: its inputs per level ``[K, T, D]`` and last state ``[T, D]``.
-
-    It comes from the means of the hidden states and the biases of ``up``. Differences between items are small next
-    to it, and a low precision would lose them in the sum.
-    """
+    """The item-independent part of the recurrence: inputs per level ``[K, T, D]``, last state ``[T, D]``."""
     biases = torch.stack([each.up.bias for each in blocks], dim=1)
     added = list(biases.unbind(1))
     for tower, each in enumerate(inputs):
@@ -99,9 +88,9 @@ def _item_independent(
 
 
 class _Recurrence(torch.autograd.Function):
-    """The item-dependent part of the recurrence; its precision is that of the hidden states.
+    """The item-dependent part of the recurrence, in the precision of the hidden states.
 
-    Only what stands around an activation is in the parameters' precision.
+    Inputs and gradients of activations have the precision of the parameters.
     """
 
     @staticmethod
@@ -119,8 +108,8 @@ class _Recurrence(torch.autograd.Function):
         Args:
             context: Context of autograd.
             activation: Name of the activation function.
-            owners: Tower of each pair, ascending.
-            gated: Towers whose carry is not simply 1; the gradient of the others' is left incomplete.
+            owners: Index of each pair's tower, ascending.
+            gated: Indices of the towers whose carry needs a gradient.
             carry: Weight of the previous state, ``[K, T]``.
             biases: Biases of ``down``, ``[K, T, H]``.
             rest: Weights of ``down``, T times ``[K, H, D]``, and of ``up``, T times ``[K, D, H]``; mixing weights,
@@ -130,7 +119,8 @@ class _Recurrence(torch.autograd.Function):
             Last states, ``[T, U, D]``.
         """
         count, towers = carry.shape
-        downs, ups, mixing_weights, hidden = _Recurrence._split(rest, towers)
+        ends = (0, towers, 2 * towers, towers + len(rest) // 2, len(rest))
+        downs, ups, mixing_weights, hidden = (rest[start:end] for start, end in pairwise(ends))
         items, dtype = len(hidden[0]), hidden[0].dtype
         down, up = (torch.stack([each.to(dtype) for each in maps], dim=1) for maps in (downs, ups))
         factors, weights = carry.to(dtype)[..., None, None], [each.to(dtype).unbind() for each in mixing_weights]
@@ -154,13 +144,6 @@ class _Recurrence(torch.autograd.Function):
         return torch.baddbmm(mixed[-1], activated[-1], up[-1].mT)
 
     @staticmethod
-    def _split(rest: Sequence[Tensor], towers: int) -> tuple[Sequence[Tensor], ...]:
-        """Weights of down, weights of up, mixing weights, hidden states."""
-        pairs = len(rest) // 2 - towers
-        ends = towers, 2 * towers, 2 * towers + pairs
-        return rest[: ends[0]], rest[ends[0] : ends[1]], rest[ends[1] : ends[2]], rest[ends[2] :]
-
-    @staticmethod
     def backward(context: Any, grad: Tensor) -> tuple[Any, ...]:
         carry, down, up, mixed, inside, activated, *saved = context.saved_tensors
         mixing_weights, hidden = saved[: len(context.owners)], saved[len(context.owners) :]
@@ -178,7 +161,7 @@ class _Recurrence(torch.autograd.Function):
             grad_inside[level] = ACTIVATION_GRADIENTS[context.activation](through.to(inside.dtype), inside[level])
             low = grad_inside[level].to(down.dtype)
             torch.bmm(low.mT, mixed[level], out=grad_down[level])
-            # The gradient that came in is not this function's to overwrite.
+            # The incoming gradient must not be overwritten.
             grad = torch.baddbmm(grad, low, down[level]) if level == last else grad.baddbmm_(low, down[level])
             for owner, weight, values, grad_weight, grad_values in zip(
                 context.owners, weights, hidden, grad_weights, grad_hidden, strict=True
@@ -191,7 +174,7 @@ class _Recurrence(torch.autograd.Function):
                 for tower in context.gated:
                     grad_carry[level, tower] = (grad[tower] * mixed[level - 1, tower]).sum()
                     grad[tower].mul_(factors[level, tower])
-        # A previous state is what entered its block and what the block added to it.
+        # A previous state is the sum of its block's input, handled above, and output.
         grad_carry[1:] += (grad_activated * activated)[:-1].sum((2, 3))
         grad_maps = [each.to(inside.dtype) for weight in (grad_down, grad_up) for each in weight.unbind(1)]
         return None, None, None, grad_carry, grad_inside.sum(2), *grad_maps, *grad_weights, *grad_hidden

@@ -1,5 +1,6 @@
 """Hidden states of one modality, the input of item encoders."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ from torch.nn.functional import layer_norm
 class Hidden(NamedTuple):
     """Hidden states of the items that have a modality: ``values + mean``.
 
-    Differences between items are small next to what all items share, and a low precision would spend its digits on
-    the latter. So values of a low precision are differences from a mean, or from anything else that is shared.
+    Differences between items are small compared to their mean and would be lost in a low precision. So
+    low-precision values are differences from a mean.
 
     Attributes:
         values: Differences from the mean, ``[U_m, K, D]``.
@@ -25,16 +26,20 @@ class Hidden(NamedTuple):
     mean: Tensor | None = None
 
     def to(self, device: torch.device) -> "Hidden":
-        """Return the same on a device."""
-        mean = None if self.mean is None else sent(self.mean, device)
-        return Hidden(sent(self.values, device), sent(self.positions, device), mean)
+        """Return the same states on a device."""
+        return self.map(lambda tensor: sent(tensor, device))._replace(positions=sent(self.positions, device))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Hidden":
+        """Apply a linear function to values and mean."""
+        mean = None if self.mean is None else function(self.mean)
+        return self._replace(values=function(self.values), mean=mean)
 
     def whole(self) -> Tensor:
-        """Return the states themselves, ``[U_m, K, D]``."""
+        """Return the sum of values and mean, ``[U_m, K, D]``."""
         return self.values if self.mean is None else self.values + self.mean
 
     def centred(self, dtype: torch.dtype) -> "Hidden":
-        """Return the same states with values of a precision; rounded ones are differences from a mean."""
+        """Return the same states with values of a dtype, centred first if the conversion rounds them."""
         if self.mean is not None:
             mean = self.mean.to(torch.promote_types(self.mean.dtype, dtype))
             return self._replace(values=self.values.to(dtype), mean=mean)
@@ -44,7 +49,7 @@ class Hidden(NamedTuple):
         return self._replace(values=(self.values - mean).to(dtype), mean=mean)
 
     def normalised(self) -> "Hidden":
-        """Return every state normalised over its D channels, without parameters; differences stay differences."""
+        """Return each state normalised over its D channels, without parameters, split as before."""
         values = layer_norm(self.whole(), self.values.shape[-1:])
         if self.mean is None:
             return self._replace(values=values)
@@ -53,23 +58,23 @@ class Hidden(NamedTuple):
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device; to a GPU it is copied from pinned memory while that computes."""
+    """Return a tensor on a device; copies to a GPU are asynchronous, from pinned memory."""
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def precision(device: torch.device, without: torch.dtype = torch.float32) -> torch.dtype:
-    """Return the precision of matrix products here: that of autocast, or the one ``without`` autocast."""
+    """Return the dtype of matrix products: that of autocast if enabled, else ``without``."""
     low = _has_autocast(device) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if low else without
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which every operator computes in the precision of its arguments."""
+    """Return a context that disables autocast."""
     return torch.autocast(device.type, enabled=False) if _has_autocast(device) else nullcontext()
 
 
 def _has_autocast(device: torch.device) -> bool:
-    """Tensors without storage, as in estimates, have no autocast."""
+    """Whether a device supports autocast; the meta device of estimates does not."""
     return torch.amp.is_autocast_available(device.type)

@@ -18,21 +18,18 @@ from iisan.nn.towers import InterTower, IntraTower
 
 #: Hidden states of the items that have a modality, by modality.
 States = Mapping[str, Hidden]
-#: Projected output ``[U_p, E]`` of a tower or modality and its positions ``[U_p]`` among the U items, by name.
+#: Projected output ``[U_p, E]`` of each tower or modality and its positions ``[U_p]`` among the U items.
 Parts = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class Fusion(nn.Module):
-    """A linear map of concatenated parts, ``[U, P · E] -> [U, E]`` ("IISAN", eq. 3).
-
-    A learned vector takes the place of a part that an item lacks; an item that lacks all of them is then a learned
-    cold item.
+    """A linear map of concatenated parts, ``[U, P · E] -> [U, E]`` (IISAN, eq. 3).
 
     Args:
         parts: Names of the P parts, in the order of concatenation.
         width: Embedding width, E.
-        missing: Whether items may lack a part in training. Without, zeros take the place of parts that are missing
-            in evaluation alone, which is where the learned vectors start.
+        missing: Whether items may lack a part in training. If so, a learned vector, initially zero, replaces each
+            missing part; otherwise zeros do.
         scale: Factor on the initial weights.
     """
 
@@ -60,26 +57,25 @@ class Fusion(nn.Module):
 
 
 class SideNetwork(nn.Module):
-    """Towers within and across modalities, their projections, and the fusion ("IISAN", sec. 2; "IISAN-Versa").
+    """Intra- and inter-modal towers, their projections, and the fusion (IISAN, sec. 2; IISAN-Versa).
 
     Args:
         levels: Number of levels of each modality.
         widths: Width of each modality's encoder.
         width: Embedding width, E.
-        intra: Whether each modality has a tower of its own.
-        inter: Whether there is a tower across modalities (of at least two).
-        block: Kind of the SAN blocks, see ``SANBlocks``; ``bottleneck``, ``phm``, ``rank`` and ``activation`` too.
-        bottlenecks: Bottleneck width of single towers, by name.
-        transform: Dimension transform, see ``InterTower``.
-        gated: Whether gates are learned; otherwise states are added.
-        gate_on: See ``IntraTower``.
-        first_block: See ``IntraTower``.
-        projection: Linear maps from a tower to the fusion: ``single`` (D→E), ``double`` (D→D, D→E) or ``narrow``
-            (D→E, E→E within modalities, ``double`` across them).
-        concatenation: Place of the tower across modalities: after the first modality, or last.
-        fusion_scale: Factor on the fusion's initial weights.
-        level_norm: With ``layer``, every hidden state is normalised over its channels first, without parameters.
-        missing: Whether items may lack a modality.
+        intra: Whether each modality has an intra-modal tower.
+        inter: Whether there is an inter-modal tower, if there are at least two modalities.
+        block: Kind of the SAN blocks. See ``SANBlocks`` for this, ``bottleneck``, ``phm``, ``rank`` and
+            ``activation``.
+        bottlenecks: Bottleneck widths of individual towers, by name.
+        transform: See ``InterTower``.
+        gated: See ``IntraTower``; also ``gate_on`` and ``first_block``.
+        projection: Linear layers between a tower and the fusion: ``single`` (D→E), ``double`` (D→D, D→E) or
+            ``narrow`` (D→E, E→E for intra-modal towers, ``double`` for the inter-modal one).
+        concatenation: Position of the inter-modal tower: after the first modality, or last.
+        fusion_scale: Factor on the initial weights of the fusion.
+        level_norm: With ``layer``, hidden states are first normalised over their channels, without parameters.
+        missing: Whether items may lack a modality in training.
     """
 
     def __init__(
@@ -107,7 +103,6 @@ class SideNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.level_norm = level_norm
-        blocks_of = partial(SANBlocks, activation=activation, kind=block, phm=phm, rank=rank)
         order = list(levels) if intra else []
         if inter and len(levels) > 1:
             order.insert(min(1, len(order)) if concatenation == "inter-between" else len(order), INTER)
@@ -116,11 +111,12 @@ class SideNetwork(nn.Module):
         self.projections = nn.ModuleDict()
         for name in order:
             tower: InterTower | IntraTower
-            make = partial(blocks_of, bottleneck=(bottlenecks or {}).get(name, bottleneck))
+            own = (bottlenecks or {}).get(name, bottleneck)
+            blocks = partial(SANBlocks, bottleneck=own, activation=activation, kind=block, phm=phm, rank=rank)
             if name == INTER:
-                tower = InterTower(levels, widths, make, gated, transform)
+                tower = InterTower(levels, widths, blocks, gated, transform)
             else:
-                tower = IntraTower(levels[name], widths[name], make, gated, gate_on, first_block)
+                tower = IntraTower(levels[name], widths[name], blocks, gated, gate_on, first_block)
             self.towers[name] = tower
             between = width if projection == "narrow" and name != INTER else tower.width
             self.dense[name] = nn.Identity() if projection == "single" else linear(tower.width, between)
@@ -132,7 +128,7 @@ class SideNetwork(nn.Module):
         if self.level_norm == "layer":
             states = {name: hidden.normalised() for name, hidden in states.items()}
         dtype = precision(rows.device, self.fusion.linear.weight.dtype)
-        # Tensors as large as the states are in their precision, all others in the parameters'.
+        # Tensors as large as the hidden states have their precision, all others that of the parameters.
         with without_autocast(rows.device):
             projections = [self._projection(name, dtype) for name in self.towers]
             states = {name: hidden.centred(dtype) for name, hidden in states.items()}
@@ -151,16 +147,12 @@ class SideNetwork(nn.Module):
             return self.fusion(parts, len(rows))
 
     def gate_values(self) -> dict[str, list[float] | list[list[float]]]:
-        """Return the gate values of each tower that has gates.
-
-        Within a modality they are the weights μ of the previous state, one per gated level ("IISAN", eq. 1);
-        across modalities the weights of all modalities at each level, the first of which is β (eq. 2).
-        """
+        """Return the gate values of each tower with gates, see ``IntraTower`` and ``InterTower``."""
         found = {name: tower.gate_values() for name, tower in self.towers.items()}  # type: ignore[operator]
         return {name: values.tolist() for name, values in found.items() if values is not None}
 
     def _projection(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Weight ``[E, D]`` and bias ``[E]``; two maps are multiplied first, which is cheaper from E items on."""
+        """Weight ``[E, D]`` and bias ``[E]``; two layers are multiplied, which is cheaper from E items on."""
         last: Any = self.projections[name]
         first: Any = self.dense[name]
         if isinstance(first, nn.Identity):
@@ -171,7 +163,7 @@ class SideNetwork(nn.Module):
     def _across_modalities(
         self, states: States, count: int
     ) -> tuple[Mapping[str, tuple[Hidden, Tensor | None]], Tensor]:
-        """Input of ``InterTower.inputs``, and the positions of the items that have any modality."""
+        """Input of ``InterTower.inputs``, and positions of the items with at least one modality."""
         longest = max((hidden.positions for hidden in states.values()), key=len)
         if all(len(hidden.positions) == count for hidden in states.values()):
             return {name: (hidden, None) for name, hidden in states.items()}, longest
@@ -182,18 +174,14 @@ class SideNetwork(nn.Module):
             padded = values.new_zeros(count, *values.shape[1:]).index_copy(0, positions, values)
             whole[name] = hidden._replace(values=padded), present
             has_any = has_any.index_fill(0, positions, True)
-        # A GPU is asked for the positions only where every modality lacks some items.
+        # On a GPU, ``nonzero`` waits for the device: it is called only if every modality lacks some items.
         return whole, longest if len(longest) == count else has_any.nonzero().squeeze(1)
 
 
 class Projection(nn.Module):
     """Item encoder of the last states: linear D→E and GELU per modality, concatenated, linear M·E→E.
 
-    Args:
-        widths: Width of each modality's encoder.
-        width: Embedding width, E.
-        missing: Whether items may lack a modality.
-        fusion_scale: Factor on the fusion's initial weights.
+    See ``SideNetwork`` for the arguments.
     """
 
     def __init__(
@@ -204,7 +192,7 @@ class Projection(nn.Module):
         self.fusion = Fusion(tuple(widths), width, missing, fusion_scale)
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
-        """Return embeddings ``[U, E]``; only the last level of the states is read."""
+        """Return embeddings ``[U, E]`` of the last level of the states."""
         parts = {
             name: (nn.functional.gelu(self.projections[name](hidden.whole()[:, -1])), hidden.positions)
             for name, hidden in states.items()
@@ -213,12 +201,7 @@ class Projection(nn.Module):
 
 
 class ItemTable(nn.Module):
-    """Item encoder of ids: a learned embedding per item.
-
-    Args:
-        num_items: Number of items in the catalogue, N.
-        width: Embedding width, E.
-    """
+    """Item encoder of ids: a learned embedding of width E for each of N items."""
 
     def __init__(self, num_items: int, width: int = 64) -> None:
         super().__init__()
@@ -226,5 +209,5 @@ class ItemTable(nn.Module):
         nn.init.xavier_normal_(self.embedding.weight)
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
-        """Return embeddings ``[U, E]``; states are not read."""
+        """Return embeddings ``[U, E]``; ``states`` is ignored."""
         return self.embedding(rows)

@@ -1,7 +1,9 @@
-"""Sequence encoders: from the item embeddings of histories to a vector at every position.
+"""Sequence encoders: from the item embeddings of histories to a vector at each position.
 
 All have the same interface, ``forward(x [B, S, E], mask [B, S]) -> [B, S, E]``, where the mask is true at items.
-Histories are left-padded; values at padded positions never reach a real one.
+Histories are left-padded; padded positions have no influence on others.
+
+Arguments of the constructors: embedding width E, number of layers ``blocks``, dropout probability.
 """
 
 import torch
@@ -46,15 +48,7 @@ class _TransformerBlock(nn.Module):
 
 
 class SASRec(nn.Module):
-    """Causal transformer with learned positions (parameters as in the published code of IISAN).
-
-    Args:
-        width: Embedding width, E.
-        length: History length, S.
-        blocks: Number of transformer layers.
-        heads: Number of attention heads.
-        dropout: Dropout probability.
-    """
+    """Causal transformer with learned positions for histories of length S, as in the published code."""
 
     def __init__(self, width: int, length: int, blocks: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -70,16 +64,16 @@ class SASRec(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return ``[B, S, E]``, see the module."""
+        """Return ``[B, S, E]``."""
         batch, length, width = x.shape
-        # Every position sees itself, so that the last one of an empty history stays finite, too.
+        # Every position attends to itself, so that the last one of an empty history is finite as well.
         itself = torch.eye(length, dtype=torch.bool, device=x.device)
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         visible = (mask[:, None, None, :] & causal) | itself
-        # More than half of all positions may be padding: only those that are read are computed.
+        # More than half of all positions may be padding, so only items and last positions are computed. On a GPU,
+        # ``nonzero`` would wait for the device; meta tensors, as in estimates, do not support it.
         read = mask.clone()
         read[:, -1] = True
-        # A GPU would have to be asked where that is, and a tensor without storage, as in estimates, does not know.
         everywhere = torch.arange(batch * length, device=x.device)
         places = read.flatten().nonzero().squeeze(1) if x.device.type == "cpu" else everywhere
         x = (x + self.positions.weight[-length:]).flatten(0, 1).index_select(0, places)
@@ -90,13 +84,7 @@ class SASRec(nn.Module):
 
 
 class GRU4Rec(nn.Module):
-    """Gated recurrent units, run from a history's first real item on.
-
-    Args:
-        width: Embedding width, E.
-        blocks: Number of layers.
-        dropout: Dropout probability on the input and between layers.
-    """
+    """Gated recurrent units, run from the first item of a history on; dropout on the input and between layers."""
 
     def __init__(self, width: int, blocks: int, dropout: float) -> None:
         super().__init__()
@@ -104,9 +92,9 @@ class GRU4Rec(nn.Module):
         self.gru = nn.GRU(width, width, blocks, batch_first=True, dropout=dropout if blocks > 1 else 0.0)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return ``[B, S, E]``, see the module."""
+        """Return ``[B, S, E]``."""
         length = x.shape[1]
-        # Turn left padding into right padding, which follows every item, and turn it back.
+        # Left padding is rotated to the right, where it follows all items, and back.
         shift = length - mask.sum(1, keepdim=True)
         steps = torch.arange(length, device=x.device)
         forth = ((steps + shift) % length)[..., None].expand_as(x)
@@ -134,13 +122,7 @@ class _ConvolutionBlock(nn.Module):
 
 
 class NextItNet(nn.Module):
-    """Stack of dilated causal convolutions, kernel 3, dilations 1 and 4 in turn.
-
-    Args:
-        width: Embedding width, E.
-        blocks: Number of residual blocks.
-        dropout: Dropout probability on the input and inside every block.
-    """
+    """Residual blocks of two dilated causal convolutions of kernel size 3; dilations 1, 2 and 4, 8 in turn."""
 
     def __init__(self, width: int, blocks: int, dropout: float) -> None:
         super().__init__()
@@ -148,7 +130,7 @@ class NextItNet(nn.Module):
         self.blocks = nn.ModuleList(_ConvolutionBlock(width, (1, 4)[i % 2], dropout) for i in range(blocks))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return ``[B, S, E]``, see the module."""
+        """Return ``[B, S, E]``."""
         mask = mask[..., None].to(x.dtype)
         x = self.dropout(x)
         for block in self.blocks:
