@@ -15,7 +15,6 @@ NOT_UTF8, MALFORMED = "not UTF-8", "malformed row"
 _AT_ONCE = 50_000
 #: Columns that fewer rows have are left out unless they are used: keys may be data, thousands of them.
 _SMALLEST_SHARE = 0.01
-_BOM = b"\xef\xbb\xbf"
 
 #: Numbers of lines, and what stands there that cannot be used.
 Bad = list[tuple[int, str]]
@@ -80,17 +79,30 @@ class Objects:
 
     def _objects(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Objects and the numbers of their lines, from 1."""
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    text = (line.removeprefix(_BOM) if number == 1 else line).decode()
-                    found = json.loads(text)
-                except UnicodeDecodeError:
-                    self.bad_lines[NOT_UTF8].append((number, line.decode("utf-8", "backslashreplace")))
-                    continue
-                except (ValueError, RecursionError):
-                    found = None
-                if isinstance(found, dict):
-                    yield number, found
-                elif text.strip():
-                    self.bad_lines[MALFORMED].append((number, text.strip()))
+        for number, line in text_lines(path, self.bad_lines[NOT_UTF8]):
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            if isinstance(found, dict):
+                yield number, found
+            elif line.strip():
+                self.bad_lines[MALFORMED].append((number, line.strip()))
+
+
+def text_lines(path: Path, bad: Bad) -> Iterator[tuple[int, str]]:
+    """Numbers (from 1) and texts of a file's lines, without a byte order mark.
+
+    Args:
+        path: Text file, perhaps compressed by gzip.
+        bad: Receives the lines that are not UTF-8.
+    """
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        for number, ended in enumerate(file, 1):
+            line = ended.rstrip(b"\r\n")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                bad.append((number, line.decode("utf-8", "backslashreplace")))
+            else:
+                yield number, text
