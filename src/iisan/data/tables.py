@@ -245,9 +245,7 @@ def _read_separated(
     if kept.is_empty():
         raise _empty(path)
     fields = {
-        name: pl.col(_FIELDS).list.get(position)
-        for position, name in enumerate(columns)
-        if rest or name in found
+        name: pl.col(_FIELDS).list.get(position) for position, name in enumerate(columns) if rest or name in found
     }
     frame = kept.select(pl.when(field != "").then(field).alias(name) for name, field in fields.items())
     return Table(renamed(frame, found, f"'{path}'").with_columns(kept[LINE]), f"{path.name}, line")
@@ -275,7 +273,7 @@ def _records(lines: pl.DataFrame, separator: str, quotes: bool) -> pl.DataFrame:
     limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
         reader = csv.reader((lines[_TEXT] + "\n").to_list(), delimiter=separator, strict=True)
-        starts, texts = [], []
+        starts, texts = [], list[str | None]()
         while (start := reader.line_num) < len(lines):
             try:
                 texts.append(_FIELD_END.join(next(reader)))

@@ -25,7 +25,7 @@ from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import LOCK, aside, locked, write_json
 from iisan.machine import choose_device, device_name, forget_peak, peak_memory, processor_name
 from iisan.model import SequentialRecommender
-from iisan.names import ITEM_ID, TEXT
+from iisan.names import IMPORTED, ITEM_ID, TEXT
 from iisan.nested import difference, flatten, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
@@ -252,6 +252,10 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
     empty = len(setup.network.source.empty)
     if empty:
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content: one learned vector stands for them")
+    for name, store in setup.stores.items():
+        absent = int((~setup.network.source.present[name]).sum())
+        if absent and store.kind == IMPORTED:
+            say(f"{absent:,} of {setup.dataset.num_items:,} items have no imported states of {name}")
     network = setup.network
     if start is not None:
         known = start_from(start, setup)
