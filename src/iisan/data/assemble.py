@@ -1,4 +1,4 @@
-"""From two raw tables to the parts of a dataset: the one place where rows are cleaned, checked and dropped."""
+"""From two raw tables to the parts of a dataset: the only place where rows are cleaned, checked and dropped."""
 
 import os
 from collections.abc import Mapping
@@ -25,17 +25,10 @@ _ITEM, _USER = "__item__", "__user__"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a dataset is made of.
+    """The parts of a dataset, see :class:`iisan.data.dataset.Dataset`.
 
     Attributes:
-        items: ``[N]`` rows: ``item_id``, ``text``, ``image`` and further columns.
-        user_ids: ``[users]``, in the order of their first appearance.
-        sequences: all interactions.
-        image_root: folder of the image paths.
-        kinds: the columns with contents, and of which kind each is.
-        keys: ``[N]`` rows: content key of every item's file, a column per column of files; null = missing.
-        counts: what was read, what every filter left, what is missing.
-        skipped: bad rows.
+        counts: Numbers of users, items and interactions after each step, and of missing contents.
     """
 
     items: pl.DataFrame
@@ -49,7 +42,7 @@ class Parts:
 
 
 def item_roles(options: PrepareOptions) -> list[Role]:
-    """The columns of an items table."""
+    """Columns of an items table."""
     return [
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
         Role.of(TEXT, options.text, TEXT, "title", required=False, join=True),
@@ -63,7 +56,7 @@ def item_roles(options: PrepareOptions) -> list[Role]:
 
 
 def interaction_roles(options: PrepareOptions) -> list[Role]:
-    """The columns of an interactions table."""
+    """Columns of an interactions table."""
     return [
         Role.of(USER_ID, options.user_id, USER_ID),
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
@@ -82,16 +75,15 @@ def assemble(
     """Clean, check, filter and index two tables with canonical column names.
 
     Args:
-        items: ``item_id``, perhaps ``text``, ``image`` and further columns.
-        interactions: ``user_id``, ``item_id``, perhaps ``timestamp``.
-        options: where images are and whether they are decoded.
-        filters: which interactions stay.
-        problems: the policy for bad rows.
-        image_root: what paths in the image column are relative to, unless ``options.images`` says it.
+        items: Table with ``item_id`` and optional ``text``, ``image`` and further columns.
+        interactions: Table with ``user_id``, ``item_id`` and optional ``timestamp``.
+        options: Columns and images.
+        filters: Filters of interactions.
+        problems: Policy for bad rows.
+        image_root: Folder that image paths are relative to, unless ``options.images`` names it.
 
     Raises:
-        DataError: a bad row where the policy is ``stop``, a further column whose name no modality can have, or
-            nothing is left.
+        DataError: A bad row (policy ``stop``), an invalid name of a further column, or no user is left.
     """
     kinds: dict[str, str] = {TEXT: TEXT, IMAGE: IMAGE, **options.columns}
     for name, kind in kinds.items():
@@ -104,7 +96,7 @@ def assemble(
     if IMAGE not in catalogue.columns:
         paths = pl.Series([None], dtype=pl.String).new_from_index(0, len(catalogue))
         if options.images:
-            # The folder may be that of other kinds of files alone.
+            # The folder may hold other kinds of files only.
             required = all(kind == TEXT for kind in options.columns.values())
             paths = find_images(options.images, catalogue[ITEM_ID], required, problems)
         catalogue = catalogue.with_columns(paths.alias(IMAGE))
@@ -160,7 +152,7 @@ def _with_ids(table: Table, columns: tuple[str, ...], problems: Problems) -> Tab
 
 
 def _with_images(items: Table, image: str | None) -> Table:
-    """Rename a column ``image`` in which no images are: the user says so, or it holds web addresses."""
+    """Rename a column ``image`` that is not used: by request, or because it holds web addresses."""
     frame = items.frame
     unused = image == NO_COLUMN or (image is None and IMAGE in frame.columns and are_addresses(frame[IMAGE]))
     if not unused or IMAGE not in frame.columns:
@@ -188,7 +180,7 @@ def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> 
 def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:
     """Users in order of first appearance, interactions by user and time, and the unit of time."""
     table = _with_ids(table, (USER_ID, ITEM_ID), problems)
-    table = Table(_numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
+    table = Table(numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
     unknown = pl.col(_ITEM).is_null()
     if table.frame[_ITEM].null_count():
         problems.report(table.rows(unknown, pl.col(ITEM_ID)), "unknown item", "an item id of the items table")
@@ -210,16 +202,13 @@ def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Se
     del table
     frame = _by_user_and_time(frame)
     timestamps = frame[TIMESTAMP].to_numpy() if unit else None
-    return user_ids, Events(_numbers(frame, _USER), _numbers(frame, _ITEM), timestamps), unit
-
-
-def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return frame[column].cast(pl.Int32).to_numpy()
+    numbers = frame.select(pl.col(_USER, _ITEM).cast(pl.Int32))
+    return user_ids, Events(numbers[_USER].to_numpy(), numbers[_ITEM].to_numpy(), timestamps), unit
 
 
 def _first_seen(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Distinct ids in the order of their first appearance, and their numbers in that order."""
-    # One pass of hashing; unique() and a join back would be two, and most of the time of a large preparation.
+    # One pass of hashing; unique() and a join would be two, and most of the time of a large preparation.
     codes = ids.cast(pl.Categorical(pl.Categories.random())).to_physical()
     first = codes.is_first_distinct()
     order = codes.filter(first).to_numpy()
@@ -229,19 +218,19 @@ def _first_seen(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
-    """Order interactions by user, then by time, then as in the file."""
+    """Sort interactions by user, then time, then position in the file."""
     if TIMESTAMP not in frame.columns or frame.is_empty():
         return frame.sort(_USER, maintain_order=True)
     first, last = (int(moment) for moment in frame.select(a=pl.min(TIMESTAMP), b=pl.max(TIMESTAMP)).row(0))
     span = last - first + 1
     if span * len(frame) >= 2**63:
         return frame.sort(_USER, TIMESTAMP, maintain_order=True)
-    # One integer key sorts three times as fast as two columns.
+    # Sorting by one integer key is three times as fast as by two columns.
     key = pl.col(_USER).cast(pl.Int64) * span + (pl.col(TIMESTAMP) - first)
     return frame.sort(key, maintain_order=True)
 
 
-def _numbered(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.DataFrame:
-    """Add the position of every id in ``ids``, null where it is not there."""
+def numbered(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.DataFrame:
+    """Add a column ``name`` with the position of each id of a column in ``ids``, null where absent."""
     numbers = pl.DataFrame({column: ids}).with_row_index(name)
     return frame.join(numbers, on=column, how="left", maintain_order="left")

@@ -7,7 +7,7 @@ import polars as pl
 
 from iisan.errors import DataError
 
-#: Formats of date strings, with ``T`` replaced by a space and ``Z`` by an offset.
+#: Formats of date strings after replacing ``T`` by a space and ``Z`` by an offset.
 _NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M")
 _WITH_OFFSET = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%z")
 _LARGEST = 2.0**63

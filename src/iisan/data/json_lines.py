@@ -1,4 +1,4 @@
-"""JSON lines, read object by object: only what is used must be of a kind, and time and memory follow the file."""
+"""JSON lines, read object by object: only columns that are used need values of one type."""
 
 import gzip
 import json
@@ -11,29 +11,29 @@ import polars as pl
 from iisan.data.values import as_column, as_texts
 
 NOT_UTF8, MALFORMED = "not UTF-8", "malformed row"
-#: Objects that are held as Python's before they become part of a table.
+#: Number of rows that are converted to a table at a time.
 _AT_ONCE = 50_000
-#: Columns that fewer rows have are left out unless they are used: keys may be data, thousands of them.
+#: Unused columns that fewer rows have are left out, because keys may be data, thousands of them.
 _SMALLEST_SHARE = 0.01
 
-#: Numbers of lines, and what stands there that cannot be used.
+#: Line numbers and unusable values.
 Bad = list[tuple[int, str]]
 
 
 class Objects:
-    """The objects of a file, as a table.
+    """The objects of a file as a table.
 
     Args:
-        path: JSON lines, perhaps compressed by gzip; blank ones are passed over.
-        numbers: name of the column of line numbers.
-        wanted: columns that may be used -> whether lists in them are joined.
-        rest: keep other columns, too, as :func:`iisan.data.values.as_column` gives them.
+        path: JSON lines file, perhaps compressed by gzip.
+        numbers: Name of the column of line numbers.
+        wanted: Whether lists are joined, by the names of columns that may be used.
+        rest: Keep other columns too, see :func:`iisan.data.values.as_column`.
 
     Attributes:
-        columns: names of all columns, in the order of their first appearance.
-        frame: line numbers, the wanted columns as strings, and the others.
-        bad_lines: those that are no objects, by reason; they are no rows.
-        unusable: by wanted column the values that are no texts; they are null.
+        columns: Names of all columns, in the order of their first appearance.
+        frame: Line numbers, the wanted columns as strings, and the others.
+        bad_lines: Lines that are not objects, by reason; they are not in ``frame``.
+        unusable: Values that are not texts, by wanted column; they are null in ``frame``.
     """
 
     def __init__(self, path: Path, numbers: str, wanted: Mapping[str, bool], rest: bool) -> None:
@@ -44,7 +44,7 @@ class Objects:
         parts = [pl.DataFrame(schema={numbers: pl.UInt32, **dict.fromkeys(wanted, pl.String)})]
         lines: list[int] = []
         values: dict[str, list[Any]] = {name: [] for name in wanted}
-        # Only the rows that have a column: with keys that are data all rows of all columns would be too many.
+        # By row, because columns of all rows would be too many where keys are data.
         others: dict[str, dict[int, Any]] = {}
         for row, (line, found) in enumerate(self._objects(path)):
             if not found.keys() <= self.columns.keys():
@@ -67,7 +67,7 @@ class Objects:
         )
 
     def _part(self, numbers: str, lines: list[int], values: dict[str, list[Any]]) -> pl.DataFrame:
-        """The table of what has been read since the last one; the lists are emptied."""
+        """Convert the rows read since the last call, and empty the lists."""
         series = [pl.Series(numbers, lines, dtype=pl.UInt32)]
         for name, column in values.items():
             texts, unusable = as_texts(name, column, self._wanted[name])

@@ -31,15 +31,15 @@ _LONGEST_FIELD = 2**31 - 1
 
 @dataclass(frozen=True)
 class Role:
-    """A column that is looked for.
+    """A column to find in a table.
 
     Attributes:
-        name: what it is called here.
-        candidates: what it may be called in the table, best first.
-        required: its absence is an error.
-        cure: what to do when it is absent; None names the option that is called like the column.
-        given: the user named it; no other column is looked for under that name.
-        join: lists of texts in it are joined into one.
+        name: Canonical name.
+        candidates: Possible names in the table, in order of preference.
+        required: Whether its absence is an error.
+        cure: Cure for its absence; by default the option of the same name.
+        given: Whether the user named it, so that no other role takes the column by default.
+        join: Whether lists of texts in it are joined.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Role:
 
     @classmethod
     def of(cls, name: str, given: str | None, *defaults: str, required: bool = True, join: bool = False) -> "Role":
-        """A column under the name that the user gave, which must exist, or under a default name."""
+        """A column with the name given by the user, which must exist, or with a default name."""
         if given is None:
             return cls(name, defaults, required, join=join)
         return cls(name, (given,), given=True, join=join)
@@ -62,16 +62,16 @@ class Table:
     """A raw table.
 
     Attributes:
-        frame: canonical columns, perhaps others, and ``LINE``.
-        where: how messages begin before the number, such as ``items.csv, line``.
+        frame: Columns with canonical names, perhaps others, and ``LINE``.
+        where: Prefix of a row's number in messages, such as ``items.csv, line``.
     """
 
     frame: pl.DataFrame
     where: str
 
     def rows(self, condition: pl.Expr, value: pl.Expr) -> pl.DataFrame:
-        """Where and value of all rows that meet a condition, for ``Problems.report``."""
-        place = pl.format(self.where.replace("{", "(").replace("}", ")") + " {}", LINE)
+        """Location and value of all rows that meet a condition, for ``Problems.report``."""
+        place = pl.lit(f"{self.where} ") + pl.col(LINE).cast(pl.String)
         return self.frame.lazy().filter(condition).select(place.alias(WHERE), value.alias(VALUE)).collect()
 
     def without(self, condition: pl.Expr) -> "Table":
@@ -80,10 +80,10 @@ class Table:
 
 
 def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[str, str]:
-    """Find the columns: a mapping from their names in the table to the canonical ones.
+    """Find the columns of roles: canonical names by their names in the table.
 
     Raises:
-        DataError: a required column is missing, or one column is asked for twice.
+        DataError: A required column is missing, or one column is requested twice.
     """
     given: dict[str, Role] = {}
     for role in roles:
@@ -95,7 +95,7 @@ def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[s
         free = [candidate for candidate in present if role.given or candidate not in given]
         if free:
             found[free[0]] = role.name
-        # A further column that takes the only text away is a mistake; an id that does may be meant.
+        # A further column that is also the only text is a mistake; an id may be both on purpose.
         elif present and (role.required or given[present[0]].cure):
             raise _twice(table, present[0], role, given[present[0]])
         elif role.required:
@@ -120,10 +120,10 @@ def _twice(table: str, name: str, first: Role, second: Role) -> DataError:
 
 
 def renamed(frame: pl.DataFrame, found: dict[str, str], table: str) -> pl.DataFrame:
-    """Give columns their canonical names; another column of that name is kept as ``<name>_original``.
+    """Rename columns to their canonical names; another column of that name becomes ``<name>_original``.
 
     Raises:
-        DataError: two columns would have one name, or one that of ``LINE``.
+        DataError: Two columns would have the same name, or one that of ``LINE``.
     """
     taken = {name: f"{name}_original" for name in found.values() if name in frame.columns and name not in found}
     names = taken | found
