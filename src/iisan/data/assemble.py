@@ -101,7 +101,6 @@ def assemble(
             paths = find_images(options.images, catalogue[ITEM_ID], required, problems)
         catalogue = catalogue.with_columns(paths.alias(IMAGE))
     catalogue = catalogue.select(ITEM_ID, TEXT, IMAGE, pl.exclude(ITEM_ID, TEXT, IMAGE))
-
     user_ids, events, unit = _index(interactions, catalogue[ITEM_ID], problems)
     del interactions
     events, steps = apply_filters(events, filters)
@@ -109,8 +108,7 @@ def assemble(
         left = ", then ".join(f"{step['step']}: {step['users']:,} users" for step in steps)
         raise DataError(f"no user is left ({left})", "at least one user after the filters", "relax the filters")
     kept_users, users = renumber(events.users, len(user_ids))
-    item_numbers = events.items
-    num_listed = len(catalogue)
+    item_numbers, num_listed = events.items, len(catalogue)
     if filters.items == "interacted":
         kept_items, item_numbers = renumber(events.items, len(catalogue))
         catalogue = catalogue[kept_items]
@@ -145,9 +143,7 @@ def _with_ids(table: Table, columns: tuple[str, ...], problems: Problems) -> Tab
     table = Table(frame, table.where)
     for column in columns:
         empty = pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
-        bad = table.rows(empty, pl.col(column))
-        problems.report(bad, f"zero-length {column}", f"a {column} in every row")
-        table = table.without(empty) if len(bad) else table
+        table = table.reject(empty, column, f"zero-length {column}", f"a {column} in every row", problems)
     return table
 
 
@@ -164,8 +160,8 @@ def _with_images(items: Table, image: str | None) -> Table:
 def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> pl.DataFrame:
     table = _with_ids(table, (ITEM_ID,), problems)
     repeated = ~pl.col(ITEM_ID).is_first_distinct()
-    problems.report(table.rows(repeated, pl.col(ITEM_ID)), "duplicate item id", "every item id once")
-    frame = table.without(repeated).frame.drop(LINE)
+    table = table.reject(repeated, ITEM_ID, "duplicate item id", "every item id once", problems)
+    frame = table.frame.drop(LINE)
     if TEXT not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.String).alias(TEXT))
     name = table.where.split(",")[0]
@@ -182,24 +178,18 @@ def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Se
     table = _with_ids(table, (USER_ID, ITEM_ID), problems)
     table = Table(numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
     unknown = pl.col(_ITEM).is_null()
-    if table.frame[_ITEM].null_count():
-        problems.report(table.rows(unknown, pl.col(ITEM_ID)), "unknown item", "an item id of the items table")
-        table = table.without(unknown)
+    table = table.reject(unknown, ITEM_ID, "unknown item", "an item id of the items table", problems)
     table = Table(table.frame.drop(ITEM_ID), table.where)
-
-    unit = None
-    if TIMESTAMP in table.frame.columns:
-        moments, unit = clean_timestamps(table.frame[TIMESTAMP])
-        if moments.null_count():
-            bad = pl.lit(moments.is_null())
-            expected = "a number or an ISO date, of one kind in the whole column"
-            problems.report(table.rows(bad, pl.col(TIMESTAMP)), "unparsable timestamp", expected)
-            table, moments = table.without(bad), moments.drop_nulls()
-        table = Table(table.frame.with_columns(moments.alias(TIMESTAMP)), table.where)
-
-    user_ids, users = _first_seen(table.frame[USER_ID])
-    frame = table.frame.drop(LINE, USER_ID).with_columns(users.alias(_USER))
+    frame, unit = table.frame, None
+    if TIMESTAMP in frame.columns:
+        moments, unit = clean_timestamps(frame[TIMESTAMP])
+        expected = "a number or an ISO date, of one kind in the whole column"
+        bad = pl.lit(moments.is_null())
+        frame = table.reject(bad, TIMESTAMP, "unparsable timestamp", expected, problems).frame
+        frame = frame.with_columns(moments.drop_nulls().alias(TIMESTAMP))
     del table
+    user_ids, users = _first_seen(frame[USER_ID])
+    frame = frame.drop(LINE, USER_ID).with_columns(users.alias(_USER))
     frame = _by_user_and_time(frame)
     timestamps = frame[TIMESTAMP].to_numpy() if unit else None
     numbers = frame.select(pl.col(_USER, _ITEM).cast(pl.Int32))

@@ -26,7 +26,7 @@ class PrepareOptions(BaseModel):
         columns: Kinds (``text``, ``image``, ``audio``, ``video``) of further columns with contents for an encoder.
         images: Folder that paths of media are relative to, by default that of the items file. Without an image
             column, images ``<item_id>.jpg`` (or similar) are searched in it and its subfolders.
-        check_images: Decode every image, sound and video now; otherwise they are only read, for their content keys.
+        check_images: Decode every image, sound and video now; otherwise they are only read for their keys.
         on_bad: ``stop`` at the first kind of bad row, or ``skip``, count and list bad rows.
         quotes: Whether fields may be quoted with ``"``; default true for CSV, false for TSV.
         k_core: Minimum interactions per user and item (iterated k-core); 0 is off.

@@ -74,9 +74,11 @@ class Table:
         place = pl.lit(f"{self.where} ") + pl.col(LINE).cast(pl.String)
         return self.frame.lazy().filter(condition).select(place.alias(WHERE), value.alias(VALUE)).collect()
 
-    def without(self, condition: pl.Expr) -> "Table":
-        """The table without the rows that meet a condition."""
-        return Table(self.frame.filter(~condition), self.where)
+    def reject(self, bad: pl.Expr, column: str, reason: str, expected: str, problems: Problems) -> "Table":
+        """Report the rows that meet a condition and their values in a column; return the table without them."""
+        rows = self.rows(bad, pl.col(column))
+        problems.report(rows, reason, expected)
+        return Table(self.frame.filter(~bad), self.where) if len(rows) else self
 
 
 def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[str, str]:
@@ -143,10 +145,9 @@ def suffix_of(path: Path) -> str:
     """
     if not path.is_file():
         raise DataError(f"no file '{path}'", "a file", "check the path")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compressed = suffixes[-1:] == [".gz"]
-    suffix = "".join(suffixes[-2:-1] if compressed else suffixes[-1:])
-    if suffix not in SUFFIXES or (compressed and suffix == ".parquet"):
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix not in SUFFIXES or name.endswith(".parquet.gz"):
         raise DataError(
             f"'{path}' has an unknown extension",
             f"one of {', '.join(SUFFIXES)} (text formats may end in .gz)",
@@ -191,8 +192,8 @@ def read_table(
         if isinstance(error, OSError) and error.errno is not None:  # not about what is in the file
             raise
         first = printable(str(error).split("\n")[0])
-        message = f"'{path}' cannot be read ({first})"
-        raise DataError(message, "a whole table", "mend the file or fetch it again") from None
+        got = f"'{path}' cannot be read ({first})"
+        raise DataError(got, "a whole table", "mend the file or fetch it again") from None
 
 
 def _empty(path: Path) -> DataError:
@@ -312,4 +313,4 @@ def join_of(roles: Sequence[Role]) -> dict[str, bool]:
 def report_values(bad: Bad, where: str, reason: str, expected: str, problems: Problems) -> None:
     """Report values by the numbers of their rows."""
     rows = pl.DataFrame(bad, schema={LINE: pl.UInt32, VALUE: pl.String}, orient="row")
-    problems.report(Table(rows, where).rows(pl.lit(True), pl.col(VALUE)), reason, expected)
+    Table(rows, where).reject(pl.lit(True), VALUE, reason, expected, problems)

@@ -66,7 +66,7 @@ def _text(value: Any, join: bool) -> str | None:
 
 
 def as_column(name: str, values: Sequence[Any]) -> pl.Series:
-    """Convert the values of an unused column to a common type: strings, numbers, booleans, or lists of one of these.
+    """Convert values of an unused column to a common type: strings, numbers, booleans, or lists of one of these.
 
     Columns without a common type are stored as JSON texts, which are never larger than the source, and values
     that JSON cannot represent as Python objects.
