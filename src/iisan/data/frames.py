@@ -34,21 +34,18 @@ def read_frame(frame: Any, roles: Sequence[Role], name: str, problems: Problems,
     if frame.is_empty():
         raise DataError(f"{name} is empty", "a table with rows", "check what made it")
     frame = frame if rest else frame.select(list(found))
-    numbers, joined = pl.int_range(1, len(frame) + 1, dtype=pl.UInt32, eager=True).alias(LINE), join_of(roles)
-    usable = pl.repeat(True, len(frame), eager=True)
-    for column in frame.get_columns():
-        if column.dtype != pl.Object:
+    joined, unusable = join_of(roles), set[int]()
+    for column in frame.select(pl.col(pl.Object)).columns:
+        values = frame[column].to_list()
+        if column not in found:
+            frame = frame.with_columns(as_column(column, values))
             continue
-        values = column.to_list()
-        if column.name not in found:
-            frame = frame.with_columns(as_column(column.name, values))
-            continue
-        texts, bad = as_texts(column.name, values, joined[column.name])
+        texts, bad = as_texts(column, values, joined[column])
         rows = [(row + 1, str(values[row])) for row in bad]
-        report_values(rows, f"{name}, row", f"unusable {found[column.name]}", USABLE, problems)
-        frame, usable = frame.with_columns(texts), usable & ~numbers.is_in([row for row, _ in rows])
-    frame = renamed(frame, found, name).with_columns(numbers)
-    return Table(frame.filter(usable), f"{name}, row")
+        report_values(rows, f"{name}, row", f"unusable {found[column]}", USABLE, problems)
+        frame, unusable = frame.with_columns(texts), unusable.union(row for row, _ in rows)
+    frame = renamed(frame, found, name).with_row_index(LINE, 1)
+    return Table(frame.filter(~pl.col(LINE).is_in(list(unusable))), f"{name}, row")
 
 
 def _from_pandas(frame: Any, roles: Sequence[Role], name: str, rest: bool) -> pl.DataFrame:

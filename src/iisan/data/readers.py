@@ -69,23 +69,21 @@ READERS: dict[Format, Callable[[Sequence[Path], PrepareOptions, Problems], RawTa
 
 def _two_files(sources: Sequence[Path], names: tuple[str, str], endings: Sequence[str]) -> tuple[Path, Path]:
     wanted = f"the {names[0]} file and the {names[1]} file, or a folder that holds the two"
-    if len(sources) == 1 and not sources[0].exists():
-        raise DataError(f"no file or folder '{sources[0]}'", wanted, "check the path")
-    if len(sources) == 1 and sources[0].is_dir():
-        first, second = (_in_folder(sources[0], name, endings) for name in names)
-        return first, second
-    if len(sources) != 2:
+    if len(sources) == 2:
+        return sources[0], sources[1]
+    if len(sources) != 1:
         raise DataError(f"{len(sources)} sources", wanted, "name both files, in this order")
-    return sources[0], sources[1]
-
-
-def _in_folder(folder: Path, name: str, endings: Sequence[str]) -> Path:
-    found = [path for ending in endings if (path := folder / f"{name}{ending}").is_file()]
-    if len(found) != 1:
-        there = ", ".join(path.name for path in found) or "no such file"
-        raise DataError(
-            f"'{folder}' holds {there}",
-            f"exactly one file {name} ({', '.join(endings)})",
-            "name both files instead of the folder",
-        )
-    return found[0]
+    folder, files = sources[0], list[Path]()
+    if not folder.is_dir():
+        fault = "a single file" if folder.exists() else "no file or folder"
+        raise DataError(f"{fault} '{folder}'", wanted, "check the path")
+    for name in names:
+        found = [path for ending in endings if (path := folder / f"{name}{ending}").is_file()]
+        if len(found) != 1:
+            raise DataError(
+                f"'{folder}' holds {', '.join(path.name for path in found) or 'no such file'}",
+                f"exactly one file {name} ({', '.join(endings)})",
+                "name both files instead of the folder",
+            )
+        files += found
+    return files[0], files[1]
