@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,42 +41,30 @@ class Objects:
         self.columns: dict[str, None] = {}
         self.bad_lines: dict[str, Bad] = {NOT_UTF8: [], MALFORMED: []}
         self.unusable: dict[str, Bad] = {name: [] for name in wanted}
-        self._wanted = wanted
-        parts = [pl.DataFrame(schema={numbers: pl.UInt32, **dict.fromkeys(wanted, pl.String)})]
-        lines: list[int] = []
-        values: dict[str, list[Any]] = {name: [] for name in wanted}
+        frames = [pl.DataFrame(schema={numbers: pl.UInt32, **dict.fromkeys(wanted, pl.String)})]
         # By row, because columns of all rows would be too many where keys are data.
         others: dict[str, dict[int, Any]] = {}
-        for row, (line, found) in enumerate(self._objects(path)):
-            if not found.keys() <= self.columns.keys():
-                self.columns.update(dict.fromkeys(found))
-            if len(lines) == _AT_ONCE:
-                parts.append(self._part(numbers, lines, values))
-            lines.append(line)
-            for name, column in values.items():
-                column.append(found.get(name))
-            if rest:
-                for name in found.keys() - wanted.keys():
-                    others.setdefault(name, {})[row] = found[name]
-        parts.append(self._part(numbers, lines, values))
-        self.frame = pl.concat(parts, rechunk=True)
-        height = len(self.frame)
-        self.frame = self.frame.with_columns(
+        objects, height = self._objects(path), 0
+        while batch := list(islice(objects, _AT_ONCE)):
+            lines, rows = zip(*batch, strict=True)
+            columns = [pl.Series(numbers, lines, dtype=pl.UInt32)]
+            for name, join in wanted.items():
+                values = [row.get(name) for row in rows]
+                texts, unusable = as_texts(name, values, join)
+                columns.append(texts)
+                self.unusable[name] += [(lines[row], json.dumps(values[row])) for row in unusable]
+            frames.append(pl.DataFrame(columns))
+            for number, row in enumerate(rows, height):
+                if not row.keys() <= self.columns.keys():
+                    self.columns.update(dict.fromkeys(row))
+                for name in row.keys() - wanted.keys() if rest else ():
+                    others.setdefault(name, {})[number] = row[name]
+            height += len(rows)
+        self.frame = pl.concat(frames, rechunk=True).with_columns(
             as_column(name, [others[name].get(row) for row in range(height)])
             for name in self.columns
             if name in others and len(others[name]) >= _SMALLEST_SHARE * height
         )
-
-    def _part(self, numbers: str, lines: list[int], values: dict[str, list[Any]]) -> pl.DataFrame:
-        """Convert the rows read since the last call, and empty the lists."""
-        series = [pl.Series(numbers, lines, dtype=pl.UInt32)]
-        for name, column in values.items():
-            texts, unusable = as_texts(name, column, self._wanted[name])
-            series.append(texts)
-            self.unusable[name] += [(lines[row], json.dumps(column[row])) for row in unusable]
-            column.clear()
-        lines.clear()
-        return pl.DataFrame(series)
 
     def _objects(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Objects and the numbers of their lines, from 1."""

@@ -129,11 +129,10 @@ def renamed(frame: pl.DataFrame, found: dict[str, str], table: str) -> pl.DataFr
     """
     taken = {name: f"{name}_original" for name in found.values() if name in frame.columns and name not in found}
     names = taken | found
-    seen = {LINE}
-    for name in (names.get(column, column) for column in frame.columns):
-        if name in seen:
+    new = [names.get(column, column) for column in frame.columns]
+    for name in new:
+        if name == LINE or new.count(name) > 1:
             raise DataError(f"{table} has a column in the way of '{name}'", "unique names", f"rename '{name}'")
-        seen.add(name)
     return frame.rename(names)
 
 

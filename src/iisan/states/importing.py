@@ -57,16 +57,12 @@ class Source:
         states = [each.unsqueeze(0) if each.ndim == 1 else each for each in states]
         expected = shape or states[0].shape
         for position, each in zip(positions, states, strict=True):
-            fault, wanted = None, "finite numbers"
+            got = f"{self.label(position)} in '{self.name}' has states"
             if each.ndim != 2 or each.shape != expected or not each.numel():
-                fault = f"of the shape {list(each.shape)}"
-                wanted = "[levels, width] or [width], the same for all items and at least 1"
-            elif not torch.isfinite(each).all():
-                fault = "that are infinite or not a number"
-            if fault:
-                raise StoreError(
-                    f"{self.label(position)} in '{self.name}' has states {fault}", wanted, "mend that entry"
-                )
+                shapes = "[levels, width] or [width], the same for all items and at least 1"
+                raise StoreError(f"{got} of the shape {list(each.shape)}", shapes, "mend that entry")
+            if not torch.isfinite(each).all():
+                raise StoreError(f"{got} that are infinite or not a number", "finite numbers", "mend that entry")
         return torch.stack(states)
 
 
@@ -132,11 +128,8 @@ def _folder_of_tensors(folder: Path) -> Source:
         try:
             tensor = torch.load(files[position], map_location="cpu", weights_only=True)
         except Exception as error:  # what is no such file raises whatever its bytes lead to
-            raise StoreError(
-                f"'{files[position]}' cannot be read safely ({type(error).__name__})",
-                "a file with one tensor",
-                "leave it out",
-            ) from None
+            got = f"'{files[position]}' cannot be read safely ({type(error).__name__})"
+            raise StoreError(got, "a file with one tensor", "leave it out") from None
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not dense or tensor.is_complex() or tensor.is_quantized:
             held = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -204,11 +197,8 @@ def import_states(
     check_out(Path(out))
     known = len({*source.ids} & {*dataset.items[ITEM_ID]})
     if not known:
-        raise StoreError(
-            f"'{source.name}' has no item of the dataset (its first id: {next(iter(source.ids), None)!r})",
-            "ids as in the dataset",
-            "check what the ids are",
-        )
+        got = f"'{source.name}' has no item of the dataset (its first id: {next(iter(source.ids), None)!r})"
+        raise StoreError(got, "ids as in the dataset", "check what the ids are")
     if repeated := len(source.ids) - len({*source.ids}):
         raise StoreError(f"'{source.name}' has {repeated} items twice", "every item once", "leave one of each out")
     # All items of the source: what a store holds must not depend on the dataset of an import that was interrupted.

@@ -3,7 +3,7 @@
 Legend: N items, U distinct items of a batch, U_m those with modality m, K levels, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +189,7 @@ class ComputedStates(StateSource):
         encoders: Encoders, by modality.
         levels: The K requested levels, by modality.
         present: Mask [N] of the items that have a modality, by modality.
-        batch_size: Number of contents per forward pass.
+        batch_size: Number of contents per forward pass, also in the subclasses.
 
     Raises:
         EncoderError: A level beyond the encoder's depth.
@@ -236,12 +236,9 @@ class ComputedStates(StateSource):
 
     def _live(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         """Compute the states [n, K, D] of n items that have the modality, in chunks."""
-        parts = [torch.empty(0, len(self.levels[modality]), self.widths[modality], device=device)]
-        parts += [self._compute(modality, chunk, device) for chunk in self._chunks(items)]
-        return torch.cat(parts)
-
-    def _chunks(self, items: Tensor) -> Sequence[Tensor]:
-        return items.split(self._batch_size) if len(items) else ()
+        if not len(items):
+            return torch.empty(0, len(self.levels[modality]), self.widths[modality], device=device)
+        return torch.cat([self._compute(modality, chunk, device) for chunk in items.split(self._batch_size)])
 
     def _cached(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         """Return the same states from the cache, which the first call fills."""
@@ -259,7 +256,8 @@ class ComputedStates(StateSource):
         # Fixed chunks, mode and precision make the values independent of whether training or validation comes
         # first, which differs between resumed and uninterrupted runs.
         with torch.autocast(device.type, enabled=False):
-            for chunk in self._chunks(present.nonzero().squeeze(1)):
+            items = present.nonzero().squeeze(1)
+            for chunk in items.split(self._batch_size) if len(items) else ():
                 states[chunk] = self._compute(modality, chunk, device).cpu()
         self.train(training)
         return states
@@ -274,7 +272,6 @@ class LiveStates(ComputedStates):
 
     Args:
         encoders: For each modality its encoder, the contents of the items and the requested levels.
-        batch_size: Number of contents per forward pass.
     """
 
     def __init__(
@@ -300,7 +297,6 @@ class PartialStates(ComputedStates):
     Args:
         parts: For each modality its encoder, whose lower layers are dropped; a store of the token states h_t that
             enter layer t (0-based); and the first row and number of rows of every item in it, int64 [N].
-        batch_size: Number of contents per forward pass.
     """
 
     def __init__(
