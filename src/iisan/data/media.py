@@ -118,15 +118,18 @@ def checked_files(
     """
     files = items[column]
     present = files.is_not_null().arg_true()
+    if root is None and has_paths(files) and not files.drop_nulls().str.contains(ADDRESS).all():
+        got = f"{column} paths without a folder that they are relative to"
+        raise DataError(got, "images=FOLDER", "give the folder")
 
     def checked(index: int) -> tuple[int, str | None, str | None]:
         """Index of the item, and the key of its file or what is wrong with it."""
         content = files[index]
         if isinstance(content, str) and re.match(ADDRESS, content):
             return index, None, f"the web address '{content}' in the place of a file"
-        path = None if isinstance(content, bytes) else inside(_required(root, column), content)
+        path = inside(root, content) if root and isinstance(content, str) else None
         try:
-            content = content if path is None else read_file(path)
+            content = read_file(path) if path else content
             if decode:
                 _DECODERS[kind](content)
         except DataError as error:
@@ -146,11 +149,3 @@ def checked_files(
     is_bad = pl.int_range(pl.len(), dtype=pl.UInt32).is_in(bad["index"].to_list())
     keys = pl.repeat(None, len(items), dtype=pl.String, eager=True).scatter(found["index"], found["key"])
     return items.with_columns(pl.when(~is_bad).then(column)), keys.alias(column)
-
-
-def _required(root: Path | None, column: str) -> Path:
-    if root is None:
-        raise DataError(
-            f"{column} paths without a folder that they are relative to", "images=FOLDER", "give the folder"
-        )
-    return root

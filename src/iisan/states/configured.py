@@ -55,10 +55,8 @@ def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:
 def _read_levels(config: Config, store: StateStore) -> tuple[Level, ...]:
     levels = config.levels_of(store.modality)
     # Imported states have the levels they came with.
-    if store.kind == IMPORTED and levels == "all":
-        return store.levels
-    if store.kind == IMPORTED and levels == (LAST,):
-        return store.levels[-1:]
+    if store.kind == IMPORTED and levels in ("all", (LAST,)):
+        return store.levels if levels == "all" else store.levels[-1:]
     return kept_levels(levels, store.depth)
 
 
