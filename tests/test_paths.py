@@ -126,5 +126,5 @@ def test_training_refuses_a_store_that_is_not_finished(refused, prepared, tmp_pa
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"finished": False}))
     folders = ["--dataset", prepared.dataset, "--states", states, "--out", tmp_path / "run"]
     error = refused("train", "default", *folders)
-    assert "was stopped, or is going on" in error
+    assert "was interrupted or is in progress" in error
     assert "`iisan cache`" in error

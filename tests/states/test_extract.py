@@ -198,7 +198,7 @@ def test_shards_that_were_cut_short_are_made_again(catalogue: Any, bert: TextEnc
     with pytest.raises(StoreError, match=r"shard-00001.* cut short.*run `iisan cache` again"):
         StateStore.open(store.folder)
     healed = extract(bert, contents, tmp_path, shard_rows=16, say=said.append)
-    assert said == [f"1 shards in '{store.folder}' are absent or cut short and are made again"]
+    assert said == [f"1 shards in '{store.folder}' are absent or cut short and are computed again"]
     healed.verify()
     after = healed.read(torch.from_numpy(healed.rows_for(catalogue)[:36]))
     torch.testing.assert_close(after, before, rtol=0.01, atol=1e-4)

@@ -14,6 +14,7 @@ from iisan.encoders.contents import Contents
 from iisan.encoders.text import TextEncoder
 from iisan.errors import StoreError
 from iisan.recipes import load_config
+from iisan.states.caching import cache
 from iisan.states.extract import extract
 from iisan.states.importing import import_states, open_source
 from iisan.states.store import StateStore
@@ -115,6 +116,43 @@ def test_half_an_import_is_refused_by_training_and_goes_on(dataset: Dataset, tmp
     store = import_states(dataset, source(tmp_path), "v", states, shard_rows=10)
     assert len(store) == ROWS
     assert len(StateStore.find(states, "v").manifest.shards) == 4
+
+
+def test_an_interrupted_import_is_completed_by_that_of_a_smaller_dataset(
+    dataset: Dataset, tmp_path: Path, stopped: Any
+) -> None:
+    stopped(1)
+    with pytest.raises(KeyboardInterrupt):
+        import_states(dataset, source(tmp_path), "v", tmp_path / "states", shard_rows=10)
+    items = pl.DataFrame({"item_id": ["i0", "i1", "i2"]})
+    log = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"]})
+    stopped(9)
+    store = import_states(Dataset.from_frames(items, log), source(tmp_path), "v", tmp_path / "states")
+    assert (store.rows_for(dataset) >= 0).all()
+
+
+def test_training_says_how_many_items_have_no_imported_states(dataset: Dataset, tmp_path: Path) -> None:
+    source(tmp_path)
+    np.save(tmp_path / "v.npy", np.load(tmp_path / "v.npy")[:37])
+    (tmp_path / "ids.txt").write_text("".join(f"i{n}\n" for n in range(37)))
+    imported = open_source(tmp_path / "v.npy", tmp_path / "ids.txt")
+    import_states(dataset, imported, "v", tmp_path / "states")
+    saved = dataset.save(tmp_path / "dataset")
+    settings = [f"dataset={saved.folder}", f"states={tmp_path / 'states'}", "training.epochs=1"]
+    said: list[str] = []
+    train(load_config("default", settings), tmp_path / "run", say=said.append)
+    assert "3 of 40 items have no imported states of v" in said
+
+
+@pytest.mark.parametrize("out", ["file", "file/states"])
+def test_a_file_in_the_place_of_the_folder_is_noticed_before_anything_is_computed(
+    dataset: Dataset, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file' is a file; expected a folder of state stores: choose another"):
+        cache(dataset, tmp_path / out, {"text": "no such encoder"})
+    with pytest.raises(StoreError, match="file' is a file"):
+        import_states(dataset, source(tmp_path), "v", tmp_path / out)
 
 
 def test_a_finished_store_that_is_added_to_is_unfinished_meanwhile(

@@ -257,7 +257,7 @@ def test_settings_that_do_not_fit(changes, message, planted):
 
 
 def test_tokens_that_do_not_fit(planted, bert, model_folders, tmp_path):
-    with pytest.raises(StoreError, match=r"enter block 2 of 4.*--last-n-layers 1.*tuning.last_n_layers to 2"):
+    with pytest.raises(StoreError, match=r"enter layer 2 of 4.*--last-n-layers 1.*tuning.last_n_layers to 2"):
         build(resolve(planted("partial", "tuning.last_n_layers=1")))
     with pytest.raises(StoreError, match="were made with encoder"):
         build(resolve(planted("partial", f"text.encoder={model_folders['roberta']}")))

@@ -1,4 +1,4 @@
-"""From two raw tables to the parts of a dataset: the one place where rows are cleaned, checked and dropped."""
+"""From two raw tables to the parts of a dataset: the only place where rows are cleaned, checked and dropped."""
 
 import os
 from collections.abc import Mapping
@@ -25,17 +25,10 @@ _ITEM, _USER = "__item__", "__user__"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a dataset is made of.
+    """The parts of a dataset, see :class:`iisan.data.dataset.Dataset`.
 
     Attributes:
-        items: ``[N]`` rows: ``item_id``, ``text``, ``image`` and further columns.
-        user_ids: ``[users]``, in the order of their first appearance.
-        sequences: all interactions.
-        image_root: folder of the image paths.
-        kinds: the columns with contents, and of which kind each is.
-        keys: ``[N]`` rows: content key of every item's file, a column per column of files; null = missing.
-        counts: what was read, what every filter left, what is missing.
-        skipped: bad rows.
+        counts: Numbers of users, items and interactions after each step, and of missing contents.
     """
 
     items: pl.DataFrame
@@ -49,7 +42,7 @@ class Parts:
 
 
 def item_roles(options: PrepareOptions) -> list[Role]:
-    """The columns of an items table."""
+    """Columns of an items table."""
     return [
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
         Role.of(TEXT, options.text, TEXT, "title", required=False, join=True),
@@ -63,7 +56,7 @@ def item_roles(options: PrepareOptions) -> list[Role]:
 
 
 def interaction_roles(options: PrepareOptions) -> list[Role]:
-    """The columns of an interactions table."""
+    """Columns of an interactions table."""
     return [
         Role.of(USER_ID, options.user_id, USER_ID),
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
@@ -82,16 +75,15 @@ def assemble(
     """Clean, check, filter and index two tables with canonical column names.
 
     Args:
-        items: ``item_id``, perhaps ``text``, ``image`` and further columns.
-        interactions: ``user_id``, ``item_id``, perhaps ``timestamp``.
-        options: where images are and whether they are decoded.
-        filters: which interactions stay.
-        problems: the policy for bad rows.
-        image_root: what paths in the image column are relative to, unless ``options.images`` says it.
+        items: Table with ``item_id`` and optional ``text``, ``image`` and further columns.
+        interactions: Table with ``user_id``, ``item_id`` and optional ``timestamp``.
+        options: Columns and images.
+        filters: Filters of interactions.
+        problems: Policy for bad rows.
+        image_root: Folder that image paths are relative to, unless ``options.images`` names it.
 
     Raises:
-        DataError: a bad row where the policy is ``stop``, a further column whose name no modality can have, or
-            nothing is left.
+        DataError: A bad row (policy ``stop``), an invalid name of a further column, or no user is left.
     """
     kinds: dict[str, str] = {TEXT: TEXT, IMAGE: IMAGE, **options.columns}
     for name, kind in kinds.items():
@@ -104,12 +96,11 @@ def assemble(
     if IMAGE not in catalogue.columns:
         paths = pl.Series([None], dtype=pl.String).new_from_index(0, len(catalogue))
         if options.images:
-            # The folder may be that of other kinds of files alone.
+            # The folder may hold other kinds of files only.
             required = all(kind == TEXT for kind in options.columns.values())
             paths = find_images(options.images, catalogue[ITEM_ID], required, problems)
         catalogue = catalogue.with_columns(paths.alias(IMAGE))
     catalogue = catalogue.select(ITEM_ID, TEXT, IMAGE, pl.exclude(ITEM_ID, TEXT, IMAGE))
-
     user_ids, events, unit = _index(interactions, catalogue[ITEM_ID], problems)
     del interactions
     events, steps = apply_filters(events, filters)
@@ -117,8 +108,7 @@ def assemble(
         left = ", then ".join(f"{step['step']}: {step['users']:,} users" for step in steps)
         raise DataError(f"no user is left ({left})", "at least one user after the filters", "relax the filters")
     kept_users, users = renumber(events.users, len(user_ids))
-    item_numbers = events.items
-    num_listed = len(catalogue)
+    item_numbers, num_listed = events.items, len(catalogue)
     if filters.items == "interacted":
         kept_items, item_numbers = renumber(events.items, len(catalogue))
         catalogue = catalogue[kept_items]
@@ -153,14 +143,12 @@ def _with_ids(table: Table, columns: tuple[str, ...], problems: Problems) -> Tab
     table = Table(frame, table.where)
     for column in columns:
         empty = pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
-        bad = table.rows(empty, pl.col(column))
-        problems.report(bad, f"zero-length {column}", f"a {column} in every row")
-        table = table.without(empty) if len(bad) else table
+        table = table.reject(empty, column, f"zero-length {column}", f"a {column} in every row", problems)
     return table
 
 
 def _with_images(items: Table, image: str | None) -> Table:
-    """Rename a column ``image`` in which no images are: the user says so, or it holds web addresses."""
+    """Rename a column ``image`` that is not used: by request, or because it holds web addresses."""
     frame = items.frame
     unused = image == NO_COLUMN or (image is None and IMAGE in frame.columns and are_addresses(frame[IMAGE]))
     if not unused or IMAGE not in frame.columns:
@@ -172,8 +160,8 @@ def _with_images(items: Table, image: str | None) -> Table:
 def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> pl.DataFrame:
     table = _with_ids(table, (ITEM_ID,), problems)
     repeated = ~pl.col(ITEM_ID).is_first_distinct()
-    problems.report(table.rows(repeated, pl.col(ITEM_ID)), "duplicate item id", "every item id once")
-    frame = table.without(repeated).frame.drop(LINE)
+    table = table.reject(repeated, ITEM_ID, "duplicate item id", "every item id once", problems)
+    frame = table.frame.drop(LINE)
     if TEXT not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.String).alias(TEXT))
     name = table.where.split(",")[0]
@@ -188,38 +176,29 @@ def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> 
 def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:
     """Users in order of first appearance, interactions by user and time, and the unit of time."""
     table = _with_ids(table, (USER_ID, ITEM_ID), problems)
-    table = Table(_numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
+    table = Table(numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
     unknown = pl.col(_ITEM).is_null()
-    if table.frame[_ITEM].null_count():
-        problems.report(table.rows(unknown, pl.col(ITEM_ID)), "unknown item", "an item id of the items table")
-        table = table.without(unknown)
+    table = table.reject(unknown, ITEM_ID, "unknown item", "an item id of the items table", problems)
     table = Table(table.frame.drop(ITEM_ID), table.where)
-
-    unit = None
-    if TIMESTAMP in table.frame.columns:
-        moments, unit = clean_timestamps(table.frame[TIMESTAMP])
-        if moments.null_count():
-            bad = pl.lit(moments.is_null())
-            expected = "a number or an ISO date, of one kind in the whole column"
-            problems.report(table.rows(bad, pl.col(TIMESTAMP)), "unparsable timestamp", expected)
-            table, moments = table.without(bad), moments.drop_nulls()
-        table = Table(table.frame.with_columns(moments.alias(TIMESTAMP)), table.where)
-
-    user_ids, users = _first_seen(table.frame[USER_ID])
-    frame = table.frame.drop(LINE, USER_ID).with_columns(users.alias(_USER))
+    frame, unit = table.frame, None
+    if TIMESTAMP in frame.columns:
+        moments, unit = clean_timestamps(frame[TIMESTAMP])
+        expected = "a number or an ISO date, of one kind in the whole column"
+        bad = pl.lit(moments.is_null())
+        frame = table.reject(bad, TIMESTAMP, "unparsable timestamp", expected, problems).frame
+        frame = frame.with_columns(moments.drop_nulls().alias(TIMESTAMP))
     del table
+    user_ids, users = _first_seen(frame[USER_ID])
+    frame = frame.drop(LINE, USER_ID).with_columns(users.alias(_USER))
     frame = _by_user_and_time(frame)
     timestamps = frame[TIMESTAMP].to_numpy() if unit else None
-    return user_ids, Events(_numbers(frame, _USER), _numbers(frame, _ITEM), timestamps), unit
-
-
-def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return frame[column].cast(pl.Int32).to_numpy()
+    numbers = frame.select(pl.col(_USER, _ITEM).cast(pl.Int32))
+    return user_ids, Events(numbers[_USER].to_numpy(), numbers[_ITEM].to_numpy(), timestamps), unit
 
 
 def _first_seen(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Distinct ids in the order of their first appearance, and their numbers in that order."""
-    # One pass of hashing; unique() and a join back would be two, and most of the time of a large preparation.
+    # One pass of hashing; unique() and a join would be two, and most of the time of a large preparation.
     codes = ids.cast(pl.Categorical(pl.Categories.random())).to_physical()
     first = codes.is_first_distinct()
     order = codes.filter(first).to_numpy()
@@ -229,19 +208,19 @@ def _first_seen(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
-    """Order interactions by user, then by time, then as in the file."""
+    """Sort interactions by user, then time, then position in the file."""
     if TIMESTAMP not in frame.columns or frame.is_empty():
         return frame.sort(_USER, maintain_order=True)
     first, last = (int(moment) for moment in frame.select(a=pl.min(TIMESTAMP), b=pl.max(TIMESTAMP)).row(0))
     span = last - first + 1
     if span * len(frame) >= 2**63:
         return frame.sort(_USER, TIMESTAMP, maintain_order=True)
-    # One integer key sorts three times as fast as two columns.
+    # Sorting by one integer key is three times as fast as by two columns.
     key = pl.col(_USER).cast(pl.Int64) * span + (pl.col(TIMESTAMP) - first)
     return frame.sort(key, maintain_order=True)
 
 
-def _numbered(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.DataFrame:
-    """Add the position of every id in ``ids``, null where it is not there."""
+def numbered(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.DataFrame:
+    """Add a column ``name`` with the position of each id of a column in ``ids``, null where absent."""
     numbers = pl.DataFrame({column: ids}).with_row_index(name)
     return frame.join(numbers, on=column, how="left", maintain_order="left")

@@ -7,7 +7,7 @@ import polars as pl
 
 from iisan.errors import DataError
 
-#: Formats of date strings, with ``T`` replaced by a space and ``Z`` by an offset.
+#: Formats of date strings after replacing ``T`` by a space and ``Z`` by an offset.
 _NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M")
 _WITH_OFFSET = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%z")
 _LARGEST = 2.0**63
@@ -119,13 +119,10 @@ def _from_floats(numbers: pl.Series) -> tuple[pl.Series, str]:
 
 def _from_dates(texts: pl.Series) -> pl.Series:
     texts = texts.str.replace("T", " ", literal=True).str.replace(r"\s?Z$", "+00:00")
-    parsed = pl.Series(texts.name, [None], dtype=pl.Datetime("us")).new_from_index(0, len(texts))
+    parsed = pl.repeat(None, len(texts), dtype=pl.Datetime("us"), eager=True)
     for form in _NAIVE + _WITH_OFFSET:
-        if not parsed.null_count():
-            break
-        zone = "UTC" if form in _WITH_OFFSET else None
-        # `exact`: no trailing characters.
-        dates = texts.str.strptime(pl.Datetime("us", zone), form, strict=False, exact=True)
-        frame = pl.DataFrame({"parsed": parsed, "dates": dates.dt.replace_time_zone(None)})
-        parsed = frame.select(pl.coalesce("parsed", "dates")).to_series()
+        if parsed.null_count():
+            zone = "UTC" if form in _WITH_OFFSET else None
+            dates = texts.str.to_datetime(form, time_unit="us", time_zone=zone, strict=False)
+            parsed = parsed.zip_with(parsed.is_not_null(), dates.dt.replace_time_zone(None))
     return parsed.dt.epoch("us")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles
+from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles, numbered
 from iisan.data.clean import clean_texts
 from iisan.data.frames import read_frame
 from iisan.data.media import checked_files, inside, read_file
@@ -27,10 +27,10 @@ from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
 KIND = "iisan-dataset"
 SCHEMA = 2
 _MANIFEST, _KEYS = "dataset.json", "keys.parquet"
-#: Stands in the folder while it is written, so that an interrupted one may be written again.
+#: File in a folder that is being written, so that an interrupted one may be overwritten.
 _UNFINISHED = "dataset.unfinished"
 _CURE = "make it (again) with: iisan prepare FORMAT SOURCE… --out DATASET"
-#: Below this size close matches of an unknown id are looked for; difflib compares with every id.
+#: Most ids among which close matches of an unknown one are searched, because difflib compares with all.
 _SMALL = 50_000
 _SHOWN = 5
 
@@ -40,15 +40,15 @@ class Dataset:
     """Items with their contents, and users' interactions.
 
     Attributes:
-        folder: where it lies, or None if it was not saved.
-        items: ``[N]`` rows: ``item_id`` (unique), ``text``, ``image`` (path or bytes); null = missing; further
-            columns of the source, those in ``kinds`` with contents too.
-        sequences: all interactions as index arrays, memory-mapped when loaded.
-        user_ids: ``[users]`` strings; the row number is the user index.
-        image_root: folder that paths of images, and of other files, are relative to.
-        stored_keys: see ``keys``; None where the folder has none, as version 0.1 wrote it.
-        manifest: provenance, counts before and after every filter, content hash.
-        skipped: bad rows that were left out: ``reason``, ``where``, ``value``.
+        folder: Folder of the dataset, or None if it was not saved.
+        items: ``[N]`` rows: ``item_id`` (unique), ``text``, ``image`` (path or bytes), null where missing, and the
+            further columns of the source.
+        sequences: All interactions as index arrays, memory-mapped when loaded.
+        user_ids: Ids of the users, in the order of their indices.
+        image_root: Folder that paths of images and other files are relative to.
+        stored_keys: See ``keys``; None in folders of version 0.1.
+        manifest: Provenance, counts before and after every filter, content hash.
+        skipped: Bad rows that were left out: ``reason``, ``where``, ``value``.
     """
 
     folder: Path | None
@@ -62,7 +62,7 @@ class Dataset:
 
     @property
     def num_items(self) -> int:
-        """Items in the catalogue, ``N``."""
+        """Number of items N in the catalogue."""
         return len(self.items)
 
     @property
@@ -77,7 +77,7 @@ class Dataset:
 
     @property
     def content_hash(self) -> str | None:
-        """See the function of that name; None in datasets that do not say it."""
+        """See the function of that name; None in datasets that do not record it."""
         return self.manifest.get("content_hash")
 
     def text(self, index: int) -> str | None:
@@ -87,7 +87,7 @@ class Dataset:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The columns with contents for an encoder, and of which kind each is."""
+        """Kind of each column with contents for an encoder."""
         kinds: dict[str, str] = self.manifest.get("kinds", {TEXT: TEXT, IMAGE: IMAGE})
         return kinds
 
@@ -95,7 +95,7 @@ class Dataset:
         """The bytes of an item's file in a column of files, such as ``image``.
 
         Raises:
-            DataError: the item has none, or its file is gone or another one than the dataset was prepared with.
+            DataError: The item has none, or its file is gone or has changed since ``iisan prepare``.
         """
         content, item = self.items[column][index], self.items[ITEM_ID][index]
         if content is None:
@@ -116,13 +116,13 @@ class Dataset:
 
     @cached_property
     def keys(self) -> pl.DataFrame:
-        """Content key (:func:`iisan.files.content_key`) of every item's file, ``[N]`` rows; null = missing.
+        """Content keys (:func:`iisan.files.content_key`) of the items' files, ``[N]`` rows; null where missing.
 
-        A column per column of files; texts are quick to hash when their keys are needed. A dataset of version 0.1
-        gets its keys when they are first needed, while its media are there, and keeps them in its folder.
+        One column per column of files; texts are hashed on demand. For a dataset of version 0.1, the keys are
+        computed from its media when they are first needed, and written to its folder.
 
         Raises:
-            DataError: media of such a dataset that cannot be read.
+            DataError: Media of such a dataset cannot be read.
         """
         if self.stored_keys is not None:
             return self.stored_keys
@@ -141,7 +141,7 @@ class Dataset:
         return frame
 
     def _keep(self, keys: pl.DataFrame) -> None:
-        """Write the keys of a dataset of schema 1 into its folder, which makes it one of schema 2."""
+        """Add the keys to the folder of a dataset of schema 1, which thereby becomes one of schema 2."""
         assert self.folder is not None
         path = self.folder / _KEYS
         manifest = self.manifest | {
@@ -163,35 +163,24 @@ class Dataset:
             self.manifest.update(manifest)
 
     def item_index(self, ids: Sequence[str]) -> Index:
-        """Row numbers of items by id, ``[len(ids)]``.
-
-        Raises:
-            DataError: names the ids that are unknown.
-        """
+        """Indices of items by id; see :func:`index_of`."""
         return index_of(self.items[ITEM_ID], ids, "item")
 
     def user_index(self, user_id: str) -> int:
-        """Row number of a user.
-
-        Raises:
-            DataError: the user is unknown.
-        """
+        """Index of a user by id; see :func:`index_of`."""
         return int(index_of(self.user_ids, [user_id], "user")[0])
 
     @classmethod
     def from_frames(cls, items: Any, interactions: Any, **options: Any) -> "Dataset":
-        """Make a dataset from DataFrames, with the cleaning and filters of ``iisan prepare table``.
+        """Make a dataset in memory from DataFrames, with the cleaning and filters of ``iisan prepare table``.
 
         Args:
-            items: polars or pandas DataFrame with a row per item.
-            interactions: polars or pandas DataFrame with a row per interaction.
-            options: fields of ``PrepareOptions``: columns (``text="title"``), filters, ``images``, ``on_bad``.
-
-        Returns:
-            A dataset in memory; ``save`` writes it.
+            items: polars or pandas DataFrame with one row per item.
+            interactions: polars or pandas DataFrame with one row per interaction.
+            options: Fields of ``PrepareOptions``: columns (``text="title"``), filters, ``images``, ``on_bad``.
 
         Raises:
-            DataError: bad input; see ``prepare``.
+            DataError: Bad input; see ``prepare``.
         """
         chosen = parse_options(options)
         problems, filters = Problems(chosen.on_bad), chosen.filters("table")
@@ -208,7 +197,7 @@ class Dataset:
 
     @classmethod
     def of_parts(cls, parts: Parts, provenance: Mapping[str, Any]) -> "Dataset":
-        """Make a dataset in memory from what ``assemble`` returned."""
+        """Make a dataset in memory from the result of ``assemble``."""
         manifest = {
             "kind": KIND,
             "schema": SCHEMA,
@@ -232,32 +221,29 @@ class Dataset:
 
     @property
     def captions(self) -> dict[str, str]:
-        """Columns of captions that were written by a model -> the column that they describe."""
+        """The column that each column of generated captions describes."""
         return {name: origin["column"] for name, origin in self.manifest["provenance"].get("captions", {}).items()}
 
     def check_new_column(self, name: str) -> None:
-        """Make sure that a column of texts may be added under that name.
+        """Check the name of a new column of texts.
 
         Raises:
-            DataError: there is one already, or no column can be called that.
+            DataError: The name is taken or invalid.
         """
         if name in self.items.columns:
             raise DataError(f"the items have a column '{name}' already", "a new name", "choose another name")
         check_modality(name, TEXT)
 
     def with_captions(self, name: str, texts: pl.Series, origin: Mapping[str, Any]) -> "Dataset":
-        """Add a column of texts that describe another column.
+        """Return a dataset in memory with an additional column of kind ``text`` that describes another column.
 
         Args:
-            name: of the new column, which a text encoder can read like any other of kind ``text``.
+            name: Name of the new column.
             texts: ``[N]`` strings, null where missing; cleaned like all texts.
-            origin: ``column``, which they describe, and what else the manifest shall say about them.
-
-        Returns:
-            A dataset in memory; ``save`` writes it.
+            origin: The described ``column``, and further entries for the manifest.
 
         Raises:
-            DataError: an unusable name, or another number of texts than items.
+            DataError: An invalid name, or a number of texts other than N.
         """
         self.check_new_column(name)
         if len(texts) != self.num_items:
@@ -279,13 +265,10 @@ class Dataset:
         return replace(self, folder=None, items=items, stored_keys=self.keys, manifest=manifest)
 
     def save(self, folder: Path | str) -> "Dataset":
-        """Write the dataset; it is not there until its manifest is.
-
-        Returns:
-            The dataset, loaded from ``folder``.
+        """Write the dataset, its manifest last, and return it loaded from ``folder``.
 
         Raises:
-            DataError: the folder holds something else.
+            DataError: The folder holds something else.
         """
         folder = Path(folder)
         frames = {
@@ -297,7 +280,7 @@ class Dataset:
         claim(folder)
         (folder / "sequences").mkdir(exist_ok=True)
         (folder / _MANIFEST).unlink(missing_ok=True)
-        for leftover in folder.rglob(".*.part"):  # of a writing that was killed
+        for leftover in folder.rglob(".*.part"):  # of a killed process
             leftover.unlink()
         tables = {folder / f"{name}.parquet": frame for name, frame in frames.items()}
         for path, frame in tables.items():
@@ -319,11 +302,11 @@ class Dataset:
         """Open a dataset folder.
 
         Args:
-            folder: what ``save`` or ``iisan prepare`` wrote.
-            image_root: where the images lie now, if they moved.
+            folder: Folder written by ``save`` or ``iisan prepare``.
+            image_root: Folder of the images, if they were moved.
 
         Raises:
-            DataError: absent, unfinished, truncated, foreign, or written by a newer version.
+            DataError: The folder is absent, unfinished, damaged, foreign, or of a newer schema.
         """
         folder = Path(folder)
         manifest = read_manifest(folder / _MANIFEST, KIND, SCHEMA, DataError, _CURE)
@@ -365,19 +348,13 @@ class Dataset:
 
 
 def index_of(ids: pl.Series, wanted: Sequence[str], kind: str) -> Index:
-    """Row numbers of ``wanted`` in ``ids``, ``[len(wanted)]``.
-
-    Args:
-        ids: unique ids.
-        wanted: ids to find.
-        kind: what they are ids of, for the message.
+    """Row numbers of ``wanted`` among unique ``ids``, ``[len(wanted)]``.
 
     Raises:
-        DataError: names the ids that are unknown and what resembles them.
+        DataError: Unknown ids; names them (as a ``kind``, such as "item") and similar ones.
     """
     asked = pl.DataFrame({"id": pl.Series([str(one) for one in wanted], dtype=pl.String)})
-    numbers = pl.DataFrame({"id": ids}).with_row_index("number")
-    rows = asked.join(numbers, on="id", how="left", maintain_order="left")
+    rows = numbered(asked, "id", ids, "number")
     unknown = rows.filter(pl.col("number").is_null())["id"].unique(maintain_order=True)
     if len(unknown):
         names = ", ".join(f"'{one}'" for one in unknown.head(_SHOWN))
@@ -389,37 +366,28 @@ def index_of(ids: pl.Series, wanted: Sequence[str], kind: str) -> Index:
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure that a dataset may be written into a folder.
+    """Check that a dataset may be written into a folder.
 
     Raises:
-        DataError: it holds something else than a dataset.
+        DataError: The folder holds something other than a dataset.
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise DataError(f"'{folder}' is a file", "a folder to write", "choose another --out")
-    if (folder / _UNFINISHED).exists() or not any(folder.iterdir()):
+    if not folder.exists() or (folder / _UNFINISHED).exists() or not any(folder.iterdir()):
         return
     elsewhere = "choose another --out, or empty that folder"
     read_manifest(folder / _MANIFEST, KIND, SCHEMA, DataError, elsewhere)
 
 
 def claim(folder: Path) -> None:
-    """Mark a folder as one that a dataset is going to be written into; what it holds stays until then.
-
-    Raises:
-        DataError: it holds something else than a dataset.
-    """
+    """Reserve a folder for a dataset, see :func:`check_writable`; what it holds stays until ``save``."""
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _UNFINISHED).touch()
 
 
 def content_hash(items: pl.DataFrame, keys: pl.DataFrame, user_ids: pl.Series, sequences: Sequences) -> str:
-    """Hexadecimal SHA-256 over items and interactions, the same on every machine.
-
-    Files count by their content keys, wherever they lie.
-    """
+    """Hexadecimal SHA-256 of items, content keys and interactions, the same on every machine."""
     digest = hashlib.sha256()
     for frame in (items.drop(keys.columns), keys, user_ids.alias(USER_ID).to_frame()):
         for part in frame.iter_slices(100_000):

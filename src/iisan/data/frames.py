@@ -1,4 +1,4 @@
-"""Raw tables from DataFrames of polars or pandas."""
+"""Raw tables from polars or pandas DataFrames."""
 
 import sys
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from iisan.errors import DataError, MissingExtraError
 
 
 def read_frame(frame: Any, roles: Sequence[Role], name: str, problems: Problems, *, rest: bool) -> Table:
-    """A table from a DataFrame.
+    """Make a table from a polars or pandas DataFrame.
 
     Args:
-        frame: of polars or pandas.
-        roles: columns to find; Python objects in them become strings.
-        name: of the frame, for messages.
-        problems: where objects are reported that are no texts.
-        rest: keep all other columns too.
+        frame: The DataFrame.
+        roles: Columns to find; Python objects in them become strings.
+        name: Name of the frame in messages.
+        problems: Receives values that are not texts.
+        rest: Keep all other columns too.
 
     Raises:
-        DataError: no DataFrame, an empty one, a missing column, or a bad row where the policy is ``stop``.
-        MissingExtraError: pandas' columns need pyarrow.
+        DataError: Not a DataFrame, an empty one, a missing column, or a bad row (policy ``stop``).
+        MissingExtraError: Columns of pandas need pyarrow.
     """
     if isinstance(frame, pl.LazyFrame):
         frame = frame.collect()
@@ -34,21 +34,18 @@ def read_frame(frame: Any, roles: Sequence[Role], name: str, problems: Problems,
     if frame.is_empty():
         raise DataError(f"{name} is empty", "a table with rows", "check what made it")
     frame = frame if rest else frame.select(list(found))
-    numbers, joined = pl.int_range(1, len(frame) + 1, dtype=pl.UInt32, eager=True).alias(LINE), join_of(roles)
-    usable = pl.repeat(True, len(frame), eager=True)
-    for column in frame.get_columns():
-        if column.dtype != pl.Object:
+    joined, unusable = join_of(roles), set[int]()
+    for column in frame.select(pl.col(pl.Object)).columns:
+        values = frame[column].to_list()
+        if column not in found:
+            frame = frame.with_columns(as_column(column, values))
             continue
-        values = column.to_list()
-        if column.name not in found:
-            frame = frame.with_columns(as_column(column.name, values))
-            continue
-        texts, bad = as_texts(column.name, values, joined[column.name])
+        texts, bad = as_texts(column, values, joined[column])
         rows = [(row + 1, str(values[row])) for row in bad]
-        report_values(rows, f"{name}, row", f"unusable {found[column.name]}", USABLE, problems)
-        frame, usable = frame.with_columns(texts), usable & ~numbers.is_in([row for row, _ in rows])
-    frame = renamed(frame, found, name).with_columns(numbers)
-    return Table(frame.filter(usable), f"{name}, row")
+        report_values(rows, f"{name}, row", f"unusable {found[column]}", USABLE, problems)
+        frame, unusable = frame.with_columns(texts), unusable.union(row for row, _ in rows)
+    frame = renamed(frame, found, name).with_row_index(LINE, 1)
+    return Table(frame.filter(~pl.col(LINE).is_in(list(unusable))), f"{name}, row")
 
 
 def _from_pandas(frame: Any, roles: Sequence[Role], name: str, rest: bool) -> pl.DataFrame:
@@ -64,12 +61,12 @@ def _from_pandas(frame: Any, roles: Sequence[Role], name: str, rest: bool) -> pl
 
 
 def _series(name: str, column: Any, used: bool) -> pl.Series:
-    """A column of pandas; one of Python objects where pyarrow does not know a type for all of its values."""
+    """Convert a column of pandas; to Python objects where pyarrow has no type for all values."""
 
     def values() -> list[Any]:
         return [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
 
-    # pyarrow would make a column of every key of the objects.
+    # pyarrow would make a column of every key.
     if not used and column.dtype == object and any(isinstance(value, dict) for value in column):
         return as_column(name, values())
     try:

@@ -1,4 +1,4 @@
-"""Opening images that come from anywhere."""
+"""Decoding of images from untrusted sources, and their search in folders."""
 
 import io
 import os
@@ -15,39 +15,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-#: Endings of files that are looked for in a folder of images; the last two are found in order to be refused.
+#: Extensions that are searched in a folder of images; the last two are found in order to be refused.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".heic"),
 )
 
-#: How an address in the web begins.
+#: Pattern of web addresses.
 ADDRESS = r"^(?i:https?)://"
 _CURE = "replace the image, or leave it out"
 
 
 def open_image(data: bytes) -> "Image":
-    """Decode an image completely.
+    """Decode the bytes of an image file to mode RGB.
 
-    Transparent parts become white, the EXIF orientation is applied, of an animation the first frame is taken.
-
-    Args:
-        data: the bytes of a JPEG, PNG, WEBP, GIF, BMP or TIFF file.
-
-    Returns:
-        The image in mode RGB.
+    Transparent parts become white, the EXIF orientation is applied, and the first frame of an animation is taken.
 
     Raises:
-        DataError: not an image of these formats, truncated, or larger than Pillow's limit of pixels.
+        DataError: Not an image in one of ``FORMATS``, truncated, or above Pillow's limit of pixels.
     """
     from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-    # Pillow takes 1 MB for each text and colour profile of a PNG, and 64 MB for all; large profiles are sound.
+    # Pillow's limit of 1 MB for each text and colour profile of a PNG would refuse sound profiles.
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
-            # Pillow itself warns here, and refuses at twice the limit only.
+            # Pillow warns here and refuses only at twice the limit.
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
             upright = ImageOps.exif_transpose(image)
@@ -70,25 +64,25 @@ def open_image(data: bytes) -> "Image":
 
 
 def are_addresses(values: pl.Series) -> bool:
-    """Whether a column holds nothing but addresses in the web, or lists of them."""
+    """Whether a column holds only web addresses, or lists of them."""
     first = values.list.first() if values.dtype == pl.List(pl.String) else values
     return first.dtype == pl.String and 0 < first.count() == first.str.contains(ADDRESS).sum()
 
 
 def find_images(folder: Path, item_ids: pl.Series, required: bool, problems: Problems) -> pl.Series:
-    """Find the files ``<item_id>.jpg`` (or another of ``SUFFIXES``) in a folder and in folders inside it.
+    """Find the files ``<item_id>.jpg`` (or another of ``SUFFIXES``) in a folder and its subfolders.
 
     Args:
-        folder: of the images.
-        item_ids: ``[N]`` names of the files.
-        required: some item must have one.
-        problems: where items are reported that have several files; they count as without.
+        folder: Folder of the images.
+        item_ids: Names of the files, ``[N]``.
+        required: Whether some item must have an image.
+        problems: Receives items with several files, which count as missing.
 
     Returns:
-        Path per item, relative to the folder, null where there is none.
+        Paths relative to the folder, ``[N]``, null where missing.
 
     Raises:
-        DataError: no folder, no image of any item, or several of one where the policy is ``stop``.
+        DataError: No such folder, no image of any item, or several images of one (policy ``stop``).
     """
     if not folder.is_dir():
         raise DataError(f"no folder '{folder}'", "the folder of the images", "check the path")

@@ -1,8 +1,9 @@
-"""JSON lines, read object by object: only what is used must be of a kind, and time and memory follow the file."""
+"""JSON lines, read object by object: only columns that are used need values of one type."""
 
 import gzip
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,86 +12,86 @@ import polars as pl
 from iisan.data.values import as_column, as_texts
 
 NOT_UTF8, MALFORMED = "not UTF-8", "malformed row"
-#: Objects that are held as Python's before they become part of a table.
+#: Number of rows that are converted to a table at a time.
 _AT_ONCE = 50_000
-#: Columns that fewer rows have are left out unless they are used: keys may be data, thousands of them.
+#: Unused columns that fewer rows have are left out, because keys may be data, thousands of them.
 _SMALLEST_SHARE = 0.01
-_BOM = b"\xef\xbb\xbf"
 
-#: Numbers of lines, and what stands there that cannot be used.
+#: Line numbers and unusable values.
 Bad = list[tuple[int, str]]
 
 
 class Objects:
-    """The objects of a file, as a table.
+    """The objects of a file as a table.
 
     Args:
-        path: JSON lines, perhaps compressed by gzip; blank ones are passed over.
-        numbers: name of the column of line numbers.
-        wanted: columns that may be used -> whether lists in them are joined.
-        rest: keep other columns, too, as :func:`iisan.data.values.as_column` gives them.
+        path: JSON lines file, perhaps compressed by gzip.
+        numbers: Name of the column of line numbers.
+        wanted: Whether lists are joined, by the names of columns that may be used.
+        rest: Keep other columns too, see :func:`iisan.data.values.as_column`.
 
     Attributes:
-        columns: names of all columns, in the order of their first appearance.
-        frame: line numbers, the wanted columns as strings, and the others.
-        bad_lines: those that are no objects, by reason; they are no rows.
-        unusable: by wanted column the values that are no texts; they are null.
+        columns: Names of all columns, in the order of their first appearance.
+        frame: Line numbers, the wanted columns as strings, and the others.
+        bad_lines: Lines that are not objects, by reason; they are not in ``frame``.
+        unusable: Values that are not texts, by wanted column; they are null in ``frame``.
     """
 
     def __init__(self, path: Path, numbers: str, wanted: Mapping[str, bool], rest: bool) -> None:
         self.columns: dict[str, None] = {}
         self.bad_lines: dict[str, Bad] = {NOT_UTF8: [], MALFORMED: []}
         self.unusable: dict[str, Bad] = {name: [] for name in wanted}
-        self._wanted = wanted
-        parts = [pl.DataFrame(schema={numbers: pl.UInt32, **dict.fromkeys(wanted, pl.String)})]
-        lines: list[int] = []
-        values: dict[str, list[Any]] = {name: [] for name in wanted}
-        # Only the rows that have a column: with keys that are data all rows of all columns would be too many.
+        frames = [pl.DataFrame(schema={numbers: pl.UInt32, **dict.fromkeys(wanted, pl.String)})]
+        # By row, because columns of all rows would be too many where keys are data.
         others: dict[str, dict[int, Any]] = {}
-        for row, (line, found) in enumerate(self._objects(path)):
-            if not found.keys() <= self.columns.keys():
-                self.columns.update(dict.fromkeys(found))
-            if len(lines) == _AT_ONCE:
-                parts.append(self._part(numbers, lines, values))
-            lines.append(line)
-            for name, column in values.items():
-                column.append(found.get(name))
-            if rest:
-                for name in found.keys() - wanted.keys():
-                    others.setdefault(name, {})[row] = found[name]
-        parts.append(self._part(numbers, lines, values))
-        self.frame = pl.concat(parts, rechunk=True)
-        height = len(self.frame)
-        self.frame = self.frame.with_columns(
+        objects, height = self._objects(path), 0
+        while batch := list(islice(objects, _AT_ONCE)):
+            lines, rows = zip(*batch, strict=True)
+            columns = [pl.Series(numbers, lines, dtype=pl.UInt32)]
+            for name, join in wanted.items():
+                values = [row.get(name) for row in rows]
+                texts, unusable = as_texts(name, values, join)
+                columns.append(texts)
+                self.unusable[name] += [(lines[row], json.dumps(values[row])) for row in unusable]
+            frames.append(pl.DataFrame(columns))
+            for number, row in enumerate(rows, height):
+                if not row.keys() <= self.columns.keys():
+                    self.columns.update(dict.fromkeys(row))
+                for name in row.keys() - wanted.keys() if rest else ():
+                    others.setdefault(name, {})[number] = row[name]
+            height += len(rows)
+        self.frame = pl.concat(frames, rechunk=True).with_columns(
             as_column(name, [others[name].get(row) for row in range(height)])
             for name in self.columns
             if name in others and len(others[name]) >= _SMALLEST_SHARE * height
         )
 
-    def _part(self, numbers: str, lines: list[int], values: dict[str, list[Any]]) -> pl.DataFrame:
-        """The table of what has been read since the last one; the lists are emptied."""
-        series = [pl.Series(numbers, lines, dtype=pl.UInt32)]
-        for name, column in values.items():
-            texts, unusable = as_texts(name, column, self._wanted[name])
-            series.append(texts)
-            self.unusable[name] += [(lines[row], json.dumps(column[row])) for row in unusable]
-            column.clear()
-        lines.clear()
-        return pl.DataFrame(series)
-
     def _objects(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Objects and the numbers of their lines, from 1."""
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    text = (line.removeprefix(_BOM) if number == 1 else line).decode()
-                    found = json.loads(text)
-                except UnicodeDecodeError:
-                    self.bad_lines[NOT_UTF8].append((number, line.decode("utf-8", "backslashreplace")))
-                    continue
-                except (ValueError, RecursionError):
-                    found = None
-                if isinstance(found, dict):
-                    yield number, found
-                elif text.strip():
-                    self.bad_lines[MALFORMED].append((number, text.strip()))
+        for number, line in text_lines(path, self.bad_lines[NOT_UTF8]):
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            if isinstance(found, dict):
+                yield number, found
+            elif line.strip():
+                self.bad_lines[MALFORMED].append((number, line.strip()))
+
+
+def text_lines(path: Path, bad: Bad) -> Iterator[tuple[int, str]]:
+    """Numbers (from 1) and texts of a file's lines, without a byte order mark.
+
+    Args:
+        path: Text file, perhaps compressed by gzip.
+        bad: Receives the lines that are not UTF-8.
+    """
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        for number, ended in enumerate(file, 1):
+            line = ended.rstrip(b"\r\n")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                bad.append((number, line.decode("utf-8", "backslashreplace")))
+            else:
+                yield number, text

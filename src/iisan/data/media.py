@@ -1,4 +1,4 @@
-"""Columns of files, such as images: paths or bytes, cleaned, checked and read."""
+"""Columns of media files, such as images: paths or bytes."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from iisan.files import content_key
 from iisan.names import AUDIO, IMAGE, ITEM_ID, VIDEO
 from iisan.progress import track
 
-#: Kind -> decodes the bytes of a file, or raises ``DataError``.
+#: Functions that decode the bytes of a file or raise ``DataError``, by kind.
 _DECODERS: dict[str, Callable[[bytes], object]] = {
     IMAGE: open_image,
     AUDIO: partial(open_sound, rate=16_000, seconds=1.0),
@@ -28,10 +28,10 @@ _DECODERS: dict[str, Callable[[bytes], object]] = {
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file of contents.
+    """Read a media file.
 
     Raises:
-        DataError: the file is gone or cannot be read.
+        DataError: The file is gone or cannot be read.
     """
     try:
         return path.read_bytes()
@@ -44,17 +44,17 @@ def read_file(path: Path) -> bytes:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """Join a path from outside to a folder.
+    """Join an untrusted path to a folder.
 
     Raises:
-        DataError: the path leads out of the folder, by ``..``, as an absolute path or through a link.
+        DataError: The path leads out of the folder: by ``..``, as an absolute path or through a link.
     """
     # os.path is several times faster than pathlib here, and this runs once per item.
     base = os.path.realpath(root)
     try:
         joined = os.path.realpath(os.path.join(base, relative))  # noqa: PTH118
         contained = os.path.commonpath([base, joined]) == base
-    except ValueError:  # a zero byte, another drive
+    except ValueError:  # null byte or another drive
         contained = False
     if not contained:
         raise DataError(
@@ -66,10 +66,10 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def clean_files(values: pl.Series, table: str) -> pl.Series:
-    """Paths or bytes, those of Hugging Face's ``{bytes, path}`` too; null where they are empty.
+    """Return paths or bytes (also those of Hugging Face's ``{bytes, path}``); empty ones become null.
 
     Raises:
-        DataError: values of another type.
+        DataError: Values of another type.
     """
     if values.dtype == pl.Null:
         return values.cast(pl.String)
@@ -86,14 +86,14 @@ def clean_files(values: pl.Series, table: str) -> pl.Series:
 
 
 def _embedded(values: pl.Series) -> pl.Series:
-    """The bytes of structs, unless a row has something else, such as a path, in their place."""
+    """The bytes of structs, unless a row has something else instead, such as a path."""
     content = values.struct.field("bytes")
     others = values.struct.unnest().drop("bytes").filter(content.is_null())
     return values if any(others[name].count() for name in others.columns) else content.alias(values.name)
 
 
 def has_paths(values: pl.Series) -> bool:
-    """Whether a clean column of files holds paths."""
+    """Whether a cleaned column of files holds paths."""
     return values.dtype == pl.String and values.null_count() < len(values)
 
 
@@ -103,30 +103,33 @@ def checked_files(
     """Read every file of a column; bad ones are reported and become null.
 
     Args:
-        items: with ``item_id`` and the column (paths relative to ``root``, or bytes).
-        column: its name.
-        kind: of the files.
-        root: folder of the paths.
-        decode: also decode the files.
-        problems: where bad files are reported.
+        items: Items with ``item_id`` and the column (paths relative to ``root``, or bytes).
+        column: Name of the column.
+        kind: Kind of the files.
+        root: Folder of the files.
+        decode: Also decode the files.
+        problems: Receives bad files.
 
     Returns:
-        The items, and the content key of each one's file: strings [N], null where it has none.
+        The items, and the content keys of their files: strings [N], null where missing.
 
     Raises:
-        DataError: a path that leads out of ``root``, or a bad file where the policy is ``stop``.
+        DataError: A path that leads out of ``root``, or a bad file (policy ``stop``).
     """
     files = items[column]
     present = files.is_not_null().arg_true()
+    if root is None and has_paths(files) and not files.drop_nulls().str.contains(ADDRESS).all():
+        got = f"{column} paths without a folder that they are relative to"
+        raise DataError(got, "images=FOLDER", "give the folder")
 
     def checked(index: int) -> tuple[int, str | None, str | None]:
-        """The item, the key of its file, and what is wrong with it."""
+        """Index of the item, and the key of its file or what is wrong with it."""
         content = files[index]
         if isinstance(content, str) and re.match(ADDRESS, content):
             return index, None, f"the web address '{content}' in the place of a file"
-        path = None if isinstance(content, bytes) else inside(_required(root, column), content)
+        path = inside(root, content) if root and isinstance(content, str) else None
         try:
-            content = content if path is None else read_file(path)
+            content = read_file(path) if path else content
             if decode:
                 _DECODERS[kind](content)
         except DataError as error:
@@ -134,7 +137,7 @@ def checked_files(
         return index, content_key(content), None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        # Every decoder's warning is either an error in `open_image` or of no concern to the caller.
+        # Warnings of decoders that matter are errors in `open_image`.
         warnings.simplefilter("ignore")
         rows = list(track(pool.map(checked, present), f"checking {column}s", total=len(present)))
     schema = {"index": pl.UInt32, "key": pl.String, VALUE: pl.String}
@@ -146,11 +149,3 @@ def checked_files(
     is_bad = pl.int_range(pl.len(), dtype=pl.UInt32).is_in(bad["index"].to_list())
     keys = pl.repeat(None, len(items), dtype=pl.String, eager=True).scatter(found["index"], found["key"])
     return items.with_columns(pl.when(~is_bad).then(column)), keys.alias(column)
-
-
-def _required(root: Path | None, column: str) -> Path:
-    if root is None:
-        raise DataError(
-            f"{column} paths without a folder that they are relative to", "images=FOLDER", "give the folder"
-        )
-    return root

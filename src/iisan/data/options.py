@@ -1,4 +1,4 @@
-"""How raw tables become a dataset: columns, filters, and what happens to bad rows."""
+"""Options of `iisan prepare`: columns, filters, and the policy for bad rows."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -8,38 +8,32 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from iisan.errors import DataError
 
 Format = Literal["reference", "table"]
-#: In the place of a column of images: no column holds them.
+#: Value of the option ``image`` if no column holds images.
 NO_COLUMN = "none"
 
 
 class PrepareOptions(BaseModel):
-    """Options of ``prepare``; None takes the format's default.
+    """Options of ``prepare``; None stands for the format's default.
 
-    Filters act in this order: ``k_core``, ``min_length``, ``keep_last``, ``items``.
+    Filters are applied in the order ``k_core``, ``min_length``, ``keep_last``, ``items``.
 
     Attributes:
-        item_id: column of item ids, in both tables; default ``item_id``.
-        text: column of item texts; default ``text``, else ``title``, else no item has a text.
-        image: column of image paths or bytes, or ``none``; default ``image``, unless it holds web addresses. Where
-            no column holds images, files are found by ``images``.
-        user_id: column of user ids; default ``user_id``.
-        timestamp: column of timestamps; default ``timestamp``, else the file's order is the order of time.
-        columns: further columns with contents for an encoder -> their kind: ``text``, ``image``, ``audio`` or
-            ``video``.
-        images: folder of the images: the root of the paths in the image column or, where there is no such
-            column, of files named after their items, such as ``<item_id>.jpg``, in it or in folders inside it.
-            Paths are relative to the items file otherwise. Paths of other kinds of files are relative to the same
-            folder.
-        check_images: decode every image, sound and clip now, so that nothing fails later. Without it they are only
-            read, for their content keys.
-        on_bad: ``stop`` at the first kind of bad row, or ``skip`` such rows, counted and listed.
-        quotes: fields may be quoted with ``"``; default true for CSV, false for TSV.
-        k_core: keep users and items with at least this many interactions, repeated until it holds; 0 is off.
-        min_length: keep users with at least this many interactions; default 3 (leave-one-out needs 3),
-            reference 5.
-        keep_last: keep only this many latest interactions of a user, 0 keeps all; default 0, reference 13.
-        items: keep ``all`` items or those ``interacted`` with after all other filters; default all,
-            reference interacted.
+        item_id: Column of item ids in both tables; default ``item_id``.
+        text: Column of item texts; default ``text`` or ``title``.
+        image: Column of image paths or bytes, or ``none``; default ``image``, unless it holds web addresses.
+        user_id: Column of user ids; default ``user_id``.
+        timestamp: Column of timestamps; default ``timestamp``. Without it, rows are in order of time.
+        columns: Kinds (``text``, ``image``, ``audio``, ``video``) of further columns with contents for an encoder.
+        images: Folder that paths of media are relative to, by default that of the items file. Without an image
+            column, images ``<item_id>.jpg`` (or similar) are searched in it and its subfolders.
+        check_images: Decode every image, sound and video now; otherwise they are only read for their keys.
+        on_bad: ``stop`` at the first kind of bad row, or ``skip``, count and list bad rows.
+        quotes: Whether fields may be quoted with ``"``; default true for CSV, false for TSV.
+        k_core: Minimum interactions per user and item (iterated k-core); 0 is off.
+        min_length: Minimum interactions per user; default 3 (leave-one-out needs 3), reference 5.
+        keep_last: Keep only the last interactions of each user; default 0 (all), reference 13.
+        items: Keep ``all`` items or those ``interacted`` with after all other filters; default all, reference
+            interacted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,7 +54,7 @@ class PrepareOptions(BaseModel):
     items: Literal["all", "interacted"] | None = None
 
     def filters(self, form: Format) -> "Filters":
-        """The filters, with the format's defaults filled in."""
+        """Resolve the filters with the defaults of a format."""
         chosen = {name: getattr(self, name) for name in Filters.model_fields}
         return _DEFAULTS[form].model_copy(update={name: v for name, v in chosen.items() if v is not None})
 
@@ -86,17 +80,15 @@ def parse_options(values: dict[str, Any]) -> PrepareOptions:
     """Validate options given as keywords.
 
     Raises:
-        DataError: an unknown option or a value of the wrong kind.
+        DataError: An unknown option or an invalid value.
     """
     try:
         return PrepareOptions.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
+        name, expected = first["loc"][0], first["msg"].removeprefix("Input should be ")
         if first["type"] == "extra_forbidden":
             known = ", ".join(PrepareOptions.model_fields)
             raise DataError(f"unknown option '{name}'", f"one of {known}", "check its spelling") from None
-        expected = first["msg"].removeprefix("Input should be ")
-        raise DataError(
-            f"option '{name}' has the value {first['input']!r}", expected, "change that value"
-        ) from None
+        got = f"option '{name}' has the value {first['input']!r}"
+        raise DataError(got, expected, "change that value") from None

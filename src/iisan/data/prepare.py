@@ -1,4 +1,4 @@
-"""Raw files -> a dataset folder: what ``iisan prepare`` does."""
+"""From raw files to a dataset folder: ``iisan prepare``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +19,15 @@ def prepare(form: Format, sources: Sequence[Path], out: Path, options: PrepareOp
 
     Args:
         form: ``reference`` or ``table``.
-        sources: the files of the format, or a folder that holds them.
-        out: folder to write; absent, empty, or an earlier dataset, which is replaced.
-        options: columns, filters and the policy for bad rows.
+        sources: The two files of the format, or their folder.
+        out: Folder to write; absent, empty, or an earlier dataset, which is replaced.
+        options: Columns, filters and the policy for bad rows.
 
     Returns:
-        The dataset, loaded from ``out``; its ``manifest["counts"]`` tells what every step left and
-        ``skipped`` lists bad rows.
+        The dataset, loaded from ``out``; see its ``manifest["counts"]`` and ``skipped``.
 
     Raises:
-        DataError: bad input, or ``out`` holds something else.
+        DataError: Bad input, or ``out`` holds something else.
     """
     options = options or PrepareOptions()
     if form not in READERS:

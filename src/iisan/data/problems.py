@@ -47,9 +47,7 @@ class Problems:
         if rows.is_empty():
             return
         rows = rows.select(
-            pl.lit(reason).alias(REASON),
-            WHERE,
-            pl.col(VALUE).cast(pl.String).str.slice(0, _SHOWN).fill_null(""),
+            pl.lit(reason).alias(REASON), WHERE, pl.col(VALUE).cast(pl.String).str.slice(0, _SHOWN).fill_null("")
         )
         if self.on_bad == "stop":
             _, where, value = rows.row(0)

@@ -1,4 +1,4 @@
-"""Readers: from the files of a format to two raw tables with canonical columns."""
+"""Readers, one per format: from files to two raw tables with canonical column names."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ _HISTORY = "history"
 
 @dataclass(frozen=True)
 class RawTables:
-    """What a reader returns.
+    """The result of a reader.
 
     Attributes:
-        items: ``item_id`` and, where there are such, ``text``, ``image`` and further columns.
-        interactions: ``user_id``, ``item_id`` and, where there is one, ``timestamp``.
-        image_root: folder that image paths are relative to.
-        files: what was read.
+        items: Table with ``item_id`` and optional ``text``, ``image`` and further columns.
+        interactions: Table with ``user_id``, ``item_id`` and optional ``timestamp``.
+        image_root: Folder that image paths are relative to.
+        files: The two files.
     """
 
     items: Table
@@ -34,11 +34,7 @@ class RawTables:
 
 
 def read_table_files(sources: Sequence[Path], options: PrepareOptions, problems: Problems) -> RawTables:
-    """Format ``table``: an items file and an interactions file, or a folder that holds the two.
-
-    Raises:
-        DataError: see ``read_table``.
-    """
+    """Read the format ``table``: an items file and an interactions file, or their folder; see ``read_table``."""
     endings = [f"{suffix}{compressed}" for suffix in SUFFIXES for compressed in ("", ".gz")]
     files = _two_files(sources, ("items", "interactions"), endings)
     items = read_table(files[0], item_roles(options), problems, rest=True, quotes=options.quotes)
@@ -47,13 +43,10 @@ def read_table_files(sources: Sequence[Path], options: PrepareOptions, problems:
 
 
 def read_reference(sources: Sequence[Path], options: PrepareOptions, problems: Problems) -> RawTables:
-    """Format ``reference``: the tables published with P1, without header lines and timestamps.
+    """Read the format ``reference``: the tables published with IISAN, without header lines and timestamps.
 
     ``items.tsv`` holds ``item_id TAB title``, ``users.tsv`` holds ``user_id TAB item_id item_id …``, oldest
-    first; given as two files, or as the folder that holds them.
-
-    Raises:
-        DataError: see ``read_table``.
+    first. Sources and errors are as in ``read_table_files``.
     """
     files = _two_files(sources, ("items", "users"), (".tsv", ".tsv.gz"))
     item_columns, user_columns = (ITEM_ID, TEXT), (USER_ID, _HISTORY)
@@ -76,23 +69,21 @@ READERS: dict[Format, Callable[[Sequence[Path], PrepareOptions, Problems], RawTa
 
 def _two_files(sources: Sequence[Path], names: tuple[str, str], endings: Sequence[str]) -> tuple[Path, Path]:
     wanted = f"the {names[0]} file and the {names[1]} file, or a folder that holds the two"
-    if len(sources) == 1 and not sources[0].exists():
-        raise DataError(f"no file or folder '{sources[0]}'", wanted, "check the path")
-    if len(sources) == 1 and sources[0].is_dir():
-        first, second = (_in_folder(sources[0], name, endings) for name in names)
-        return first, second
-    if len(sources) != 2:
+    if len(sources) == 2:
+        return sources[0], sources[1]
+    if len(sources) != 1:
         raise DataError(f"{len(sources)} sources", wanted, "name both files, in this order")
-    return sources[0], sources[1]
-
-
-def _in_folder(folder: Path, name: str, endings: Sequence[str]) -> Path:
-    found = [path for ending in endings if (path := folder / f"{name}{ending}").is_file()]
-    if len(found) != 1:
-        there = ", ".join(path.name for path in found) or "no such file"
-        raise DataError(
-            f"'{folder}' holds {there}",
-            f"exactly one file {name} ({', '.join(endings)})",
-            "name both files instead of the folder",
-        )
-    return found[0]
+    folder, files = sources[0], list[Path]()
+    if not folder.is_dir():
+        fault = "a single file" if folder.exists() else "no file or folder"
+        raise DataError(f"{fault} '{folder}'", wanted, "check the path")
+    for name in names:
+        found = [path for ending in endings if (path := folder / f"{name}{ending}").is_file()]
+        if len(found) != 1:
+            raise DataError(
+                f"'{folder}' holds {', '.join(path.name for path in found) or 'no such file'}",
+                f"exactly one file {name} ({', '.join(endings)})",
+                "name both files instead of the folder",
+            )
+        files += found
+    return files[0], files[1]

@@ -41,19 +41,16 @@ class Sequences:
 
     def save(self, folder: Path) -> list[Path]:
         """Write the arrays as ``.npy`` files into ``folder``; return their paths."""
-        arrays: dict[str, npt.NDArray[np.integer] | None] = {
-            "offsets": self.offsets,
-            "items": self.items,
-            "timestamps": self.timestamps,
-        }
-        for name, array in arrays.items():
+        paths = []
+        for name, array in vars(self).items():
             path = folder / f"{name}.npy"
             if array is None:
                 path.unlink(missing_ok=True)
                 continue
             with aside(path) as temporary, temporary.open("wb") as file:
                 np.save(file, array)
-        return [folder / f"{name}.npy" for name, array in arrays.items() if array is not None]
+            paths.append(path)
+        return paths
 
     @classmethod
     def load(cls, folder: Path) -> "Sequences":

@@ -2,7 +2,6 @@
 
 import io
 import math
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,10 @@ def open_sound(data: bytes, rate: int, seconds: float) -> np.ndarray:
         DataError: Not a sound, empty, shorter than 25 ms, damaged, or with a sampling rate outside ``RATES``.
         MissingExtraError: The extra ``audio`` is not installed.
     """
-    soundfile = _soundfile()
+    try:
+        import soundfile
+    except (ImportError, OSError):  # OSError: the package is installed without its library
+        raise MissingExtraError("soundfile", "audio", "reading sounds") from None
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError:
@@ -77,11 +79,3 @@ def open_sound(data: bytes, rate: int, seconds: float) -> np.ndarray:
 
 def _damaged(reason: str) -> DataError:
     return DataError(f"an unreadable or truncated sound ({reason})", "a complete sound", _CURE)
-
-
-def _soundfile() -> Any:
-    try:
-        import soundfile
-    except (ImportError, OSError):  # OSError: the package is installed without its library
-        raise MissingExtraError("soundfile", "audio", "reading sounds") from None
-    return soundfile

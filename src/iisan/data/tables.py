@@ -1,13 +1,7 @@
-"""Raw tables from files: CSV, TSV, JSON lines and Parquet, with the line of whatever is wrong in them.
-
-Text formats are looked at line by line (vectorised) before they are parsed, because a fast parser says neither
-where a row is malformed nor that one has too few fields.
-"""
+"""Raw tables from files: CSV, TSV, JSON lines and Parquet, with the line number of every invalid row."""
 
 import csv
 import difflib
-import gzip
-import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,37 +10,36 @@ from pathlib import Path
 import polars as pl
 from polars.exceptions import ComputeError, PolarsError
 
-from iisan.data.json_lines import MALFORMED, NOT_UTF8, Bad, Objects
+from iisan.data.json_lines import MALFORMED, NOT_UTF8, Bad, Objects, text_lines
 from iisan.data.problems import VALUE, WHERE, Problems, printable
 from iisan.errors import DataError
 
-#: Number of the line or row of the file that a row comes from.
+#: Column with the number of the line or row in the file.
 LINE = "__line__"
-_TEXT = "__text__"
+_TEXT, _FIELDS = "__text__", "__fields__"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
-_BOM = "\ufeff"
-_TEXT_IN_UTF8 = "text in UTF-8"
-#: What a value must be where the column says what an item or an interaction is.
-USABLE = "a text or a number, or a list of them in a column of texts"
-#: Stands for two quotes, which in a quoted field are one; no text has this character.
-_PAIR = "\ufdd0"
-_QUOTES = "quotes that open and close a field"
-_NO_QUOTES = "pass --no-quotes (quotes=False) where quotes mean nothing"
 SUFFIXES = (*_SEPARATORS, *_JSON_LINES, ".parquet")
+#: Description of valid values in columns that are used.
+USABLE = "a text or a number, or a list of them in a column of texts"
+_NO_QUOTES = "pass --no-quotes (quotes=False) where quotes mean nothing"
+#: Separates the fields of a record after its quotes have been read; a Unicode noncharacter, so not part of a text.
+_FIELD_END = "\ufdd0"
+#: Accepted length of a quoted field, the largest that `csv` supports everywhere.
+_LONGEST_FIELD = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Role:
-    """A column that is looked for.
+    """A column to find in a table.
 
     Attributes:
-        name: what it is called here.
-        candidates: what it may be called in the table, best first.
-        required: its absence is an error.
-        cure: what to do when it is absent; None names the option that is called like the column.
-        given: the user named it; no other column is looked for under that name.
-        join: lists of texts in it are joined into one.
+        name: Canonical name.
+        candidates: Possible names in the table, in order of preference.
+        required: Whether its absence is an error.
+        cure: Cure for its absence; by default the option of the same name.
+        given: Whether the user named it, so that no other role takes the column by default.
+        join: Whether lists of texts in it are joined.
     """
 
     name: str
@@ -58,7 +51,7 @@ class Role:
 
     @classmethod
     def of(cls, name: str, given: str | None, *defaults: str, required: bool = True, join: bool = False) -> "Role":
-        """A column under the name that the user gave, which must exist, or under a default name."""
+        """A column with the name given by the user, which must exist, or with a default name."""
         if given is None:
             return cls(name, defaults, required, join=join)
         return cls(name, (given,), given=True, join=join)
@@ -69,28 +62,30 @@ class Table:
     """A raw table.
 
     Attributes:
-        frame: canonical columns, perhaps others, and ``LINE``.
-        where: how messages begin before the number, such as ``items.csv, line``.
+        frame: Columns with canonical names, perhaps others, and ``LINE``.
+        where: Prefix of a row's number in messages, such as ``items.csv, line``.
     """
 
     frame: pl.DataFrame
     where: str
 
     def rows(self, condition: pl.Expr, value: pl.Expr) -> pl.DataFrame:
-        """Where and value of all rows that meet a condition, for ``Problems.report``."""
-        place = pl.format(self.where.replace("{", "(").replace("}", ")") + " {}", LINE)
+        """Location and value of all rows that meet a condition, for ``Problems.report``."""
+        place = pl.lit(f"{self.where} ") + pl.col(LINE).cast(pl.String)
         return self.frame.lazy().filter(condition).select(place.alias(WHERE), value.alias(VALUE)).collect()
 
-    def without(self, condition: pl.Expr) -> "Table":
-        """The table without the rows that meet a condition."""
-        return Table(self.frame.filter(~condition), self.where)
+    def reject(self, bad: pl.Expr, column: str, reason: str, expected: str, problems: Problems) -> "Table":
+        """Report the rows that meet a condition and their values in a column; return the table without them."""
+        rows = self.rows(bad, pl.col(column))
+        problems.report(rows, reason, expected)
+        return Table(self.frame.filter(~bad), self.where) if len(rows) else self
 
 
 def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[str, str]:
-    """Find the columns: a mapping from their names in the table to the canonical ones.
+    """Find the columns of roles: canonical names by their names in the table.
 
     Raises:
-        DataError: a required column is missing, or one column is asked for twice.
+        DataError: A required column is missing, or one column is requested twice.
     """
     given: dict[str, Role] = {}
     for role in roles:
@@ -102,7 +97,7 @@ def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[s
         free = [candidate for candidate in present if role.given or candidate not in given]
         if free:
             found[free[0]] = role.name
-        # A further column that takes the only text away is a mistake; an id that does may be meant.
+        # A further column that is also the only text is a mistake; an id may be both on purpose.
         elif present and (role.required or given[present[0]].cure):
             raise _twice(table, present[0], role, given[present[0]])
         elif role.required:
@@ -127,36 +122,34 @@ def _twice(table: str, name: str, first: Role, second: Role) -> DataError:
 
 
 def renamed(frame: pl.DataFrame, found: dict[str, str], table: str) -> pl.DataFrame:
-    """Give columns their canonical names; another column of that name is kept as ``<name>_original``.
+    """Rename columns to their canonical names; another column of that name becomes ``<name>_original``.
 
     Raises:
-        DataError: two columns would have one name, or one that of ``LINE``.
+        DataError: Two columns would have the same name, or one that of ``LINE``.
     """
     taken = {name: f"{name}_original" for name in found.values() if name in frame.columns and name not in found}
     names = taken | found
-    seen = {LINE}
-    for name in (names.get(column, column) for column in frame.columns):
-        if name in seen:
+    new = [names.get(column, column) for column in frame.columns]
+    for name in new:
+        if name == LINE or new.count(name) > 1:
             raise DataError(f"{table} has a column in the way of '{name}'", "unique names", f"rename '{name}'")
-        seen.add(name)
     return frame.rename(names)
 
 
 def suffix_of(path: Path) -> str:
-    """The extension that says the format, ``.gz`` left away.
+    """The extension that determines the format, without ``.gz``.
 
     Raises:
-        DataError: the file does not exist or is of another kind.
+        DataError: The file does not exist, is empty, or has another extension.
     """
     if not path.is_file():
         raise DataError(f"no file '{path}'", "a file", "check the path")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compressed = suffixes[-1:] == [".gz"]
-    suffix = "".join(suffixes[-2:-1] if compressed else suffixes[-1:])
-    if suffix not in SUFFIXES or (compressed and suffix == ".parquet"):
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix not in SUFFIXES or name.endswith(".parquet.gz"):
         raise DataError(
             f"'{path}' has an unknown extension",
-            f"one of {', '.join(SUFFIXES)} (.gz behind those of text)",
+            f"one of {', '.join(SUFFIXES)} (text formats may end in .gz)",
             "rename or convert it",
         )
     if not path.stat().st_size:
@@ -173,18 +166,18 @@ def read_table(
     quotes: bool | None = None,
     header: Sequence[str] | None = None,
 ) -> Table:
-    """Read a table, format by extension.
+    """Read a table of any supported format.
 
     Args:
-        path: CSV, TSV, JSON lines or Parquet.
-        roles: columns to find. From text formats they are strings, whatever they look like.
-        problems: where malformed lines and lines that are not UTF-8 are reported.
-        rest: keep all other columns too.
-        quotes: CSV fields may be quoted; by default in CSV, not in TSV.
-        header: column names of a file without a header line.
+        path: CSV, TSV, JSON lines or Parquet file.
+        roles: Columns to find. From text formats they are read as strings.
+        problems: Receives malformed lines and lines that are not UTF-8.
+        rest: Keep all other columns too.
+        quotes: Whether CSV fields may be quoted; by default true for CSV, false for TSV.
+        header: Column names of a file without a header line.
 
     Raises:
-        DataError: no such file, empty, damaged, a missing column, or a bad line where the policy is ``stop``.
+        DataError: The file is absent, empty or damaged, lacks a column, or has a bad line (policy ``stop``).
     """
     suffix = suffix_of(path)
     try:
@@ -194,13 +187,12 @@ def read_table(
             return _read_json_lines(path, roles, rest, problems)
         quoted = suffix == ".csv" if quotes is None else quotes
         return _read_separated(path, _SEPARATORS[suffix], roles, rest, quoted, header, problems)
-    except (PolarsError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    first = printable(str(error).split("\n")[0])
-    return DataError(f"'{path}' cannot be read ({first})", "a whole table", "mend the file or fetch it again")
+    except (PolarsError, EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not about what is in the file
+            raise
+        first = printable(str(error).split("\n")[0])
+        got = f"'{path}' cannot be read ({first})"
+        raise DataError(got, "a whole table", "mend the file or fetch it again") from None
 
 
 def _empty(path: Path) -> DataError:
@@ -215,51 +207,6 @@ def _read_parquet(path: Path, roles: Sequence[Role], rest: bool) -> Table:
     return Table(renamed(frame, found, f"'{path}'").with_row_index(LINE, 1), f"{path.name}, row")
 
 
-def _lines(path: Path, problems: Problems) -> tuple[pl.DataFrame, bool]:
-    """All lines but blank ones (``_TEXT``, numbered from 1 in ``LINE``), and whether this is the whole file."""
-    try:
-        lines = pl.read_lines(path, name=_TEXT, glob=False).with_row_index(LINE, 1)
-    except ComputeError:
-        lines = _utf8_lines(path, problems)
-        return lines.filter(pl.col(_TEXT).str.strip_chars() != ""), False
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise _damaged(path, error) from None  # a truncated .gz
-    marked = len(lines) > 0 and lines[_TEXT][0].startswith(_BOM)
-    if marked:
-        lines = lines.with_columns(pl.col(_TEXT).str.strip_prefix(_BOM))
-    full = lines.filter(pl.col(_TEXT).str.strip_chars() != "")
-    return full, not marked and len(full) == len(lines)
-
-
-def _utf8_lines(path: Path, problems: Problems) -> pl.DataFrame:
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        raw = file.read().split(b"\n")
-    bad = [number for number, line in enumerate(raw) if not line.isascii() and not _is_utf8(line)]
-    rows = pl.DataFrame(
-        {
-            WHERE: [f"{path.name}, line {number + 1}" for number in bad],
-            VALUE: [raw[number].decode("utf-8", "backslashreplace") for number in bad],
-        },
-        schema={WHERE: pl.String, VALUE: pl.String},
-    )
-    problems.report(rows, NOT_UTF8, _TEXT_IN_UTF8)
-    for number in bad:
-        raw[number] = b""
-    raw[0] = raw[0].removeprefix(_BOM.encode())
-    text = pl.Series(_TEXT, raw).cast(pl.String).str.strip_suffix("\r")
-    return pl.DataFrame({_TEXT: text}).with_row_index(LINE, 1)
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _read_separated(
     path: Path,
     separator: str,
@@ -269,27 +216,26 @@ def _read_separated(
     header: Sequence[str] | None,
     problems: Problems,
 ) -> Table:
-    lines, whole = _lines(path, problems)
+    lines = _lines(path, problems)
     if lines.is_empty():
         raise _empty(path)
+    if header is None and "\r" in lines[_TEXT][0]:
+        raise DataError(f"'{path}' ends its lines with CR alone", "LF or CR LF", "convert its line ends")
     records = _records(lines, separator, quotes)
-    if header is None:
-        first = records[_TEXT][0]
-        if "\r" in first:
-            raise DataError(f"'{path}' ends its lines with CR alone", "LF or CR LF", "convert its line ends")
-        if not records["fields"][0]:
-            raise DataError(f"'{path}' has a stray quote in its header", _QUOTES, f"mend it, or {_NO_QUOTES}")
-        columns = next(csv.reader([first], delimiter=separator)) if quotes else first.split(separator)
-    else:
-        columns = list(header)
+    if header is None and records[_FIELDS][0] is None:
+        raise DataError(
+            f"'{path}' has a stray quote in its header",
+            "quotes that open and close a field",
+            f"mend it, or {_NO_QUOTES}",
+        )
+    columns = records[_FIELDS][0].to_list() if header is None else list(header)
     if len(set(columns)) < len(columns):
         raise DataError(f"'{path}' has two columns of one name: {columns}", "unique names", "rename one")
     found = resolve(columns, roles, f"'{path}'")
-    malformed = pl.col("fields") != len(columns)
-    some_bad, stray = records.select(malformed.any().alias("bad"), pl.any("stray")).row(0)
     kept = records.slice(header is None)
-    if some_bad:
-        # Lines are reported, not records: a quote that opens by mistake joins all lines up to the next one.
+    malformed = pl.col(_FIELDS).list.len().ne_missing(len(columns))
+    if kept.select(malformed.any()).item():
+        # A quote that opens by mistake joins lines; all of them are reported.
         marked = lines.join_asof(records.select(LINE, malformed.alias("bad")), on=LINE)
         bad = Table(marked, f"{path.name}, line").rows(pl.col("bad"), pl.col(_TEXT))
         expected = f"{len(columns)} fields ({printable(', '.join(columns))})"
@@ -298,102 +244,52 @@ def _read_separated(
         kept = kept.filter(~malformed)
     if kept.is_empty():
         raise _empty(path)
-    numbers = kept[LINE]
-    clean = whole and not some_bad and not stray
-    source = path if clean else _joined(_requoted(kept, separator))
-    del lines, records, kept
-    frame = pl.read_csv(
-        source,
-        separator=separator,
-        quote_char='"' if quotes else None,
-        has_header=clean and header is None,
-        columns=None if rest else sorted(columns.index(name) for name in found),
-        infer_schema=False,
-        glob=False,
-    )
-    frame.columns = [name for name in columns if rest or name in found]
-    if len(frame) != len(numbers):
-        raise DataError(
-            f"'{path}' has rows that cannot be told apart: {len(numbers):,} or {len(frame):,}",
-            _QUOTES,
-            f"mend the quotes, or {_NO_QUOTES}",
-        )
-    return Table(renamed(frame, found, f"'{path}'").with_columns(numbers), f"{path.name}, line")
+    fields = {
+        name: pl.col(_FIELDS).list.get(position) for position, name in enumerate(columns) if rest or name in found
+    }
+    frame = kept.select(pl.when(field != "").then(field).alias(name) for name, field in fields.items())
+    return Table(renamed(frame, found, f"'{path}'").with_columns(kept[LINE]), f"{path.name}, line")
 
 
-def _joined(lines: pl.Series) -> bytes:
-    return (lines.str.join("\n").item() + "\n").encode()
+def _lines(path: Path, problems: Problems) -> pl.DataFrame:
+    """All lines that are not blank (``_TEXT``), with their numbers from 1 (``LINE``)."""
+    try:
+        lines = pl.read_lines(path, name=_TEXT, glob=False).with_row_index(LINE, 1)
+        lines = lines.with_columns(pl.col(_TEXT).str.strip_prefix("\ufeff"))
+    except ComputeError:  # not UTF-8 somewhere
+        bad: Bad = []
+        lines = pl.DataFrame(text_lines(path, bad), {LINE: pl.UInt32, _TEXT: pl.String}, orient="row")
+        report_values(bad, f"{path.name}, line", NOT_UTF8, "text in UTF-8", problems)
+    return lines.filter(pl.col(_TEXT).str.strip_chars() != "")
 
 
 def _records(lines: pl.DataFrame, separator: str, quotes: bool) -> pl.DataFrame:
-    """Join the lines of quoted fields that hold line breaks.
+    """Split lines into ``_FIELDS``, lists of strings; a record of several lines has the number of the first.
 
-    Returns:
-        Records with the number of their ``fields``, 0 where quotes are amiss, and whether they hold a ``stray``
-        quote inside a field without quotes.
+    The fields of a record with misplaced quotes are null.
     """
-    text = pl.col(_TEXT)
-    if not (quotes and lines.select(text.str.contains('"', literal=True).any()).item()):
-        return lines.with_columns(fields=text.str.count_matches(separator, literal=True) + 1, stray=False)
-    # A quoted field begins right after a separator; quotes elsewhere are ordinary characters.
-    start = rf"(^|{separator})"
-    opening = rf'{start}{_PAIR}*"'
-
-    def bare(text: pl.Expr) -> pl.Expr:
-        """The text with ``""`` for every quoted field that is closed."""
-        return text.str.replace_all(rf'{opening}[^"]*"', '${1}""')
-
-    plain = text.str.replace_all('""', _PAIR, literal=True)
-    unclosed = rf'{opening}([^"]|$)'
-    lines = lines.with_columns(bare=bare(plain))
-    opens = pl.col("bare").str.contains(unclosed)
-    if lines.select(opens.any()).item():
-        stays = bare('"' + plain).str.contains(unclosed)
-        lines = _joined_where(lines, opens, stays).with_columns(bare=bare(plain))
-    fields = pl.col("bare").str.count_matches(separator, literal=True) + 1
-    beyond = rf'{start}(""[^{separator}]|{_PAIR}+[^{separator}"{_PAIR}])'
-    amiss = pl.col("bare").str.contains(f"{unclosed}|{beyond}")
-    unquoted = pl.col("bare").str.replace_all(rf'{start}(""|{_PAIR}+)', "${1}")
-    stray = unquoted.str.contains(f'["{_PAIR}]')
-    return lines.select(LINE, _TEXT, fields=pl.when(amiss).then(0).otherwise(fields), stray=stray)
-
-
-def _joined_where(lines: pl.DataFrame, opens: pl.Expr, stays: pl.Expr) -> pl.DataFrame:
-    """Join lines to records.
-
-    Args:
-        lines: all lines.
-        opens: a quoted field is open at the end of a line if none was at its start.
-        stays: a quoted field is open at the end of a line if one was at its start.
-    """
-    # Some lines say it whatever was before them; between those, lines that turn it round are counted.
-    turns = (opens & ~stays).cum_sum()
-    known = pl.when(opens == stays).then(opens + turns).forward_fill().fill_null(0)
-    ended = ((known + turns) % 2 == 0).shift(1, fill_value=True)
-    return (
-        lines.group_by(ended.cum_sum().alias("record"), maintain_order=True)
-        .agg(pl.col(_TEXT).str.join("\n"), pl.col(LINE).first())
-        .drop("record")
-    )
-
-
-def _requoted(records: pl.DataFrame, separator: str) -> pl.Series:
-    """The texts of records, stray quotes quoted: the parser takes them for quotes that open or close a field."""
-    texts, stray = records[_TEXT], records["stray"].arg_true()
-    return texts.scatter(stray, [_quoted(text, separator) for text in texts.gather(stray)])
-
-
-def _quoted(text: str, separator: str) -> str:
-    record = io.StringIO()
-    writer = csv.writer(record, delimiter=separator, lineterminator="\n")
-    writer.writerows(csv.reader([text], delimiter=separator))
-    return record.getvalue().removesuffix("\n")
+    if not (quotes and lines[_TEXT].str.contains('"', literal=True).any()):
+        return lines.select(LINE, pl.col(_TEXT).str.split(separator).alias(_FIELDS))
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        reader = csv.reader((lines[_TEXT] + "\n").to_list(), delimiter=separator, strict=True)
+        starts, texts = [], list[str | None]()
+        while (start := reader.line_num) < len(lines):
+            try:
+                texts.append(_FIELD_END.join(next(reader)))
+            except csv.Error:
+                texts.append(None)
+            starts.append(start)
+    finally:
+        csv.field_size_limit(limit)
+    fields = pl.Series(_FIELDS, texts, dtype=pl.String).str.split(_FIELD_END)
+    return pl.DataFrame([lines[LINE].gather(starts), fields])
 
 
 def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Problems) -> Table:
     where = f"{path.name}, line"
     objects = Objects(path, LINE, join_of(roles), rest)
-    for reason, expected in ((NOT_UTF8, _TEXT_IN_UTF8), (MALFORMED, "a JSON object per line")):
+    for reason, expected in ((NOT_UTF8, "text in UTF-8"), (MALFORMED, "a JSON object per line")):
         report_values(objects.bad_lines[reason], where, reason, expected, problems)
     frame = objects.frame
     if frame.is_empty():
@@ -408,15 +304,12 @@ def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Pr
 
 
 def join_of(roles: Sequence[Role]) -> dict[str, bool]:
-    """Columns that may be used -> whether lists in them are joined."""
-    return {
-        name: any(name in role.candidates and role.join for role in roles)
-        for each in roles
-        for name in each.candidates
-    }
+    """Whether lists of texts are joined, by possible column name."""
+    names = {name for role in roles for name in role.candidates}
+    return {name: any(name in role.candidates and role.join for role in roles) for name in names}
 
 
 def report_values(bad: Bad, where: str, reason: str, expected: str, problems: Problems) -> None:
     """Report values by the numbers of their rows."""
     rows = pl.DataFrame(bad, schema={LINE: pl.UInt32, VALUE: pl.String}, orient="row")
-    problems.report(Table(rows, where).rows(pl.lit(True), pl.col(VALUE)), reason, expected)
+    Table(rows, where).reject(pl.lit(True), VALUE, reason, expected, problems)

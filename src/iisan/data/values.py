@@ -1,4 +1,4 @@
-"""Columns from Python values of any kinds, as JSON lines and columns of objects in frames hold them."""
+"""Columns from Python values of any types, as found in JSON lines and object columns of DataFrames."""
 
 import json
 import math
@@ -8,29 +8,27 @@ from typing import Any
 
 import polars as pl
 
-#: Kinds of the values of a column -> its type, the first that has them all.
+#: Types of columns by the types of their values; the first that contains all applies.
 _TYPES: tuple[tuple[set[type], Any], ...] = (
     ({str}, pl.String),
     ({bool}, pl.Boolean),
     ({int}, pl.Int64),
     ({int, float}, pl.Float64),
 )
-#: Whole numbers from here on are not exact in floats.
+#: Smallest magnitude of whole numbers that floats do not represent exactly.
 _EXACT = 2.0**53
 
 
 def as_texts(name: str, values: Sequence[Any], join: bool) -> tuple[pl.Series, list[int]]:
-    """A column that is used, as strings.
-
-    Missing values and numbers that are not finite are null, a whole number has no fraction.
+    """Convert values to strings; numbers that are not finite become null, whole numbers lose their fraction.
 
     Args:
-        name: of the column.
-        values: of its rows.
-        join: lists are joined with spaces, empty ones are null; they are unusable otherwise.
+        name: Name of the column.
+        values: Values of its rows.
+        join: Join lists with spaces (empty ones become null); otherwise they are unusable.
 
     Returns:
-        The strings, and the positions of values that are unusable: objects, bytes, and texts that are no Unicode.
+        Strings, and the positions of unusable values: objects, bytes, and invalid Unicode.
     """
     try:
         whole = {*map(type, values)} <= {int, type(None)}
@@ -52,7 +50,7 @@ def _text(value: Any, join: bool) -> str | None:
         case None:
             return None
         case str():
-            value.encode()  # a lone surrogate is no text
+            value.encode()  # raises on lone surrogates
             return value
         case bool():
             return json.dumps(value)
@@ -68,10 +66,10 @@ def _text(value: Any, join: bool) -> str | None:
 
 
 def as_column(name: str, values: Sequence[Any]) -> pl.Series:
-    """A column that nobody asked for: of a type where its values have one, as texts otherwise.
+    """Convert values of an unused column to a common type: strings, numbers, booleans, or lists of one of these.
 
-    Types are strings, numbers, booleans, and lists of one of these. Other values, objects for example, are kept as
-    their JSON, so that a column is never larger than what it was read from; where they have none, as they are.
+    Columns without a common type are stored as JSON texts, which are never larger than the source, and values
+    that JSON cannot represent as Python objects.
     """
     try:
         dtype = _type_of(values)
@@ -81,7 +79,7 @@ def as_column(name: str, values: Sequence[Any]) -> pl.Series:
         if dtype is not None:
             return pl.Series(name, values, dtype=dtype, strict=dtype not in (pl.Float64, pl.List(pl.Float64)))
     except (TypeError, ValueError, OverflowError):
-        pass  # whole numbers beyond 64 bits, texts that are no Unicode
+        pass  # whole numbers beyond 64 bits, invalid Unicode
     try:
         return pl.Series(name, [None if value is None else _json(value) for value in values], dtype=pl.String)
     except (TypeError, ValueError):
@@ -89,7 +87,7 @@ def as_column(name: str, values: Sequence[Any]) -> pl.Series:
 
 
 def _type_of(values: Iterable[Any]) -> Any:
-    """The type of a column of these values, ``list`` for lists, None where there is none."""
+    """Common column type of values, ``list`` for lists, None if there is none."""
     kinds = {*map(type, values)} - {type(None)}
     return list if kinds == {list} else next((dtype for known, dtype in _TYPES if kinds <= known), None)
 

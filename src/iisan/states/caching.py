@@ -1,4 +1,4 @@
-"""From a dataset and the names of models to state stores: what ``iisan cache`` does."""
+"""From a dataset and encoders to state stores: ``iisan cache``."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,9 @@ from iisan.encoders.tuning import first_trained_layer
 from iisan.errors import ConfigError
 from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
 from iisan.states.extract import extract
-from iisan.states.store import StateStore
+from iisan.states.store import StateStore, check_out
 
-#: Contents per forward pass: a picture has many times the tokens of a text.
+#: Contents per forward pass, by kind: an image has many times the tokens of a text.
 _BATCH_SIZE = {TEXT: 64, IMAGE: 32, AUDIO: 16, VIDEO: 8}
 
 
@@ -42,39 +42,36 @@ def cache(
 ) -> dict[str, StateStore]:
     """Encode a dataset's contents once and store the hidden states.
 
-    Stores that exist are brought up to date. The modalities are done one after the other, and what one has
-    finished stays when another fails.
+    Existing stores are brought up to date. Modalities are processed one after the other, and finished ones are
+    kept when another fails. For ``dtype``, ``precision``, ``shard_rows``, ``say`` and errors see
+    :func:`iisan.states.extract.extract`.
 
     Args:
-        dataset: the items.
-        out: folder of stores.
-        models: modality (a column of the dataset that has a kind) -> hub id or folder of its encoder.
-        levels: see :func:`iisan.encoders.levels.parse_levels`; resolved for each encoder.
-        poolings: modality -> pooling, see :func:`iisan.encoders.load.load_encoder`; what is not named takes what
-            suits its model.
-        max_tokens: longest token sequence of texts, special tokens included (P1 uses 30).
-        max_seconds: longest part of a sound that is heard.
-        frames: of a video that are looked at.
-        dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
-        precision: number format of the computation; ``"auto"`` takes bf16 where it is measured to be faster and is
-            fine enough. A store that exists is continued in its own.
-        shard_rows: contents per shard, the most that a kill can lose.
-        last_n_layers: also store every token's state below the last ``last_n_layers`` blocks, for partial training
-            (source ``partial``); that many tokens take far more room than the pooled states.
-        device: where the encoders run; a GPU if there is one.
-        trust_remote_code: run program code that comes with the models.
-        loading: how the weights of large models are held.
-        say: told about what was decided on the user's behalf.
+        dataset: Dataset with the items.
+        out: Folder of stores.
+        models: Hub id or folder of an encoder, by modality (a column of the dataset with contents).
+        levels: See :func:`iisan.encoders.levels.parse_levels`; resolved for each encoder.
+        poolings: Pooling by modality, see :func:`iisan.encoders.load.load_encoder`; by default the model's.
+        max_tokens: Maximum number of tokens of a text, special tokens included (IISAN uses 30).
+        max_seconds: Maximum duration of a sound that is encoded.
+        frames: Number of frames of a video that are encoded.
+        dtype: Storage format.
+        precision: Number format of the computation.
+        shard_rows: Contents per shard.
+        last_n_layers: Also store all token states below the last ``last_n_layers`` layers, for partial training
+            (source ``partial``); they take far more space than pooled states.
+        device: Device of the encoders; defaults to a GPU if there is one.
+        trust_remote_code: Run program code that comes with the models.
+        loading: Storage of the weights of large models.
+        say: Receives messages about automatic decisions.
 
     Returns:
         The store of each modality.
 
     Raises:
-        ConfigError: no model, or a column without a kind.
-        EncoderError: a model that cannot be used.
-        StoreError: states that cannot be stored.
-        DataError: a file that cannot be read, or changed since the dataset was prepared.
+        ConfigError: No model, or a column without contents.
     """
+    check_out(Path(out))
     if not models:
         raise ConfigError("no encoder", "one for text, for images or for both", "pass --text or --image")
     kinds = {modality: kind_of(dataset, modality) for modality in models}

@@ -57,16 +57,10 @@ def decode(stored: Tensor, scales: Tensor | None, mean: Tensor | None = None) ->
 
 
 def check_finite(values: Tensor, levels: Sequence[Level], label: Callable[[int], str], dtype: str) -> None:
-    """Check that all values are finite.
-
-    Args:
-        values: States [n, K, D], or scales [n, K].
-        levels: The K levels, for the message.
-        label: Function from a row of ``values`` to the name of its item, for the message.
-        dtype: Format of the values, for the message.
+    """Check that states [n, K, D] or scales [n, K] are finite.
 
     Raises:
-        StoreError: An infinite or undefined value.
+        StoreError: An infinite or undefined value; names its level, item (by ``label``, from a row) and format.
     """
     finite = torch.isfinite(values).reshape(*values.shape[:2], -1).all(-1)
     if not finite.all():
@@ -143,10 +137,6 @@ def storage_errors(
     levels: Sequence[Level],
     label: Callable[[int], str],
 ) -> list[float | None]:
-    """:func:`relative_errors` of states [n, K, D] after a round trip through the storage format.
-
-    Raises:
-        StoreError: A value that the storage format cannot represent; see :func:`check_finite`.
-    """
+    """:func:`relative_errors` of states [n, K, D] after a round trip through :func:`encode_checked`."""
     encoded = encode_checked(states, mean, dtype, levels, label)
     return relative_errors(decode(encoded[STATES], encoded.get(SCALES), mean), reference)

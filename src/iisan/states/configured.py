@@ -1,4 +1,4 @@
-"""From a configuration to the states of items: stores opened and checked, encoders loaded and tuned."""
+"""From a configuration to the states of items: opens and checks stores, loads and tunes encoders."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,39 +17,33 @@ from iisan.names import IMPORTED, LAST
 from iisan.states.sources import CachedStates, LiveStates, NoStates, PartialStates, StateSource
 from iisan.states.store import StateStore
 
-#: How much of a content an encoder takes in.
+#: Settings that limit the encoded part of a content.
 _LIMITS = ("max_tokens", "max_seconds", "frames")
 
-#: How to name the folder of stores.
+#: Cure for errors about a missing folder of stores.
 STATES_CURE = "pass --states or set the key 'states'"
 
 
 def open_dataset(config: Config) -> Dataset:
-    """Load the dataset that the configuration names.
+    """Load the dataset of a configuration.
 
     Raises:
-        ConfigError: it names none, or it is not there.
+        ConfigError: The configuration has none, or its folder does not exist.
     """
+    expected = "the folder that `iisan prepare` wrote"
     if config.dataset is None:
-        raise ConfigError(
-            "no dataset is given",
-            "the folder that `iisan prepare` wrote",
-            "pass --dataset or set the key 'dataset'",
-        )
+        raise ConfigError("no dataset is given", expected, "pass --dataset or set the key 'dataset'")
     if not config.dataset.exists():
-        raise ConfigError(
-            f"the dataset folder '{config.dataset}' does not exist",
-            "the folder that `iisan prepare` wrote",
-            "pass --dataset FOLDER if it moved",
-        )
+        got = f"the dataset folder '{config.dataset}' does not exist"
+        raise ConfigError(got, expected, "pass --dataset FOLDER if it moved")
     return Dataset.load(config.dataset, config.images)
 
 
 def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:
-    """The levels that the model reads: those that a name stands for, or those listed.
+    """Resolve the levels that a model reads.
 
     Raises:
-        EncoderError: group layer-dropping that does not fit the depth.
+        EncoderError: Group layer-dropping that does not fit the depth.
     """
     if not isinstance(levels, str):
         return levels
@@ -60,20 +54,18 @@ def kept_levels(levels: Levels, depth: int) -> tuple[Level, ...]:
 
 def _read_levels(config: Config, store: StateStore) -> tuple[Level, ...]:
     levels = config.levels_of(store.modality)
-    # What was made elsewhere has the levels it came with, whatever they are called.
-    if store.kind == IMPORTED and levels == "all":
-        return store.levels
-    if store.kind == IMPORTED and levels == (LAST,):
-        return store.levels[-1:]
+    # Imported states have the levels they came with.
+    if store.kind == IMPORTED and levels in ("all", (LAST,)):
+        return store.levels if levels == "all" else store.levels[-1:]
     return kept_levels(levels, store.depth)
 
 
 def open_stores(config: Config) -> dict[str, StateStore]:
-    """Find the store of every modality that the configuration uses, and check that it is the expected one.
+    """Open the store of every modality of a configuration and check its settings.
 
     Raises:
-        ConfigError: no folder of stores is given.
-        StoreError: a store is absent, damaged or was made under other settings.
+        ConfigError: The configuration has no folder of stores.
+        StoreError: A store is absent, damaged or was made with other settings.
     """
     if not config.modalities or config.source == "live":
         return {}
@@ -93,50 +85,41 @@ def open_stores(config: Config) -> dict[str, StateStore]:
 
 
 def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateStore]) -> StateSource:
-    """The state source that the configuration names.
+    """Build the state source of a configuration.
 
     Raises:
-        ConfigError: live states without an encoder.
+        ConfigError: Live states without an encoder.
     """
     if not config.modalities:
         return NoStates()
     if config.source == "cached":
-        return CachedStates(
-            {
-                modality: (store, store.rows_for(dataset), _read_levels(config, store))
-                for modality, store in stores.items()
-            }
-        )
+        cached = {
+            modality: (store, store.rows_for(dataset), _read_levels(config, store))
+            for modality, store in stores.items()
+        }
+        return CachedStates(cached)
     # LoRA and adapters draw their initial weights.
     torch.manual_seed(config.training.seed)
     encoders: dict[str, Encoder] = {
         modality: _load_encoder(config, modality, stores.get(modality)) for modality in config.modalities
     }
     if config.source == "live":
-        return LiveStates(
-            {
-                modality: (
-                    encoder,
-                    Contents.of(dataset, modality, config.kind_of(modality)),
-                    kept_levels(config.levels_of(modality), encoder.depth),
-                )
-                for modality, encoder in encoders.items()
-            }
-        )
-    return PartialStates(
-        {
+        live = {
             modality: (
-                encoders[modality],
-                store,
-                *store.spans_for(dataset),
+                encoder,
+                Contents.of(dataset, modality, config.kind_of(modality)),
+                kept_levels(config.levels_of(modality), encoder.depth),
             )
-            for modality, store in stores.items()
+            for modality, encoder in encoders.items()
         }
+        return LiveStates(live)
+    return PartialStates(
+        {name: (encoders[name], store, *store.spans_for(dataset)) for name, store in stores.items()}
     )
 
 
 def _load_encoder(config: Config, modality: str, store: StateStore | None) -> Encoder:
-    """Load an encoder and set what of it is trained; ``store`` holds the tokens that enter its live blocks."""
+    """Load an encoder and make weights trainable; ``store`` holds the tokens that enter its live layers."""
     wanted, tuning = config.states_of(modality), config.tuning
     stored = store.settings if store else {}
     name = wanted.encoder or stored.get("encoder")
@@ -151,8 +134,7 @@ def _load_encoder(config: Config, modality: str, store: StateStore | None) -> En
     if store is not None:
         _check_tokens(store, encoder, tuning.last_n_layers)
     if tuning.method != "none":
-        settings = tuning.model_dump(exclude={"method", "learning_rate", "refresh"})
-        tune(encoder, tuning.method, **settings)
+        tune(encoder, tuning.method, **tuning.model_dump(exclude={"method", "learning_rate", "refresh"}))
     return encoder
 
 
@@ -160,8 +142,8 @@ def _check_tokens(store: StateStore, encoder: Encoder, last_n_layers: int | None
     level = first_trained_layer(encoder, last_n_layers)
     if store.levels != (level,):
         raise StoreError(
-            f"the tokens in '{store.folder}' enter block {store.levels[0]} of {encoder.depth}",
-            f"those that enter block {level}, for tuning.last_n_layers {last_n_layers}",
+            f"the tokens in '{store.folder}' enter layer {store.levels[0]} of {encoder.depth}",
+            f"those that enter layer {level}, for tuning.last_n_layers {last_n_layers}",
             f"run `iisan cache --last-n-layers {last_n_layers}`, or set tuning.last_n_layers to "
             f"{encoder.depth - int(store.levels[0])}",
         )

@@ -53,7 +53,7 @@ class CorruptedStates(StateSource):
     def __init__(
         self, source: StateSource, modality: str, items: np.ndarray, corruption: Corruption, seed: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(source.widths, source.levels, source.present)
         if modality not in source.widths:
             raise ConfigError(
                 f"the run has no modality '{modality}'",
@@ -61,8 +61,6 @@ class CorruptedStates(StateSource):
                 "choose one of these",
             )
         self.source = source
-        self.widths, self.levels = source.widths, source.levels
-        self.present = dict(source.present)
         if corruption == "remove":
             self.present[modality] = source.present[modality] & ~torch.from_numpy(items)
         self._modality, self._corruption, self._seed = modality, corruption, seed

@@ -1,4 +1,4 @@
-"""Running frozen encoders once over all contents, into state stores.
+"""Extraction: frozen encoders run once over all contents, into state stores.
 
 Legend: n contents, K levels, D width.
 """
@@ -27,13 +27,13 @@ from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
 from iisan.states.store import StateStore, store_folder
 from iisan.states.writer import StateWriter, library_versions
 
-#: Contents from which the means are taken and on which the storage error is measured.
+#: Number of contents that give the means and on which the storage error is measured.
 SAMPLE = 512
 
-#: Tokens of an image, a sound or a video, for measuring; those of a ViT.
+#: Tokens of an image (as in a ViT), a sound or a video when the precisions are timed.
 _TOKENS = 197
 
-#: Largest storage error next to the spread between items that is accepted.
+#: Largest accepted storage error relative to the spread between items.
 MAX_ERROR = 0.02
 
 Say = Callable[[str], None]
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Job:
-    """An encoder at work on the contents of one modality."""
+    """An encoder and the contents of one modality to encode."""
 
     encoder: Encoder
     contents: Contents
@@ -52,16 +52,21 @@ class _Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the states' values, and whose they are."""
+        """Everything that determines the states' values, and their modality."""
         return {"modality": self.contents.modality, **self.encoder.settings}
 
-    def batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
-        return _chunks(indices, self.batch_size)
+    def folder(self, out: Path, precision: Precision) -> Path:
+        fingerprint = fingerprint_of(self.settings, self.levels, self.dtype, precision)
+        return store_folder(out, self.contents.modality, fingerprint, self.encoder.pooling == "tokens")
+
+    def label(self, owners: Sequence[int]) -> Callable[[int], str]:
+        """Function from a row of states to the name of its item, given the item of every row."""
+        return lambda row: self.contents.label(owners[row])
 
     def run(
         self, batches: Iterable[Sequence[int]], precision: Precision
     ) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        """States [rows, K, D] of every batch and the rows of each content; the next are prepared meanwhile."""
+        """Yield the states [rows, K, D] of every batch and the number of rows of each content."""
         # A tokenizer must not be used by two threads at once; decoding images gains from many.
         prepare = functools.partial(prepare_items, self.encoder, self.contents)
         workers = 1 if self.contents.kind == TEXT else os.cpu_count() or 1
@@ -74,7 +79,7 @@ class _Job:
 
     def states(self, indices: Sequence[int], precision: Precision) -> tuple[Tensor, list[int]]:
         """States [rows, K, D] of some contents, and the content that each row belongs to."""
-        return _joined(indices, list(self.run(self.batches(indices), precision)))
+        return _joined(indices, list(self.run(chunks(indices, self.batch_size), precision)))
 
 
 def extract(
@@ -92,32 +97,29 @@ def extract(
 ) -> StateStore:
     """Bring an encoder's state store up to date: each distinct content is encoded once, ever.
 
-    Contents that are stored already are left alone, and an interrupted extraction goes on where it stopped;
-    its shards are the same to the last bit as those of an uninterrupted one.
+    Stored contents are skipped, and an interrupted extraction continues where it stopped; its shards are
+    bit-identical to those of an uninterrupted one.
 
     Args:
-        encoder: moved to ``device`` and run in eval mode.
-        contents: of N items.
-        out: folder of stores; the store is ``<out>/<modality>-<fingerprint>``
+        encoder: Encoder; moved to ``device`` and set to eval mode.
+        contents: Contents of N items.
+        out: Folder of stores; the store is ``<out>/<modality>-<fingerprint>``
             (``<out>/tokens-<modality>-<fingerprint>`` with pooling ``tokens``).
-        levels: see :func:`iisan.encoders.levels.parse_levels`.
-        dtype: storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
-        precision: see :func:`iisan.encoders.precision.choose_precision`; ``"auto"`` continues a store of either
-            precision, and a new one is bf16 only where that is fine enough, too.
-        batch_size: contents per forward pass.
-        shard_rows: contents per shard, the most that a kill can lose. The manifest lists all shards and is
+        levels: See :func:`iisan.encoders.levels.parse_levels`.
+        dtype: Storage format, ``"bf16"``, ``"fp16"``, ``"int8"`` or ``"fp32"``.
+        precision: See :func:`iisan.encoders.precision.choose_precision`; ``"auto"`` continues a store of either
+            precision, and starts one in bf16 only where that is also accurate enough.
+        batch_size: Number of contents per forward pass.
+        shard_rows: Contents per shard, the most that a kill can lose. The manifest lists all shards and is
             replaced after each, so raise this for millions of items.
-        device: where the encoder runs.
-        say: told about what was decided on the user's behalf.
-
-    Returns:
-        The store.
+        device: Device of the encoder.
+        say: Receives messages about automatic decisions.
 
     Raises:
-        StoreError: no content at all, states that cannot be stored within 2% of the spread between items, or
-            that are not finite, or that are the same for all contents.
-        DataError: a file that cannot be read, or changed since the dataset was prepared.
-        EncoderError: levels that the encoder does not have.
+        StoreError: No content, states that cannot be stored within 2% of the spread between items, that are
+            not finite, or that are the same for all contents.
+        DataError: A file that cannot be read, or changed since the dataset was prepared.
+        EncoderError: A level that the encoder does not have.
     """
     check_dtype(dtype)
     if batch_size < 1 or shard_rows < 1:
@@ -133,24 +135,22 @@ def extract(
     order = _order(encoder, contents, keys)
     folder, initial = _place(job, order, Path(out), precision, say)
     with StateWriter(folder, initial, say) as writer:
-        stored = StateStore(folder, writer.manifest).rows_of([keys[index] for index in order])
-        todo = [index for index, row in zip(order, stored.tolist(), strict=True) if row < 0]
-        # Where the model lies now has no part in the fingerprint.
-        writer.record(settings=job.settings, finished=not todo)
+        # The path of the model is not part of the fingerprint.
+        todo = writer.start(keys, order, settings=job.settings)
         _append_all(job, writer, todo, keys, shard_rows)
         writer.record(finished=True)
     return StateStore.open(folder)
 
 
 def sampled(positions: Sequence[int]) -> list[int]:
-    """At most ``SAMPLE`` of them, evenly spaced."""
+    """At most ``SAMPLE`` evenly spaced positions."""
     size = min(SAMPLE, len(positions))
     return [positions[number * len(positions) // size] for number in range(size)]
 
 
 def _append_all(job: _Job, writer: StateWriter, todo: list[int], keys: list[str | None], shard_rows: int) -> None:
-    shards = _chunks(todo, shard_rows)
-    batches = [job.batches(shard) for shard in shards]
+    shards = chunks(todo, shard_rows)
+    batches = [chunks(shard, job.batch_size) for shard in shards]
     flat = [batch for shard in batches for batch in shard]
     precision: Precision = writer.manifest.precision
     states = track(job.run(flat, precision), f"caching {job.contents.modality} states", len(flat))
@@ -159,7 +159,7 @@ def _append_all(job: _Job, writer: StateWriter, todo: list[int], keys: list[str 
         shard_states, owners = _joined(shard, parts)
         shard_keys = [key for key in (keys[index] for index in shard) if key is not None]
         counts = [count for _, part in parts for count in part]
-        writer.append(shard_keys, shard_states, counts, functools.partial(_label, job.contents, owners))
+        writer.append(shard_keys, shard_states, counts, job.label(owners))
 
 
 def _joined(indices: Sequence[int], parts: Sequence[tuple[Tensor, Sequence[int]]]) -> tuple[Tensor, list[int]]:
@@ -169,9 +169,9 @@ def _joined(indices: Sequence[int], parts: Sequence[tuple[Tensor, Sequence[int]]
 
 
 def _order(encoder: Encoder, contents: Contents, keys: list[str | None]) -> list[int]:
-    """One item per distinct content, in an order that depends on nothing but the contents.
+    """One item per distinct content, in an order that depends on the contents only.
 
-    Texts of similar length stand together, so that little of a batch is padding.
+    Texts are sorted by length, so that batches have little padding.
     """
     first: dict[str, int] = {}
     for index, key in enumerate(keys):
@@ -187,11 +187,11 @@ def _order(encoder: Encoder, contents: Contents, keys: list[str | None]) -> list
 def _place(
     job: _Job, order: list[int], out: Path, requested: str, say: Say
 ) -> tuple[Path, tuple[Manifest, Tensor] | None]:
-    """Find the store's folder and, where it does not exist yet, what it starts with."""
+    """Find the store's folder and, if it is new, its initial manifest and means."""
     auto = requested == "auto"
     candidates: list[Precision] = ["bf16", "fp32"] if auto else [choose_precision(job.device, requested, [])]
     for precision in candidates:
-        folder = _folder(job, out, precision)
+        folder = job.folder(out, precision)
         if (folder / MANIFEST).is_file():
             return folder, None
     tokens = job.batch_size * (job.encoder.max_tokens or _TOKENS)
@@ -199,37 +199,22 @@ def _place(
         candidates = ["fp32"]
     sample = sampled(order)
     reference, owners = job.states(sample, "fp32")
-    check_finite(reference, job.levels, functools.partial(_label, job.contents, owners), "fp32")
+    check_finite(reference, job.levels, job.label(owners), "fp32")
     check_distinct(reference, job.contents.modality)
     mean = level_means(reference, job.dtype)
+    cure = "choose another dtype (fp32 is exact), --precision fp32, or leave this level out"
     for precision in candidates:
-        errors = _measure(job, sample, owners, reference, mean, precision)
-        worst, level = max((error or 0.0, str(level)) for error, level in zip(errors, job.levels, strict=True))
-        if worst <= MAX_ERROR:
-            return _folder(job, out, precision), (_manifest(job, precision, errors), mean)
-        if precision != candidates[-1]:
-            say(
-                f"{precision} computation changes level {level} by {worst:.1%} of the spread between items, "
-                f"so fp32 is used"
-            )
-    raise StoreError(
-        f"{job.dtype} storage with {precision} computation changes level {level} by {worst:.1%} of the "
-        f"spread between items",
-        f"at most {MAX_ERROR:.0%}",
-        "choose another dtype (fp32 is exact), --precision fp32, or leave this level out",
-    )
-
-
-def _measure(
-    job: _Job, sample: list[int], owners: list[int], reference: Tensor, mean: Tensor, precision: Precision
-) -> list[float | None]:
-    states = reference if precision == "fp32" else job.states(sample, precision)[0]
-    label = functools.partial(_label, job.contents, owners)
-    return storage_errors(states, reference, mean, job.dtype, job.levels, label)
-
-
-def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Manifest:
-    return Manifest(
+        states = reference if precision == "fp32" else job.states(sample, precision)[0]
+        errors = storage_errors(states, reference, mean, job.dtype, job.levels, job.label(owners))
+        try:
+            check_errors(errors, job.levels, f"{job.dtype} storage with {precision} computation", cure)
+        except StoreError as error:
+            if precision == candidates[-1]:
+                raise
+            say(f"{error.got}, so fp32 is used")
+        else:
+            break
+    manifest = Manifest(
         settings=job.settings,
         levels=job.levels,
         dtype=job.dtype,
@@ -241,16 +226,24 @@ def _manifest(job: _Job, precision: Precision, errors: list[float | None]) -> Ma
         shards=[],
         made_with=library_versions(),
     )
+    return job.folder(out, precision), (manifest, mean)
 
 
-def _folder(job: _Job, out: Path, precision: Precision) -> Path:
-    fingerprint = fingerprint_of(job.settings, job.levels, job.dtype, precision)
-    return store_folder(out, job.contents.modality, fingerprint, job.encoder.pooling == "tokens")
+def check_errors(errors: Sequence[float | None], levels: Sequence[Level], how: str, cure: str) -> None:
+    """Check the storage errors of levels, see :func:`iisan.states.codec.relative_errors`.
+
+    Raises:
+        StoreError: An error above ``MAX_ERROR``.
+    """
+    worst, level = max((error or 0.0, str(level)) for error, level in zip(errors, levels, strict=True))
+    if worst > MAX_ERROR:
+        raise StoreError(
+            f"{how} changes level {level} by {worst:.1%} of the spread between items",
+            f"at most {MAX_ERROR:.0%}",
+            cure,
+        )
 
 
-def _label(contents: Contents, indices: Sequence[int], row: int) -> str:
-    return contents.label(indices[row])
-
-
-def _chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+def chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Split indices into consecutive parts of at most ``size``."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -1,10 +1,10 @@
-"""States that were made elsewhere, as a modality of their own: what ``iisan import-states`` does.
+"""Import of hidden states or vectors made elsewhere, as a modality of their own: ``iisan import-states``.
 
 Legend: n items of the source, K levels, D width.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ from iisan.files import content_key, sha256_file, sha256_json
 from iisan.names import IMPORTED, ITEM_ID, LAST, check_modality
 from iisan.progress import track
 from iisan.states.codec import check_distinct, check_dtype, encode_checked, level_means, storage_errors
-from iisan.states.extract import MAX_ERROR, sampled
-from iisan.states.manifest import Manifest, fingerprint_of
-from iisan.states.store import StateStore, store_folder
+from iisan.states.extract import check_errors, chunks, sampled
+from iisan.states.manifest import Manifest
+from iisan.states.store import StateStore, check_out, store_folder
 from iisan.states.writer import StateWriter, library_versions
 
 
@@ -32,10 +32,10 @@ class Source:
     """Arrays from elsewhere, one per item.
 
     Attributes:
-        name: where they come from.
-        ids: of the n items.
-        digest: stands for the whole source; another one of the same name must not be mistaken for it.
-        read: from a position to an array [D] or [K, D].
+        name: Path or name, for messages and the manifest.
+        ids: Ids of the n items.
+        digest: SHA-256 of ids and arrays.
+        read: Function from a position to its array [D] or [K, D].
     """
 
     name: str
@@ -44,45 +44,39 @@ class Source:
     read: Callable[[int], Tensor]
 
     def label(self, position: int) -> str:
-        """How messages name an item."""
+        """Name of an item in messages."""
         return f"item '{self.ids[position]}'"
 
-    def states(self, positions: Sequence[int], shape: tuple[int, int] | None = None) -> Tensor:
-        """States [n, K, D] in fp32 of some items.
+    def states(self, positions: Sequence[int], shape: tuple[int, ...] | None = None) -> Tensor:
+        """States [n, K, D] of some items in fp32; ``shape`` is the expected [K, D], if known.
 
         Raises:
-            StoreError: an item whose array has another shape, or values that are no finite numbers.
+            StoreError: An array of another shape, or values that are not finite.
         """
         states = [self.read(position).float() for position in positions]
         states = [each.unsqueeze(0) if each.ndim == 1 else each for each in states]
-        expected = shape or tuple(states[0].shape)
+        expected = shape or states[0].shape
         for position, each in zip(positions, states, strict=True):
-            if each.ndim != 2 or tuple(each.shape) != expected or not each.numel():
-                raise StoreError(
-                    f"{self.label(position)} in '{self.name}' has states of the shape {list(each.shape)}",
-                    "[levels, width] or [width], the same for all items and at least 1",
-                    "mend that entry",
-                )
+            got = f"{self.label(position)} in '{self.name}' has states"
+            if each.ndim != 2 or each.shape != expected or not each.numel():
+                shapes = "[levels, width] or [width], the same for all items and at least 1"
+                raise StoreError(f"{got} of the shape {list(each.shape)}", shapes, "mend that entry")
             if not torch.isfinite(each).all():
-                raise StoreError(
-                    f"{self.label(position)} in '{self.name}' has states that are infinite or not a number",
-                    "finite numbers",
-                    "mend that entry",
-                )
+                raise StoreError(f"{got} that are infinite or not a number", "finite numbers", "mend that entry")
         return torch.stack(states)
 
 
 def open_source(path: Path, ids: Path | None = None, column: str | None = None) -> Source:
-    """Open states from elsewhere.
+    """Open a source of states.
 
     Args:
-        path: a folder of ``<item_id>.pt`` files (tensors, as the authors of IISAN published them), a ``.npy`` file
-            [n, D] or [n, K, D], or a Parquet file with ``item_id`` and a column of lists.
-        ids: with a ``.npy`` file, the items' ids, one a line.
-        column: with a Parquet file, the column of lists.
+        path: Folder of ``<item_id>.pt`` files (tensors, as the authors of IISAN published them), ``.npy`` file
+            [n, D] or [n, K, D], or Parquet file with ``item_id`` and a column of lists.
+        ids: File with the item ids of a ``.npy`` file, one per line.
+        column: Name of the column of lists in a Parquet file.
 
     Raises:
-        StoreError: absent, of another kind, or without ids.
+        StoreError: The path is absent, of another kind, or lacks ids.
     """
     try:
         if path.is_dir():
@@ -94,17 +88,17 @@ def open_source(path: Path, ids: Path | None = None, column: str | None = None) 
     except (OSError, EOFError, ValueError, pl.exceptions.PolarsError) as error:
         raise StoreError(f"'{path}' cannot be read ({error})", "states of items", "check the path") from None
     raise StoreError(
-        f"'{path}' is nothing to import as it stands",
+        f"'{path}' cannot be imported as it is",
         "a folder of <item_id>.pt files, a .npy file with --ids FILE, or a .parquet file with --column NAME",
         "pass one of these",
     )
 
 
 def column_source(items: pl.DataFrame, column: str, name: str) -> Source:
-    """Vectors in a column of lists, next to ``item_id``; null where an item has none.
+    """Source of the vectors in a column of lists, next to ``item_id``; null where an item has none.
 
     Raises:
-        StoreError: no such column, one of another type, or a list with a null in it.
+        StoreError: The column is absent, of another type, or has a null in a list.
     """
     for wanted in (ITEM_ID, column):
         if wanted not in items.columns:
@@ -116,7 +110,7 @@ def column_source(items: pl.DataFrame, column: str, name: str) -> Source:
         raise StoreError(
             f"the column '{column}' of '{name}' is of type {dtype}", "lists of numbers", "choose another column"
         )
-    rows = items.select(pl.col(ITEM_ID).cast(pl.String), column).drop_nulls(column)
+    rows = items.select(pl.col(ITEM_ID).cast(pl.String), column).drop_nulls()
     vectors = rows[column].cast(pl.List(pl.Float32))
     ids = rows[ITEM_ID].to_list()
     holes = vectors.list.contains(None).arg_true()
@@ -134,11 +128,8 @@ def _folder_of_tensors(folder: Path) -> Source:
         try:
             tensor = torch.load(files[position], map_location="cpu", weights_only=True)
         except Exception as error:  # what is no such file raises whatever its bytes lead to
-            raise StoreError(
-                f"'{files[position]}' cannot be read safely ({type(error).__name__})",
-                "a file with one tensor",
-                "leave it out",
-            ) from None
+            got = f"'{files[position]}' cannot be read safely ({type(error).__name__})"
+            raise StoreError(got, "a file with one tensor", "leave it out") from None
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not dense or tensor.is_complex() or tensor.is_quantized:
             held = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -179,80 +170,65 @@ def import_states(
     shard_rows: int = 4096,
     say: Callable[[str], None] = lambda _: None,
 ) -> StateStore:
-    """Bring states from elsewhere into a store of their own.
+    """Write all states of a source into a store of their own, or complete that store.
 
-    One array [D] an item is one level, ``last``; arrays [K, D] are the levels 0 to K − 1. Items that the source
-    does not know lack the modality. All arrays are checked before anything is written.
+    Arrays [D] become the level ``last``, arrays [K, D] the levels 0 to K − 1. Items of the dataset that the
+    source lacks are without the modality. All arrays are checked before anything is written.
 
     Args:
-        dataset: whose items are looked for in the source.
-        source: the arrays.
-        modality: the new modality's name.
-        out: folder of stores; the store is ``<out>/<modality>-<fingerprint>``.
-        dtype: storage format, see :func:`iisan.states.extract.extract`.
-        shard_rows: items per shard, the most that a kill can lose.
-        say: told how many items were found.
+        dataset: Dataset of which the source must know an item.
+        source: Source of the arrays.
+        modality: Name of the new modality.
+        out: Folder of stores.
+        dtype: Storage format, see :func:`iisan.states.extract.extract`.
+        shard_rows: Items per shard, the most that a kill can lose.
+        say: Receives the number of items found.
 
     Returns:
         The store.
 
     Raises:
-        StoreError: no item of the dataset, arrays of unlike shapes, values that cannot be stored well, or the
-            same ones for all items.
-        DataError: a name that no modality can have.
+        StoreError: No item of the dataset, an item twice, arrays of different shapes, values that cannot be
+            stored accurately, or the same ones for all items.
+        DataError: An invalid name of a modality.
     """
     check_dtype(dtype)
     check_modality(modality, IMPORTED)
-    known = set(dataset.items[ITEM_ID])
-    positions = [position for position, item in enumerate(source.ids) if item in known]
-    if not positions:
-        raise StoreError(
-            f"'{source.name}' has no item of the dataset (its first id: {next(iter(source.ids), None)!r})",
-            "ids as in the dataset",
-            "check what the ids are",
-        )
-    repeated = len(positions) - len({source.ids[position] for position in positions})
-    if repeated:
+    check_out(Path(out))
+    known = len({*source.ids} & {*dataset.items[ITEM_ID]})
+    if not known:
+        got = f"'{source.name}' has no item of the dataset (its first id: {next(iter(source.ids), None)!r})"
+        raise StoreError(got, "ids as in the dataset", "check what the ids are")
+    if repeated := len(source.ids) - len({*source.ids}):
         raise StoreError(f"'{source.name}' has {repeated} items twice", "every item once", "leave one of each out")
+    # All items of the source: what a store holds must not depend on the dataset of an import that was interrupted.
+    positions = range(len(source.ids))
     sample = sampled(positions)
     reference = source.states(sample)
     check_distinct(reference, modality)
-    count, width = reference.shape[1:]
-    levels: tuple[Level, ...] = (LAST,) if count == 1 else tuple(range(count))
+    shape = reference.shape[1:]
+    levels: tuple[Level, ...] = (LAST,) if shape[0] == 1 else tuple(range(shape[0]))
     mean = level_means(reference, dtype)
-    error = storage_errors(reference, reference, mean, dtype, levels, partial(_label, source, sample))
-    worst = max(each or 0.0 for each in error)
-    if worst > MAX_ERROR:
-        raise StoreError(
-            f"{dtype} storage changes the states by {worst:.1%} of the spread between items",
-            f"at most {MAX_ERROR:.0%}",
-            "choose another dtype (fp32 is exact)",
-        )
+    error = storage_errors(reference, reference, mean, dtype, levels, lambda row: source.label(sample[row]))
+    check_errors(error, levels, f"{dtype} storage", "choose another dtype (fp32 is exact)")
     settings = {"modality": modality, "kind": IMPORTED, "encoder": source.name, "digest": source.digest}
     manifest = Manifest(
-        settings=settings, levels=levels, dtype=dtype, precision="fp32", width=width,
-        depth=count - 1, error=error, shards=[], made_with=library_versions(),
+        settings=settings, levels=levels, dtype=dtype, precision="fp32", width=shape[1],
+        depth=shape[0] - 1, error=error, shards=[], made_with=library_versions(),
     )  # fmt: skip
-    fingerprint = fingerprint_of(manifest.settings, levels, dtype, "fp32")
-    folder = store_folder(Path(out), modality, fingerprint)
-
-    def pieces(positions: list[int], purpose: str) -> Iterator[tuple[list[int], Tensor, Callable[[int], str]]]:
-        shards = [positions[first : first + shard_rows] for first in range(0, len(positions), shard_rows)]
-        for shard in track(shards, f"{purpose} {modality}", len(shards)):
-            yield shard, source.states(shard, (count, width)), partial(_label, source, shard)
-
-    for _, states, label in pieces(positions, "checking"):
-        encode_checked(states, mean, dtype, levels, label)
-    keys = {position: content_key(source.ids[position]) for position in positions}
-    with StateWriter(folder, (manifest, mean), say) as writer:
-        stored = StateStore(folder, writer.manifest).rows_of([keys[position] for position in positions])
-        todo = [position for position, row in zip(positions, stored.tolist(), strict=True) if row < 0]
-        writer.record(finished=not todo)
-        for shard, states, label in pieces(todo, "importing"):
-            writer.append([keys[position] for position in shard], states, [1] * len(shard), label)
+    for shard in track(chunks(positions, shard_rows), f"checking {modality}"):
+        states = source.states(shard, shape)
+        encode_checked(states, mean, dtype, levels, partial(_label, source, shard))
+    keys = [content_key(item) for item in source.ids]
+    with StateWriter(store_folder(Path(out), modality, manifest.fingerprint), (manifest, mean), say) as writer:
+        todo = writer.start(keys, positions)
+        for shard in track(chunks(todo, shard_rows), f"importing {modality}"):
+            shard_keys = [keys[position] for position in shard]
+            states = source.states(shard, shape)
+            writer.append(shard_keys, states, [1] * len(shard), partial(_label, source, shard))
         writer.record(finished=True)
-    say(f"{len(positions):,} of {len(known):,} items have {modality}")
-    return StateStore.open(folder)
+    say(f"{known:,} of {len(dataset.items):,} items have {modality}")
+    return StateStore.open(writer.folder)
 
 
 def _label(source: Source, positions: Sequence[int], row: int) -> str:

@@ -1,4 +1,4 @@
-"""What a state store says about itself."""
+"""The manifest of a state store."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from iisan.encoders.levels import Level
 from iisan.encoders.precision import Precision
 from iisan.errors import StoreError
-from iisan.files import read_manifest, sha256_json, write_json
+from iisan.files import read_manifest, sha256_file, sha256_json, write_json
 from iisan.legacy import upgraded_keys
 
 KIND = "iisan-states"
@@ -16,52 +16,64 @@ SCHEMA = 2
 MANIFEST = "manifest.json"
 MEAN = "mean.safetensors"
 RECACHE = "run `iisan cache` again"
-#: Setting of states that earlier versions made from JPEGs decoded at a fraction of their size.
+#: Setting of states that earlier versions computed from JPEGs decoded at reduced size.
 DRAFT = "jpeg_draft"
 
-#: Where a model came from does not change its states; the digests of its weights and processor stay in.
+#: Settings outside the fingerprint, which contains the digests of weights and processor instead.
 _PROVENANCE = ("encoder", "revision")
 
 
-class File(BaseModel):
-    """Size and checksum of one file."""
-
+class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class File(_Entry):
+    """Size and checksum of one file."""
 
     name: str
     bytes: int
     sha256: str
 
+    def is_whole(self, folder: Path) -> bool:
+        """Whether the file exists with the recorded size."""
+        path = folder / self.name
+        return path.is_file() and path.stat().st_size == self.bytes
 
-class Shard(BaseModel):
+    def verify(self, folder: Path) -> None:
+        """Compare the file with its checksum.
+
+        Raises:
+            StoreError: It is absent or has changed.
+        """
+        if not self.is_whole(folder) or sha256_file(folder / self.name) != self.sha256:
+            raise damaged(folder / self.name)
+
+
+class Shard(_Entry):
     """Some rows of a store: their states and their keys."""
-
-    model_config = ConfigDict(extra="forbid")
 
     rows: int
     states: File
     keys: File
 
 
-class Manifest(BaseModel):
-    """The manifest of one store; replaced after every shard, it is the journal of the writing.
+class Manifest(_Entry):
+    """The manifest of one store, replaced after every shard.
 
     Attributes:
-        settings: what decides the states' values (see ``Encoder.settings``).
-        levels: the K stored levels.
-        dtype: storage format.
-        precision: number format of the computation.
-        width: D.
-        depth: T.
-        parameters: of the encoder; None for states made elsewhere, and in stores that do not say it yet.
-        error: per level the storage error next to the spread between items, ``None`` for constant levels.
-        mean: the file of per-level means [K, D].
-        shards: finished shards, in row order.
-        finished: whether all contents that the store was made for are in it.
-        made_with: versions of the libraries at creation, for the record.
+        settings: Settings that determine the states' values (see ``Encoder.settings``).
+        levels: The K stored levels.
+        dtype: Storage format.
+        precision: Number format of the computation.
+        width: Width D.
+        depth: Depth T of the encoder.
+        parameters: Number of parameters of the encoder; None for imported states and in older stores.
+        error: Storage error per level relative to the spread between items, ``None`` for constant levels.
+        mean: File of the per-level means [K, D].
+        shards: Finished shards, in row order.
+        finished: Whether all contents that the store was made for are in it.
+        made_with: Versions of the libraries at creation.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     settings: dict[str, Any]
     levels: tuple[Level, ...]
@@ -73,7 +85,7 @@ class Manifest(BaseModel):
     error: list[float | None]
     mean: File | None = None
     shards: list[Shard]
-    finished: bool = True  # as in stores of schema 1, which do not say it
+    finished: bool = True  # the default is for stores of schema 1
     made_with: dict[str, str]
 
     @property
@@ -83,7 +95,7 @@ class Manifest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decided what the store holds."""
+        """See :func:`fingerprint_of`."""
         return fingerprint_of(self.settings, self.levels, self.dtype, self.precision)
 
     def files(self) -> list[File]:
@@ -92,7 +104,7 @@ class Manifest(BaseModel):
         return shards if self.mean is None else [self.mean, *shards]
 
     def write(self, folder: Path) -> None:
-        """Write to a store's folder, atomically."""
+        """Write to a store's folder."""
         header = {"kind": KIND, "schema": SCHEMA, "fingerprint": self.fingerprint}
         write_json(folder / MANIFEST, header | self.model_dump(mode="json"))
 
@@ -101,34 +113,32 @@ class Manifest(BaseModel):
         """Read from a store's folder.
 
         Raises:
-            StoreError: absent, foreign, damaged, or written by a newer iisan.
+            StoreError: The manifest is absent, foreign, damaged, or of a newer schema.
         """
         path = folder / MANIFEST
         fields = read_manifest(path, KIND, SCHEMA, StoreError, RECACHE)
         header = [fields.pop(name, None) for name in ("kind", "schema", "fingerprint")]
         if isinstance(fields.get("settings"), dict):
             fields["settings"] = upgraded_keys(fields["settings"])
+        fault = "was changed after it was written"
         try:
             manifest = cls.model_validate(fields)
+            safe = all(Path(file.name).name == file.name for file in manifest.files())
+            if safe and header[-1] == manifest.fingerprint:
+                return manifest
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise StoreError(
-                f"'{path}' is damaged at '{where}' ({first['msg']})",
-                "a manifest as iisan wrote it",
-                f"delete the folder and {RECACHE}",
-            ) from None
-        safe = all(Path(file.name).name == file.name for file in manifest.files())
-        if not safe or header[-1] != manifest.fingerprint:
-            raise StoreError(
-                f"'{path}' was changed after it was written",
-                "a manifest as iisan wrote it",
-                f"delete the folder and {RECACHE}",
-            )
-        return manifest
+            fault = f"is damaged at '{'.'.join(map(str, first['loc']))}' ({first['msg']})"
+        raise StoreError(f"'{path}' {fault}", "a manifest as iisan wrote it", f"delete the folder and {RECACHE}")
+
+
+def damaged(path: Path) -> StoreError:
+    """Error about a file that differs from its checksum."""
+    cure = "delete its folder" if path.name == MEAN else "delete it"
+    return StoreError(f"'{path}' is not what was written", "its recorded checksum", f"{cure} and {RECACHE}")
 
 
 def fingerprint_of(settings: dict[str, Any], levels: tuple[Level, ...], dtype: str, precision: str) -> str:
-    """SHA-256 of all that decides what a store holds for a content."""
+    """SHA-256 of everything that determines what a store holds for a content."""
     decisive = {name: value for name, value in settings.items() if name not in _PROVENANCE}
     return sha256_json({"settings": decisive, "levels": levels, "dtype": dtype, "precision": precision})

@@ -3,7 +3,7 @@
 Legend: N items, U distinct items of a batch, U_m those with modality m, K levels, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,25 @@ class StateSource(nn.Module):
         widths: Width D, by modality.
         levels: The K levels, by modality.
         present: Mask [N] of the items that have a modality, by modality.
+        origins: Weights and pooling that the states come from, by modality, where known.
+        encoder_parameters: Number of parameters of each encoder, by modality, where known.
+        digests: SHA-256 of the weights of live encoders as loaded, by modality.
         stored: Whether states are only read: cheaply, from any thread, and without gradients.
     """
 
     stored = False
-    widths: dict[str, int]
-    levels: dict[str, tuple[Level, ...]]
-    present: dict[str, Tensor]
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        levels: Mapping[str, tuple[Level, ...]],
+        present: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self.widths, self.levels, self.present = dict(widths), dict(levels), dict(present)
+        self.origins: dict[str, dict[str, Any]] = {}
+        self.encoder_parameters: dict[str, int] = {}
+        self.digests: dict[str, str] = {}
 
     @property
     def missing(self) -> bool:
@@ -67,21 +79,6 @@ class StateSource(nn.Module):
             return torch.empty(0, dtype=torch.long)
         return (~torch.stack(list(self.present.values())).any(0)).nonzero().squeeze(1)
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of the weights of live encoders as loaded, by modality."""
-        return {}
-
-    @property
-    def origins(self) -> dict[str, dict[str, Any]]:
-        """Weights and pooling that the states come from, per modality, where that is known."""
-        return {}
-
-    @property
-    def encoder_parameters(self) -> dict[str, int]:
-        """Number of parameters of each encoder, by modality, where known."""
-        return {}
-
     def hold(self, held: bool) -> None:
         """Declare whether live weights stay constant from now on, so that their states may be cached."""
 
@@ -94,8 +91,7 @@ class NoStates(StateSource):
     """The source of models that use item ids only."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.widths, self.levels, self.present = {}, {}, {}
+        super().__init__({}, {}, {})
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """Return a batch without modalities."""
@@ -113,31 +109,25 @@ class CachedStates(StateSource):
     stored = True
 
     def __init__(self, stores: Mapping[str, tuple[StateStore, np.ndarray, tuple[Level, ...]]]) -> None:
-        super().__init__()
+        rows = {modality: torch.as_tensor(rows) for modality, (_, rows, _) in stores.items()}
+        super().__init__(
+            {modality: store.width for modality, (store, _, _) in stores.items()},
+            {modality: levels for modality, (_, _, levels) in stores.items()},
+            {modality: of_items >= 0 for modality, of_items in rows.items()},
+        )
         # Plain attributes, because neither stores nor rows belong in a checkpoint.
         self._stores = {modality: store for modality, (store, _, _) in stores.items()}
-        self._rows = {modality: torch.as_tensor(rows) for modality, (_, rows, _) in stores.items()}
-        self.levels = {modality: tuple(levels) for modality, (_, _, levels) in stores.items()}
-        self.widths = {modality: store.width for modality, store in self._stores.items()}
-        self.present = {modality: rows >= 0 for modality, rows in self._rows.items()}
+        self._rows = rows
         #: Modality -> mean [K, D], on the device of its states.
         self._means = {
             name: store.mean[store.check_levels(self.levels[name])] for name, store in self._stores.items()
         }
         #: Modality -> differences [n, K, D] of all its rows, if resident on a device.
         self._resident: dict[str, Tensor] = {}
-
-    @property
-    def origins(self) -> dict[str, dict[str, Any]]:
-        """As the stores say."""
-        known = {name: store.settings for name, store in self._stores.items()}
-        return {name: {key: found[key] for key in _ORIGIN if key in found} for name, found in known.items()}
-
-    @property
-    def encoder_parameters(self) -> dict[str, int]:
-        """Number of parameters of each encoder, by modality, where the store records it."""
-        found = {modality: store.manifest.parameters for modality, store in self._stores.items()}
-        return {modality: count for modality, count in found.items() if count is not None}
+        for name, store in self._stores.items():
+            self.origins[name] = {key: store.settings[key] for key in _ORIGIN if key in store.settings}
+            if store.manifest.parameters is not None:
+                self.encoder_parameters[name] = store.manifest.parameters
 
     def forward(self, rows: Tensor) -> ItemBatch:
         """Read the states of ``rows`` on their device, or on that of resident states."""
@@ -199,7 +189,7 @@ class ComputedStates(StateSource):
         encoders: Encoders, by modality.
         levels: The K requested levels, by modality.
         present: Mask [N] of the items that have a modality, by modality.
-        batch_size: Number of contents per forward pass.
+        batch_size: Number of contents per forward pass, also in the subclasses.
 
     Raises:
         EncoderError: A level beyond the encoder's depth.
@@ -212,35 +202,21 @@ class ComputedStates(StateSource):
         present: Mapping[str, np.ndarray],
         batch_size: int,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            {modality: encoder.width for modality, encoder in encoders.items()},
+            levels,
+            {modality: torch.from_numpy(mask) for modality, mask in present.items()},
+        )
         for modality, encoder in encoders.items():
             parse_levels(levels[modality], encoder.depth)
+            self.origins[modality] = {key: getattr(encoder, key) for key in _ORIGIN}
+            self.digests[modality] = encoder.weight_digest
+            self.encoder_parameters[modality] = encoder.parameter_count
         self.encoders = nn.ModuleDict(encoders)
-        self.levels = dict(levels)
-        self.widths = {modality: encoder.width for modality, encoder in encoders.items()}
-        self.present = {modality: torch.from_numpy(mask) for modality, mask in present.items()}
         self._batch_size = batch_size
         self._held = False
         #: Modality -> states of the whole catalogue, [N, K, D]; a plain attribute, so not in checkpoints.
         self._cache: dict[str, Tensor] = {}
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of the encoders' weights as loaded, by modality."""
-        return {modality: encoder.weight_digest for modality, encoder in self._named()}
-
-    @property
-    def origins(self) -> dict[str, dict[str, Any]]:
-        """As the encoders say."""
-        return {name: {key: getattr(encoder, key) for key in _ORIGIN} for name, encoder in self._named()}
-
-    @property
-    def encoder_parameters(self) -> dict[str, int]:
-        """Number of parameters of each encoder as loaded, by modality."""
-        return {modality: encoder.parameter_count for modality, encoder in self._named()}
-
-    def _named(self) -> list[tuple[str, Any]]:
-        return list(self.encoders.items())
 
     def hold(self, held: bool) -> None:
         """Cache the states from the next call on, or discard the cached ones."""
@@ -260,12 +236,9 @@ class ComputedStates(StateSource):
 
     def _live(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         """Compute the states [n, K, D] of n items that have the modality, in chunks."""
-        parts = [torch.empty(0, len(self.levels[modality]), self.widths[modality], device=device)]
-        parts += [self._compute(modality, chunk, device) for chunk in self._chunks(items)]
-        return torch.cat(parts)
-
-    def _chunks(self, items: Tensor) -> Sequence[Tensor]:
-        return items.split(self._batch_size) if len(items) else ()
+        if not len(items):
+            return torch.empty(0, len(self.levels[modality]), self.widths[modality], device=device)
+        return torch.cat([self._compute(modality, chunk, device) for chunk in items.split(self._batch_size)])
 
     def _cached(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         """Return the same states from the cache, which the first call fills."""
@@ -283,7 +256,8 @@ class ComputedStates(StateSource):
         # Fixed chunks, mode and precision make the values independent of whether training or validation comes
         # first, which differs between resumed and uninterrupted runs.
         with torch.autocast(device.type, enabled=False):
-            for chunk in self._chunks(present.nonzero().squeeze(1)):
+            items = present.nonzero().squeeze(1)
+            for chunk in items.split(self._batch_size) if len(items) else ():
                 states[chunk] = self._compute(modality, chunk, device).cpu()
         self.train(training)
         return states
@@ -298,19 +272,18 @@ class LiveStates(ComputedStates):
 
     Args:
         encoders: For each modality its encoder, the contents of the items and the requested levels.
-        batch_size: Number of contents per forward pass.
     """
 
     def __init__(
         self, encoders: Mapping[str, tuple[Encoder, Contents, tuple[Level, ...]]], batch_size: int = 64
     ) -> None:
-        self._contents = {modality: contents for modality, (_, contents, _) in encoders.items()}
         super().__init__(
             {modality: encoder for modality, (encoder, _, _) in encoders.items()},
-            {modality: tuple(levels) for modality, (_, _, levels) in encoders.items()},
-            {modality: contents.present for modality, contents in self._contents.items()},
+            {modality: levels for modality, (_, _, levels) in encoders.items()},
+            {modality: contents.present for modality, (_, contents, _) in encoders.items()},
             batch_size,
         )
+        self._contents = {modality: contents for modality, (_, contents, _) in encoders.items()}
 
     def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         encoder: Any = self.encoders[modality]
@@ -324,30 +297,28 @@ class PartialStates(ComputedStates):
     Args:
         parts: For each modality its encoder, whose lower layers are dropped; a store of the token states h_t that
             enter layer t (0-based); and the first row and number of rows of every item in it, int64 [N].
-        batch_size: Number of contents per forward pass.
     """
 
     def __init__(
         self, parts: Mapping[str, tuple[Encoder, StateStore, np.ndarray, np.ndarray]], batch_size: int = 64
     ) -> None:
-        self._stores = {modality: store for modality, (_, store, _, _) in parts.items()}
-        self._spans = {
-            modality: (torch.as_tensor(rows), torch.as_tensor(counts))
-            for modality, (_, _, rows, counts) in parts.items()
-        }
         super().__init__(
             {modality: encoder for modality, (encoder, *_) in parts.items()},
             dict.fromkeys(parts, (LAST,)),
             {modality: counts > 0 for modality, (_, _, _, counts) in parts.items()},
             batch_size,
         )
+        self._stored = {
+            modality: (store, torch.as_tensor(rows), torch.as_tensor(counts))
+            for modality, (_, store, rows, counts) in parts.items()
+        }
         for encoder, store, _, _ in parts.values():
             encoder.drop_below(_entered_layer(store))
 
     def _compute(self, modality: str, items: Tensor, device: torch.device) -> Tensor:
         encoder: Any = self.encoders[modality]
-        store = self._stores[modality]
-        first, counts = (values[items] for values in self._spans[modality])
+        store, rows, counts = self._stored[modality]
+        first, counts = rows[items], counts[items]
         mask = torch.arange(int(counts.max())) < counts[:, None]
         spans = [torch.arange(start, start + count) for start, count in zip(first, counts, strict=True)]
         hidden = torch.zeros(*mask.shape, store.width)

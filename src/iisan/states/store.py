@@ -1,4 +1,4 @@
-"""Reading a state store: content keys to rows, rows to states, through memory-mapped files.
+"""Reading of a state store: from content keys to rows, and from rows to states in memory-mapped files.
 
 Legend: N items, n rows, K levels, D width.
 """
@@ -20,10 +20,9 @@ from iisan.encoders.contents import Contents
 from iisan.encoders.hub import folder_of
 from iisan.encoders.levels import Level
 from iisan.errors import StoreError
-from iisan.files import sha256_file
 from iisan.names import IMPORTED, KINDS
 from iisan.states.codec import DTYPES, SCALES, STATES, check_distinct, decode
-from iisan.states.manifest import DRAFT, MANIFEST, MEAN, RECACHE, File, Manifest
+from iisan.states.manifest import DRAFT, MANIFEST, MEAN, RECACHE, Manifest, damaged
 
 KEY, ROW, COUNT, MEAN_TENSOR = "key", "row", "count", "mean"
 
@@ -31,18 +30,18 @@ _Format = tuple[torch.dtype, tuple[int, ...]]
 
 
 class StateStore:
-    """The stored hidden states of one encoder, one modality.
+    """The stored hidden states of one encoder and one modality.
 
     Attributes:
-        folder: where it lies.
-        fingerprint: SHA-256 of all that decided what it holds.
-        manifest: what it says about itself.
-        settings: what decided the states' values (see ``Encoder.settings``), and their modality.
-        modality: the column of the items.
-        kind: of its contents.
-        levels: the stored levels.
-        width: D.
-        depth: T, the encoder's number of blocks.
+        folder: Folder of the store.
+        fingerprint: See :func:`iisan.states.manifest.fingerprint_of`.
+        manifest: Manifest of the store.
+        settings: Settings that determine the states' values (see ``Encoder.settings``), and their modality.
+        modality: Column of the items.
+        kind: Kind of the contents.
+        levels: The K stored levels.
+        width: Width D.
+        depth: Number of layers T of the encoder.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -59,25 +58,25 @@ class StateStore:
         self._mapped: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
-        """Number of stored rows: one per distinct content, or per token of one."""
+        """Number of stored rows: one per distinct content, or per token."""
         return self.manifest.rows
 
     @property
     def size(self) -> int:
-        """Bytes of its files, without the manifest."""
+        """Size of the files in bytes, without the manifest."""
         return sum(file.bytes for file in self.manifest.files())
 
     @classmethod
     def open(cls, folder: Path | str, expect: dict[str, Any] | None = None) -> "StateStore":
-        """Open a store and check that it is whole.
+        """Open a store and check that it is complete.
 
         Args:
-            folder: one store.
-            expect: settings it must have, such as ``{"pooling": "mean", "max_tokens": 30}``.
+            folder: Folder of one store.
+            expect: Required settings, such as ``{"pooling": "mean", "max_tokens": 30}``.
 
         Raises:
-            StoreError: foreign, unfinished, damaged, cut short, of a newer schema, made under other settings, or
-                states that are the same for all contents.
+            StoreError: The store is foreign, unfinished, damaged, of a newer schema, was made with other
+                settings, or its states are the same for all contents.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
@@ -91,12 +90,12 @@ class StateStore:
         if not manifest.finished:
             command = "import-states" if store.kind == IMPORTED else "cache"
             raise StoreError(
-                f"the writing of '{folder}' was stopped, or is going on: {len(store):,} rows are there",
+                f"the writing of '{folder}' was interrupted or is in progress: {len(store):,} rows are there",
                 "a finished store",
-                f"run the same `iisan {command}` again, which goes on from there",
+                f"run the same `iisan {command}` again, which continues from there",
             )
         for file in manifest.files():
-            if not is_whole(folder, file):
+            if not file.is_whole(folder):
                 raise StoreError(
                     f"'{folder / file.name}' is absent or cut short", f"a file of {file.bytes} bytes", RECACHE
                 )
@@ -107,7 +106,7 @@ class StateStore:
                     f"{name} {value!r}",
                     f"{RECACHE} with this setting, or change the setting",
                 )
-        # Without an error at any level, either all contents are alike or there was only one at first.
+        # No error at any level: either all contents are alike, or there was only one at first.
         if all(error is None for error in manifest.error):
             some = torch.arange(len(store))[:: len(store) // 512 + 1]
             check_distinct(store.read(some), store.modality)
@@ -115,10 +114,10 @@ class StateStore:
 
     @staticmethod
     def folders(folder: Path | str, modality: str = "*", tokens: bool = False) -> list[Path]:
-        """The stores of a modality (of its tokens) in a folder of stores; the folder itself if it is a store.
+        """Folders of the stores of a modality (or of its tokens); the folder itself if it is a store.
 
         Raises:
-            StoreError: no such folder.
+            StoreError: The folder does not exist.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -126,12 +125,12 @@ class StateStore:
         if (folder / MANIFEST).is_file():
             return [folder]
         found = [path.parent for path in folder.glob(f"{_prefix(modality, tokens)}-*/{MANIFEST}")]
-        # No modality has a hyphen in its name, so one more than the fingerprint's is that of a store of tokens.
+        # Names of modalities have no hyphen, so a second one marks a store of tokens.
         return sorted(path for path in found if path.name.count("-") == 1 + tokens)
 
     @classmethod
     def kinds(cls, folder: Path | str, tokens: bool = False) -> dict[str, str]:
-        """Modality -> kind of what a folder of stores holds; those named after their kind first."""
+        """Kinds of the stored modalities, by modality; those named after their kind first."""
         settings = [Manifest.read(path).settings for path in cls.folders(folder, tokens=tokens)]
         found = {each["modality"]: each.get("kind", each["modality"]) for each in settings}
         first = [name for name in KINDS if name in found]
@@ -141,12 +140,12 @@ class StateStore:
     def find(
         cls, folder: Path | str, modality: str, expect: dict[str, Any] | None = None, tokens: bool = False
     ) -> "StateStore":
-        """Open the one store of a modality (of its tokens) in a folder of stores, which may be that store itself.
+        """Open the store of a modality (or of its tokens) in a folder of stores, which may be that store itself.
 
-        Of several that differ in their levels alone it is the one that has those of all others.
+        Of several stores that differ in their levels only, it is the one that has the levels of all others.
 
         Raises:
-            StoreError: none, several, or the only one was made under other settings.
+            StoreError: None or several fit, or the only one was made with other settings.
         """
         expect = {"modality": modality, **(expect or {})}
         candidates = cls.folders(folder, modality, tokens)
@@ -160,9 +159,8 @@ class StateStore:
             }
             candidates = _most_levels(fitting or manifests)
         if not candidates:
-            kind, cure = f"{modality} states", RECACHE
-            if tokens:
-                kind, cure = f"token states of {modality}", f"{RECACHE} with --last-n-layers"
+            kind = f"token states of {modality}" if tokens else f"{modality} states"
+            cure = f"{RECACHE} with --last-n-layers" if tokens else RECACHE
             raise StoreError(f"'{folder}' holds no {kind}", "a folder of state stores", cure)
         if len(candidates) > 1:
             names = ", ".join(path.name for path in candidates)
@@ -174,54 +172,46 @@ class StateStore:
         return cls.open(candidates[0], expect)
 
     def facts(self) -> dict[str, Any]:
-        """What the store holds, as JSON: its manifest, its folder and its number of rows."""
+        """Manifest, folder and number of rows, as JSON."""
         return {"folder": str(self.folder), "rows": len(self), **self.manifest.model_dump(mode="json")}
 
     def verify(self) -> None:
         """Compare every file with its checksum.
 
         Raises:
-            StoreError: a file that changed after it was written.
+            StoreError: A file that changed after it was written.
         """
         for file in self.manifest.files():
-            self._verify(file)
-
-    def _verify(self, file: File) -> None:
-        path = self.folder / file.name
-        if not is_whole(self.folder, file) or sha256_file(path) != file.sha256:
-            raise _damaged(path)
+            file.verify(self.folder)
 
     def rows_of(self, keys: pl.Series | Sequence[str | None]) -> np.ndarray:
-        """Rows of content keys, the first of each where a content has several.
+        """First row of each content key, int64 [len(keys)]; -1 for None and for contents that are not stored."""
+        return self._look_up(keys)[0]
 
-        Returns:
-            int64 of the length of ``keys``; -1 for ``None`` and for contents that are not stored.
-        """
-        return self._look_up(keys)[ROW].fill_null(-1).to_numpy(writable=True)
-
-    def _look_up(self, keys: pl.Series | Sequence[str | None]) -> pl.DataFrame:
+    def _look_up(self, keys: pl.Series | Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
         wanted = pl.DataFrame({KEY: keys}, schema={KEY: pl.String})
-        return wanted.join(self._index, on=KEY, how="left", maintain_order="left")
+        found = wanted.join(self._index, on=KEY, how="left", maintain_order="left")
+        rows, counts = found[ROW].fill_null(-1), found[COUNT].fill_null(0)
+        return rows.to_numpy(writable=True), counts.to_numpy(writable=True)
 
     def rows_for(self, dataset: Dataset) -> np.ndarray:
-        """Rows of a dataset's items: int64 [N], -1 where an item has no content, or no imported states.
+        """Rows of a dataset's items, int64 [N]; -1 where an item has no content, or no imported states.
 
         Raises:
-            StoreError: items whose content is not stored.
+            StoreError: The content of an item is not stored.
         """
         return self.spans_for(dataset)[0]
 
     def spans_for(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """First rows of a dataset's items, as :meth:`rows_for`, and how many rows each has from there on.
+        """First row and number of rows of each item, int64 [N]; see :meth:`rows_for`.
 
-        More than one in a store of tokens, see ``Encoder.pooling``.
+        An item has several rows in a store of tokens only.
 
         Raises:
-            StoreError: items whose content is not stored.
+            StoreError: The content of an item is not stored.
         """
         contents = Contents.of(dataset, self.modality, self.kind)
-        found = self._look_up(contents.keys())
-        rows = found[ROW].fill_null(-1).to_numpy(writable=True)
+        rows, counts = self._look_up(contents.keys())
         absent = np.flatnonzero((rows < 0) & contents.present)
         if len(absent) and self.kind != IMPORTED:
             raise StoreError(
@@ -230,13 +220,13 @@ class StateStore:
                 f"the {self.modality} states of all items",
                 RECACHE,
             )
-        return rows, found[COUNT].fill_null(0).to_numpy(writable=True)
+        return rows, counts
 
     def check_levels(self, levels: Sequence[Level]) -> list[int]:
-        """Where levels stand among the stored ones.
+        """Positions of levels among the stored ones.
 
         Raises:
-            StoreError: a level that is not stored.
+            StoreError: A level that is not stored.
         """
         for level in levels:
             if level not in self.levels:
@@ -248,23 +238,20 @@ class StateStore:
         return [self.levels.index(level) for level in levels]
 
     def read(self, rows: Tensor, levels: Sequence[Level] | None = None) -> Tensor:
-        """Read states.
+        """Read states, fp32 [n, K, D].
 
         Args:
-            rows: int64 [n], each from 0 to ``len(self) - 1``, in any order.
-            levels: stored levels, all of them if ``None``.
-
-        Returns:
-            fp32 [n, K, D].
+            rows: Row numbers, int64 [n], in any order.
+            levels: Stored levels; defaults to all.
 
         Raises:
-            StoreError: a level that is not stored.
+            StoreError: A level that is not stored.
         """
         stored, scales = self._gather(rows, picked := self._picked(levels))
         return decode(stored, scales, self.mean[picked])
 
     def read_differences(self, rows: Tensor, levels: Sequence[Level] | None, dtype: torch.dtype) -> Tensor:
-        """What :meth:`read` gives, less :attr:`mean`, in a precision; that of the store is a mere copy."""
+        """The states of :meth:`read` minus :attr:`mean`, in a precision; in that of the store they are copied."""
         stored, scales = self._gather(rows, self._picked(levels))
         return stored.to(dtype) if scales is None else decode(stored, scales).to(dtype)
 
@@ -272,11 +259,11 @@ class StateStore:
         return torch.tensor(self.check_levels(self.levels if levels is None else levels))
 
     def _gather(self, rows: Tensor, picked: Tensor) -> tuple[Tensor, Tensor | None]:
-        """States as they are stored, [n, K, D], and scales [n, K] of int8."""
+        """States as stored, [n, K, D], and the scales [n, K] of int8."""
         rows = rows.cpu()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a store of {len(self)} rows")
-        # Ascending, so that a store larger than memory is read from its beginning to its end.
+        # Ascending, so that a store larger than memory is read sequentially.
         ascending, order = rows.sort()
         bounds = torch.searchsorted(ascending, self._ends).tolist()
         shape = len(rows), len(picked)
@@ -286,7 +273,7 @@ class StateStore:
         for shard, (start, end) in enumerate(itertools.pairwise(bounds)):
             if start == end:
                 continue
-            # One gather of whole vectors from the flattened file: only the wanted levels' pages are touched.
+            # One gather of whole vectors from the flattened file touches the pages of the wanted levels only.
             first = (ascending[start:end] - self._ends[shard]) * len(self.levels)
             flat = (first[:, None] + picked).flatten()
             for name, tensor in self._shard(shard).items():
@@ -306,7 +293,7 @@ class StateStore:
 
     @cached_property
     def mean(self) -> Tensor:
-        """What :meth:`read` adds to the stored differences, fp32 [K, D]."""
+        """Mean per level, which :meth:`read` adds to the stored differences, fp32 [K, D]."""
         expected = {MEAN_TENSOR: (torch.float32, (len(self.levels), self.width))}
         return _tensors(self.folder / MEAN, expected)[MEAN_TENSOR].clone()
 
@@ -314,27 +301,37 @@ class StateStore:
     def _index(self) -> pl.DataFrame:
         ends = self._ends.tolist()
         for shard in self.manifest.shards:
-            # Small, read whole, and able to end the whole process where it is damaged.
-            self._verify(shard.keys)
+            # Verified because a damaged Parquet file can crash the process.
+            shard.keys.verify(self.folder)
         parts = [
             pl.read_parquet(self.folder / shard.keys.name).with_columns(pl.col(ROW) + start)
             for shard, start in zip(self.manifest.shards, ends, strict=False)
         ]
         empty = pl.DataFrame(schema={KEY: pl.String, ROW: pl.Int64, COUNT: pl.Int64})
-        # Shards from before there were stores of tokens have no counts: one row a content.
+        # Shards of version 0.1 have no counts: one row per content.
         return pl.concat([empty, *parts], how="diagonal").with_columns(pl.col(COUNT).fill_null(1))
 
 
 def store_folder(out: Path, modality: str, fingerprint: str, tokens: bool = False) -> Path:
-    """Where the store (of the tokens) of a modality lies, by :func:`iisan.states.manifest.fingerprint_of`."""
+    """Folder of the store of a modality (or of its tokens)."""
     return out / f"{_prefix(modality, tokens)}-{fingerprint[:16]}"
+
+
+def check_out(out: Path) -> None:
+    """Check that a folder of stores can be made, before anything is computed.
+
+    Raises:
+        StoreError: The path, or one above it, is a file.
+    """
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise StoreError(f"'{existing}' is a file", "a folder of state stores", "choose another --out")
 
 
 def _fits(settings: dict[str, Any], name: str, expected: Any) -> bool:
     """Whether a store was made with a setting.
 
-    An encoder's folder may be spelt in another way, and a hub model may be named without a revision, or by its
-    commit.
+    An encoder's folder may be spelt differently, and a hub model may be named without revision or by its commit.
     """
     if name == "encoder":
         recorded, commit = str(settings.get(name)), settings.get("revision")
@@ -346,7 +343,7 @@ def _fits(settings: dict[str, Any], name: str, expected: Any) -> bool:
 
 
 def _most_levels(manifests: Mapping[Path, Manifest]) -> list[Path]:
-    """The store whose states are those of all others and more, or all stores where there is none."""
+    """The store that has the states of all others, or all stores if there is none."""
     for path, ours in manifests.items():
         others = manifests.values()
         alike = all(
@@ -363,23 +360,12 @@ def _prefix(modality: str, tokens: bool) -> str:
 
 
 def _tensors(path: Path, expected: Mapping[str, _Format]) -> dict[str, Tensor]:
-    """The mapped tensors of a file, which must have the expected names, formats and shapes."""
+    """Memory-map the tensors of a file, which must have the expected names, formats and shapes."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
-        raise _damaged(path) from None
+        raise damaged(path) from None
     if {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} != expected:
-        raise _damaged(path)
+        raise damaged(path)
     return tensors
-
-
-def _damaged(path: Path) -> StoreError:
-    cure = "delete its folder" if path.name == MEAN else "delete it"
-    return StoreError(f"'{path}' is not what was written", "its recorded checksum", f"{cure} and {RECACHE}")
-
-
-def is_whole(folder: Path, file: File) -> bool:
-    """Whether a file of a manifest exists with its recorded size."""
-    path = folder / file.name
-    return path.is_file() and path.stat().st_size == file.bytes

@@ -1,10 +1,9 @@
-"""Writing a state store shard by shard, so that a kill at any moment loses at most one."""
+"""Writing of a state store shard by shard, so that a kill at any moment loses at most one."""
 
 import contextlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import polars as pl
@@ -15,7 +14,7 @@ from iisan.errors import StoreError
 from iisan.files import LOCK, aside, locked, sha256_file
 from iisan.states.codec import encode_checked
 from iisan.states.manifest import MANIFEST, MEAN, File, Manifest, Shard
-from iisan.states.store import COUNT, KEY, MEAN_TENSOR, ROW, StateStore, is_whole
+from iisan.states.store import COUNT, KEY, MEAN_TENSOR, ROW, StateStore
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "Pillow")
 
@@ -23,19 +22,18 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "Pillow")
 class StateWriter:
     """The only writer of a store's folder; a context manager that holds the folder's lock.
 
-    Entering removes what an interrupted writer left behind: files that the manifest does not list, and listed
-    shards that are absent or cut short, whose contents then count as new. Whoever adds shards records
-    ``finished=False`` before and ``finished=True`` at the end; in between nobody else opens the store.
+    Entering removes the remains of an interrupted writer: files that the manifest does not list, and listed
+    shards that are absent or cut short, whose contents then count as new. Callers add shards between
+    :meth:`start` and ``record(finished=True)``; in between nobody else can open the store.
 
     Args:
-        folder: the store's folder; made if absent.
-        initial: the manifest (without the mean's file) and the means [K, D] to start with where the store
-            does not exist yet.
-        say: told about shards that were dropped.
+        folder: Folder of the store; made if absent.
+        initial: Manifest (without the file of means) and means [K, D] of a store that does not exist yet.
+        say: Receives messages about dropped shards.
     """
 
     def __init__(self, folder: Path, initial: tuple[Manifest, Tensor] | None, say: Callable[[str], None]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._initial = initial
         self._say = say
         self.manifest: Manifest
@@ -44,15 +42,26 @@ class StateWriter:
 
     def __enter__(self) -> "StateWriter":
         with contextlib.ExitStack() as held:
-            held.enter_context(locked(self._folder, StoreError))
+            held.enter_context(locked(self.folder, StoreError))
             self._recover()
             self._held = held.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._held.close()
+
+    def start(self, keys: Sequence[str | None], indices: Sequence[int], **entries: Any) -> list[int]:
+        """Return those of ``indices`` whose content key is not stored, and record whether there are any.
+
+        Args:
+            keys: Content keys, by index.
+            indices: Indices of the contents that the store shall hold.
+            entries: Further entries of the manifest to record.
+        """
+        stored = StateStore(self.folder, self.manifest).rows_of([keys[index] for index in indices])
+        new = [index for index, row in zip(indices, stored.tolist(), strict=True) if row < 0]
+        self.record(finished=not new, **entries)
+        return new
 
     def append(
         self, keys: Sequence[str], states: Tensor, counts: Sequence[int], label: Callable[[int], str]
@@ -60,14 +69,14 @@ class StateWriter:
         """Add a shard.
 
         Args:
-            keys: n content keys, none of them stored yet.
-            states: fp32 [rows, K, D].
-            counts: rows of every content, n positive numbers: 1 each, or its tokens.
-            label: from a row of ``states`` to the name of its item, for messages.
+            keys: Keys of n contents that are not stored yet.
+            states: States, fp32 [rows, K, D].
+            counts: Number of rows of each content: 1, or its tokens.
+            label: Function from a row of ``states`` to the name of its item, for messages.
 
         Raises:
-            StoreError: a value that the storage format cannot hold.
-            OSError: nothing can be written, the disk is full for example; the store stays as it was.
+            StoreError: A value that the storage format cannot represent.
+            OSError: Nothing can be written, for example on a full disk; the store stays as it was.
         """
         encoded = encode_checked(states, self._mean, self.manifest.dtype, self.manifest.levels, label)
         number = 1 + max((int(shard.states.name[6:11]) for shard in self.manifest.shards), default=-1)
@@ -75,24 +84,21 @@ class StateWriter:
         rows = pl.DataFrame([pl.Series(KEY, keys, dtype=pl.String), (count.cum_sum() - count).alias(ROW), count])
         shard = Shard(
             rows=len(states),
-            states=self._write(
-                f"shard-{number:05d}.safetensors",
-                lambda path: path.write_bytes(save(encoded)),
-            ),
+            states=self._write(f"shard-{number:05d}.safetensors", lambda path: path.write_bytes(save(encoded))),
             keys=self._write(f"shard-{number:05d}.parquet", rows.write_parquet),
         )
         self.record(shards=[*self.manifest.shards, shard])
 
     def record(self, **entries: Any) -> None:
-        """Change entries of the manifest, ``finished`` for example; nothing is written where all are as given."""
+        """Change entries of the manifest, such as ``finished``; writes nothing if all are as given."""
         manifest = self.manifest.model_copy(update=entries)
         if manifest != self.manifest:
-            manifest.write(self._folder)
+            manifest.write(self.folder)
             self.manifest = manifest
 
     def _recover(self) -> None:
-        if (self._folder / MANIFEST).is_file():
-            self.manifest = Manifest.read(self._folder)
+        if (self.folder / MANIFEST).is_file():
+            self.manifest = Manifest.read(self.folder)
             self._drop_damaged()
             self._remove_leftovers()
         else:
@@ -101,37 +107,37 @@ class StateWriter:
             self._remove_leftovers()
             mean_file = self._write(MEAN, lambda path: path.write_bytes(save({MEAN_TENSOR: mean})))
             self.record(mean=mean_file, finished=False)
-        self._mean = StateStore(self._folder, self.manifest).mean
+        self._mean = StateStore(self.folder, self.manifest).mean
 
     def _drop_damaged(self) -> None:
-        if self.manifest.mean is None or not is_whole(self._folder, self.manifest.mean):
+        if self.manifest.mean is None or not self.manifest.mean.is_whole(self.folder):
             raise StoreError(
-                f"'{self._folder / MEAN}' is absent or cut short",
+                f"'{self.folder / MEAN}' is absent or cut short",
                 "the means that the stored states were taken from",
                 "delete the folder and run `iisan cache` again",
             )
         whole = [
             shard
             for shard in self.manifest.shards
-            if is_whole(self._folder, shard.states) and is_whole(self._folder, shard.keys)
+            if shard.states.is_whole(self.folder) and shard.keys.is_whole(self.folder)
         ]
         dropped = len(self.manifest.shards) - len(whole)
         if dropped:
-            self._say(f"{dropped} shards in '{self._folder}' are absent or cut short and are made again")
+            self._say(f"{dropped} shards in '{self.folder}' are absent or cut short and are computed again")
             self.record(shards=whole, finished=False)
 
     def _remove_leftovers(self) -> None:
         known = {MANIFEST, LOCK, *(file.name for file in self.manifest.files())}
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if path.name not in known and path.is_file():
                 path.unlink()
 
     def _write(self, name: str, write: Callable[[Path], object]) -> File:
-        with aside(self._folder / name) as temporary:
+        with aside(self.folder / name) as temporary:
             write(temporary)
             return File(name=name, bytes=temporary.stat().st_size, sha256=sha256_file(temporary))
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that states come from."""
+    """Versions of the libraries that compute states."""
     return {name: version(name) for name in _LIBRARIES}

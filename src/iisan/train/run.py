@@ -24,7 +24,7 @@ from iisan.evaluate.ranks import rank_targets
 from iisan.files import LOCK, aside, locked, write_json
 from iisan.machine import choose_device, device_name, forget_peak, peak_memory, processor_name
 from iisan.model import SequentialRecommender
-from iisan.names import ITEM_ID, TEXT
+from iisan.names import IMPORTED, ITEM_ID, TEXT
 from iisan.nested import difference, flatten, read_yaml
 from iisan.nn.items import SideNetwork
 from iisan.runs.assess import measure
@@ -242,6 +242,10 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
         say(f"the best epoch is selected by {selection}")
     if empty := len(network.source.empty):
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content and share one learned vector")
+    for name, store in setup.stores.items():
+        absent = int((~network.source.present[name]).sum())
+        if absent and store.kind == IMPORTED:
+            say(f"{absent:,} of {setup.dataset.num_items:,} items have no imported states of {name}")
     if start is not None:
         known = start_from(start, setup)
         say(f"starting from '{start.folder}', which knows {known:,} of {setup.dataset.num_items:,} items")
