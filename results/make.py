@@ -1,8 +1,8 @@
-"""Write results/README.md, and the demo's table into the project's README, from the records beside this file.
+"""Write results/README.md, and the table of the demo in the project's README, from the records beside this file.
 
-No figure in either comes from anywhere else.
+    python results/make.py
 
-python results/make.py
+No number in either comes from anywhere else.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 from iisan.experiments.charts import decline_lines, svg
 from iisan.experiments.records import markdown, read_records
 from iisan.experiments.tables import EXPERIMENTS
+from iisan.legacy import new_name, new_value
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -41,7 +42,7 @@ FOOT = """
 `default` is IISAN (the intra-modal tower, as text is the only modality); `reference` is the same method
 with the settings of the authors' published code; `frozen` projects the encoder's last state and trains
 like `default`; `ids` learns an embedding per item (SASRec) and trains like `default`. Cold targets are
-those that no user took in training. Machine: {machine}, {cores} cores, no GPU. Threads used: {threads};
+items without a training interaction. Machine: {machine}, {cores} cores, no GPU. Threads used: {threads};
 with one thread two runs shared the machine, so seconds (training alone) compare methods only roughly.
 
 ### How `default` was chosen
@@ -57,16 +58,16 @@ states, normalised levels, negatives from trained items), so that part of the ch
 """
 
 TWO_TEXTS = """
-### Two texts of unlike depth and width
+### Two texts of different depth and width
 
 The same titles a second time, as vectors of another kind: hashed character n-grams reduced by an SVD to 256
 numbers ([`ngrams.py`](ngrams.py)), imported as a modality with one level beside MiniLM's four levels of 384.
-Recipe `default` but for what is named. Machine of the rows that are not in the table above: {machine}.
+Recipe `default` except for what is named. Machine of the rows that are not in the table above: {machine}.
 
 | modalities | seeds | {names} | trained parameters | validation HR@10 |
 |---|---|---|---|---|---|---|---|
 """
-#: Records -> what they were trained on.
+#: Name of the records -> modalities that they were trained on.
 TEXTS = {
     "default": "MiniLM",
     "ngrams": "n-grams",
@@ -79,23 +80,23 @@ EXPERIMENTS_HEAD = """
 
 `iisan experiment NAME` on the built-in catalogue, **generated data**, four epochs, one seed. `table-3` to
 `table-7` and `figure-4` together took 31 minutes, one after the other, on two cores of an AMD EPYC, with
-other work now and then; the rest ran on one core of the same machine, beside other work. It shows how to run
-and read a comparison and what costs what; four epochs on generated data say little about which method is
+other work now and then; the rest ran on one core of the same machine, beside other work. The tables show how to
+run and read a comparison, and what methods cost; four epochs on generated data say little about which method is
 better (a repetition whose losses agreed to three digits chose another epoch and moved a row by 1.6 points).
-All records with charts as a page: [experiments.html](experiments.html).
+The page [experiments.html](experiments.html) has all records with charts.
 """
 VERSA_HEAD = """
 ## IISAN-Versa at demo scale
 
-The same, on the same generated data, for the second paper's questions; four epochs again, but at most 40 for
-`versa-microlens`, whose row with both modalities was still improving: rates are low, an epoch has ten steps.
-The scaling has three seeds. Seconds are rough, as the machine had other work beside it.
+The questions of IISAN-Versa on the same generated data; four epochs again, but at most 40 for `versa-microlens`,
+whose row with both modalities was still improving: learning rates are low, and an epoch has ten steps. The scaling
+has three seeds. Seconds are rough, as the machine had other work.
 """
 COSTS = """
-Seconds an epoch in the paper's table 3 (A6000, batch 32, bert-base and vit-base): {paper}. Here: {here}. The
+Seconds per epoch in IISAN, table 3 (A6000, batch 32, bert-base and vit-base): {paper}. Here: {here}. The
 same comparison with encoders of that size is in [benchmarks](../benchmarks/README.md).
 """
-#: Seconds an epoch, P1 table 3, Scientific.
+#: Seconds per epoch on Scientific (IISAN, table 3).
 PAPER_SECONDS = {
     "FFT": 443,
     "Adapter": 354,
@@ -105,22 +106,22 @@ PAPER_SECONDS = {
     "IISAN (cached)": 22,
 }
 EXTENDED_HEAD = """
-## More modalities, and titles that go missing
+## More modalities, and missing titles
 
-The extended catalogue (`iisan demo --extended`, **generated data**): every product also has a tone, whose
-timbre is a matter of taste, and a clip, whose direction of motion is another. Neither title nor picture tells
-them, nor do tone and clip tell anything else. The two weigh as much as shape or brand, which was set before any
-result was seen and not changed. Frozen encoders: a BERT, a ViT, an AST and a VideoMAE, all tiny. {count}
-seeds, each another catalogue, 12 epochs, one thread. Commands: [`extended.sh`](extended.sh). Protocol of
-every row: {protocol}. In %, mean ± standard deviation over seeds.{remark}
+The extended catalogue (`iisan demo --extended`, **generated data**): every product also has a tone and a clip.
+Users have tastes in the timbre of the tone and in the direction of motion of the clip, which title and picture
+do not reveal. Both weigh as much as shape or brand, which was set before any result was seen and not changed.
+Frozen encoders: a BERT, a ViT, an AST and a VideoMAE, all tiny. {count} seeds, each with its own catalogue, 12
+epochs, one thread. Commands: [`extended.sh`](extended.sh). Protocol of every row: {protocol}. In %, mean ±
+standard deviation over seeds.{remark}
 
 | model | HR@10 | NDCG@10 | cold HR@10 | HR@10 over the row above, seed by seed |
 |---|---|---|---|---|
 """
-#: Behind a recorded protocol that is no longer offered.
+#: Added to a recorded protocol that is no longer offered.
 KEEP_TARGET = (
-    "\n`keep-target` is a policy of version 0.1; as no user takes an item twice here, `unseen` gives the same "
-    "numbers."
+    "\n`keep-target` is a policy of version 0.1; as no user interacts with an item twice here, `unseen` gives the "
+    "same numbers."
 )
 EXTENDED_ROWS = {
     "IISAN, text only": "text",
@@ -133,10 +134,10 @@ ROBUST = {"iisan": "0", "iisan-modality-dropout": "0.3"}
 NO_TEXT_HEAD = """
 ### Titles removed
 
-The text of a share of all items is taken away after training; the model of all four modalities, trained without
-and with `training.modality_dropout=0.3`; {count} seeds. HR@10 in %, and what is kept of the model's own HR@10
+The text of a share of all items is removed after training, for the model of all four modalities, trained without
+and with `training.modality_dropout=0.3`; {count} seeds. HR@10 in %, and in brackets relative to the same model
 with all titles. Training stopped after 12 epochs for both, though modality dropout learns more slowly; whether
-more epochs change the picture was not tried.
+more epochs change the result was not tried.
 
 | modality dropout | {rates} |
 |---|{lines}
@@ -144,12 +145,12 @@ more epochs change the picture was not tried.
 
 
 def remark(protocol: str) -> str:
-    """What to say about a protocol that was recorded on the generated catalogue, in a line of its own."""
+    """Remark on a protocol that was recorded on the generated catalogue, in a line of its own."""
     return KEEP_TARGET if "keep-target" in protocol else ""
 
 
 def extended() -> str:
-    """The tables of the extended catalogue; also draws the chart of the titles that go missing."""
+    """The tables of the extended catalogue; also draws the chart of missing titles."""
     folder = HERE / "extended"
     demos = [json.loads(path.read_text()) for path in sorted(folder.glob("seed*.json"))]
     if not demos:
@@ -168,7 +169,7 @@ def extended() -> str:
 
 
 def no_text(folder: Path) -> str:
-    """The table of the titles that go missing, and its chart."""
+    """The table of missing titles, and its chart."""
     seeds = [json.loads(path.read_text()) for path in sorted(folder.glob("no-text-seed*.json"))]
     runs = {name: [run["points"] for seed in seeds for run in seed if run["run"] == name] for name in ROBUST}
     rates = [point["rate"] for point in runs["iisan"][0]]
@@ -233,6 +234,12 @@ def label(metric: str) -> str:
     return f"{cold} {name if 'coverage' in name else name.upper()}".strip()
 
 
+def settings(values: Mapping[str, Any]) -> list[str]:
+    """``KEY=VALUE`` of recorded settings, under today's names."""
+    names = {key: new_name(key) or key for key in values}
+    return [f"`{names[key]}={new_value(names[key], value)}`" for key, value in values.items()]
+
+
 def spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
     """Mean, and deviation where there are several values."""
     mean = f"{scale * statistics.mean(values):.{digits}f}"
@@ -251,8 +258,8 @@ def main() -> None:
         cells = [f"{100 * metrics[key]:.2f}" for key in METRICS]
         rows.append([name, "–", *cells, "–", "–", "–"])
     protocols = {metrics["protocol"] for metrics in baselines.values()}
-    rivals = [name for name in ("ids", "frozen", "reference", "default") if name in runs]
-    for name in rivals:
+    recipes = [name for name in ("ids", "frozen", "reference", "default") if name in runs]
+    for name in recipes:
         records = runs[name]
         cells = [spread([record["test"][key] for record in records]) for key in METRICS]
         seconds = [record["train_seconds"] / record["epochs"] for record in records]
@@ -277,12 +284,12 @@ def main() -> None:
         machine=machine["processor"],
         cores=machine["cores"],
         threads=", ".join(
-            f"{name} {'/'.join(str(record['threads']) for record in runs[name])}" for name in rivals
+            f"{name} {'/'.join(str(record['threads']) for record in runs[name])}" for name in recipes
         ),
-        start=", ".join(f"`{key}={value}`" for key, value in search["start"].items()),
+        start=", ".join(settings(search["start"])),
     )
     for trial in search["trials"]:
-        changes = [f"`{key}={value}`" for key, value in trial["changes"].items()]
+        changes = settings(trial["changes"])
         name = [] if trial["recipe"] == "default" else [f"recipe `{trial['recipe']}`"]
         cells = [", ".join([*name, *changes]) or "none", *(f"{100 * v:.2f}" for v in trial["validation"].values())]
         text += f"| {' | '.join([*cells, str(trial['best_epoch'])])} |\n"
@@ -304,8 +311,8 @@ def with_demo_table(readme: str) -> str:
     best, protocol = "oracle (best achievable)", demos[0]["protocol"]
     share = statistics.mean(demo["metrics"]["IISAN"]["hr@10"] / demo["metrics"][best]["hr@10"] for demo in demos)
     lines.append(
-        f"\nIn %, mean ± deviation over the seeds 0 to {len(demos) - 1} (`iisan demo --seed N`; a seed is another "
-        f"catalogue, too);\n{protocol}.{remark(protocol)}\nIISAN reaches {share:.0%} of the oracle's HR@10."
+        f"\nIn %, mean ± deviation over the seeds 0 to {len(demos) - 1} (`iisan demo --seed N`, each with its own "
+        f"catalogue);\n{protocol}.{remark(protocol)}\nIISAN reaches {share:.0%} of the oracle's HR@10."
     )
     before, rest = readme.split(MARKS[0])
     after = rest.split(MARKS[1])[1]

@@ -35,6 +35,12 @@ OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {
     "items.projection": {"one": "single", "two": "double"},
 }
 
+#: Wording of results and records by key; the policy keep-target keeps its name, as it has no equal today.
+OLD_WORDS: Mapping[str, tuple[str, str]] = {
+    "protocol": ("nothing excluded (none)", "nothing excluded (all)"),
+    "row": ("frozen backbones, no towers", "frozen encoders, no towers"),
+}
+
 
 def new_name(key: str) -> str | None:
     """Current name of an old configuration key; None if there is none."""
@@ -72,7 +78,7 @@ def new_value(key: str, value: Any) -> Any:
 def upgraded_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the top-level entries of a run's result, a record or a store's settings to current names."""
     upgraded = {key.replace("backbone", "encoder"): value for key, value in values.items()}
-    if isinstance(upgraded.get("protocol"), str):
-        # The same policy under a new name; keep-target, which no longer exists, keeps its name.
-        upgraded["protocol"] = upgraded["protocol"].replace("nothing excluded (none)", "nothing excluded (all)")
+    for key, (old, new) in OLD_WORDS.items():
+        if isinstance(upgraded.get(key), str):
+            upgraded[key] = upgraded[key].replace(old, new)
     return upgraded

@@ -1,4 +1,4 @@
-"""What the command line prints: tables for a person, JSON for machines."""
+"""Output of the command line: tables, or JSON."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:
-    """Print for machines."""
+    """Print as JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
@@ -33,85 +33,73 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     Console().print(table)
 
 
-def _metric_label(name: str) -> str:
-    """``cold_ndcg@10`` -> ``cold NDCG@10``."""
-    cold, _, rest = name.rpartition("_")
-    label = rest if rest.startswith("coverage") else rest.upper()
-    return f"{cold} {label}".strip()
-
-
 def print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequence[int]) -> None:
-    """Print scorers side by side, with what the numbers mean."""
+    """Print evaluations of scorers side by side, with their protocol."""
     k = 10 if 10 in cutoffs else cutoffs[0]
     names = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", f"cold_hr@{k}", "coverage@10"]
+    heads = ["", f"HR@{k}#", f"NDCG@{k}#", f"MRR@{k}#", f"cold HR@{k}#", "coverage@10#"]
     last = list(evaluations.values())[-1]
-    print_table(
-        f"{last.protocol}; in %",
-        ["", *(f"{_metric_label(name)}#" for name in names)],
-        [
-            [name, *(f"{100 * e.metrics[m]:.2f}" if m in e.metrics else "–" for m in names)]
-            for name, e in evaluations.items()
-        ],
-    )
+    rows = [
+        [name, *(f"{100 * each.metrics[metric]:.2f}" if metric in each.metrics else "–" for metric in names)]
+        for name, each in evaluations.items()
+    ]
+    print_table(f"{last.protocol}; in %", heads, rows)
     if last.metrics.get("cold_users"):
         print(f"cold: the {int(last.metrics['cold_users']):,} users whose target was never trained on")
 
 
 def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print one list of items."""
+    """Print a list of recommended items."""
     cells = [[row["rank"], row["item_id"], f"{row['score']:.3f}", (row["text"] or "")[:80]] for row in rows]
     print_table(title, ["rank#", "item", "score#", "title"], cells)
 
 
 def print_stores(title: object, stores: Mapping[str, "StateStore"]) -> None:
-    """Print what was stored, modality by modality."""
-    print_table(
-        str(title),
-        ["", "contents#", "levels", "width#", "stored as", "largest error#", "folder"],
+    """Print the state store of each modality."""
+    rows = [
         [
-            [
-                modality,
-                f"{len(store):,}",
-                ", ".join(map(str, store.levels)),
-                store.width,
-                store.manifest.dtype,
-                f"{max(error or 0.0 for error in store.manifest.error):.2%}",
-                store.folder.name,
-            ]
-            for modality, store in stores.items()
-        ],
-    )
-    print("largest error: of a stored level, next to the spread between items, against fp32")
+            modality,
+            f"{len(store):,}",
+            ", ".join(map(str, store.levels)),
+            store.width,
+            store.manifest.dtype,
+            f"{max(error or 0.0 for error in store.manifest.error):.2%}",
+            store.folder.name,
+        ]
+        for modality, store in stores.items()
+    ]
+    heads = ["", "contents#", "levels", "width#", "stored as", "largest error#", "folder"]
+    print_table(str(title), heads, rows)
+    print("largest error: of a stored level against fp32, relative to the spread between items")
 
 
 def print_estimates(found: Mapping[str, "Estimate"]) -> None:
-    """Print what methods will cost, and on what figures of the machine that rests."""
+    """Print predicted costs of methods, and the measured speed of the machine."""
     hardware = next(iter(found.values())).hardware
+    rows = [
+        [
+            name,
+            f"{each.seconds_per_step:.3g}",
+            f"{each.seconds_per_epoch:,.1f}",
+            f"{each.trainable_parameters / 1e6:,.2f}",
+            f"{each.peak_memory_bytes / 1e9:.2f}",
+            f"{each.caching_seconds:,.0f}" if each.caching_seconds else "–",
+            f"{each.disk_bytes / 1e9:.2f}" if each.disk_bytes else "–",
+        ]
+        for name, each in found.items()
+    ]
     print_table(
         f"predicted for {hardware.name}: {hardware.flops / 1e9:,.0f} GFLOP/s in {hardware.precision}, "
         f"{hardware.bandwidth / 1e9:,.0f} GB/s",
         ["", "s / step#", "s / epoch#", "trained M#", "memory GB#", "caching s#", "disk GB#"],
-        [
-            [
-                name,
-                f"{each.seconds_per_step:.3g}",
-                f"{each.seconds_per_epoch:,.1f}",
-                f"{each.trainable_parameters / 1e6:,.2f}",
-                f"{each.peak_memory_bytes / 1e9:.2f}",
-                f"{each.caching_seconds:,.0f}" if each.caching_seconds else "–",
-                f"{each.disk_bytes / 1e9:.2f}" if each.disk_bytes else "–",
-            ]
-            for name, each in found.items()
-        ],
+        rows,
     )
-    print(
-        "not counted: tokenising and decoding of images, the process itself (0.3 to 0.5 GB), and on a CPU frozen"
-    )
-    print("weights, which stay pages of their file; parameters are exact")
+    print("not included: tokenising and decoding images, the process itself (0.3 to 0.5 GB), and on a CPU")
+    print("frozen weights, which stay in memory-mapped files; parameters are exact")
 
 
 def print_measurements(measured: "Measured") -> None:
-    """Print TPME of a table of measurements."""
+    """Print TPME of measurements."""
     weights = measured.weights
     print_table(
         f"TPME of {len(measured.rows)} methods, weights {weights.time:g} time, {weights.parameters:g} parameters, "
@@ -120,9 +108,7 @@ def print_measurements(measured: "Measured") -> None:
         [
             [
                 row.name,
-                f"{row.seconds:,.10g}",
-                f"{row.parameters:,.10g}",
-                f"{row.memory:,.10g}",
+                *(f"{value:,.10g}" for value in (row.seconds, row.parameters, row.memory)),
                 f"{100 * measured.tpme[row.name]:.2f}",
                 f"{100 * measured.won[row.name]:.1f}",
             ]
@@ -132,26 +118,18 @@ def print_measurements(measured: "Measured") -> None:
 
 
 def print_declines(found: Sequence["Decline"], title: str) -> None:
-    """Print the quality of runs that is left at every rate, and as a share of the first."""
-    print_table(
-        f"{title}: HR@10 in % (share of the first)",
-        ["", *(f"{rate:.0%} of items#" for rate in found[0].rates)],
-        [
-            [
-                each.name,
-                *(
-                    f"{100 * value:.2f} ({kept:.0%})"
-                    for value, kept in zip(each.values("hr@10"), each.kept("hr@10"), strict=True)
-                ),
-            ]
-            for each in found
-        ],
-    )
+    """Print the quality of runs at every rate, and relative to the first rate."""
+    rows = []
+    for each in found:
+        values = zip(each.values("hr@10"), each.kept("hr@10"), strict=True)
+        rows.append([each.name, *(f"{100 * value:.2f} ({kept:.0%})" for value, kept in values)])
+    heads = ["", *(f"{rate:.0%} of items#" for rate in found[0].rates)]
+    print_table(f"{title}: HR@10 in % (relative to the first)", heads, rows)
     print(found[0].evaluations[0].protocol)
 
 
 def print_comparison(report: "Comparisons") -> None:
-    """Print runs side by side, and whether the first method differs from the others by more than chance."""
+    """Print runs side by side, and the tests of the first method against the others."""
     from iisan.experiments.records import percent
     from iisan.runs.conditions import listed, why_not_compared
 
@@ -186,46 +164,41 @@ def print_comparison(report: "Comparisons") -> None:
             for other, found, adjusted in report.tests
         ],
     )
-    print("intervals and p-values are about other users, given these trainings; what a seed changes shows in ±")
+    print("intervals and p-values generalise to other users, given these runs; ± is the deviation over seeds")
 
 
 def print_diagnosis(found: Mapping[str, Any]) -> None:
-    """Print what this machine can do, and what is missing on it with the lines that install it."""
+    """Print what this machine can do and what is missing, with the commands that install it."""
     memory, free, disk = (found[f"{name}_bytes"] / 1e9 for name in ("memory", "free_memory", "free_disk"))
     gpus = [f"{gpu['name']} ({gpu['bytes'] / 1e9:.0f} GB)" for gpu in found["gpus"]]
+    hub = " only, as HF_HUB_OFFLINE is set" if found["offline"] else ", or the hub"
     facts = {
         "versions": f"iisan {found['iisan']}, Python {found['python']}",
         "system": f"{found['system']}, {found['cores']} cores, {found['threads']} threads",
         "device": ", ".join(gpus) or found["device"],
         "memory": f"{free:.1f} of {memory:.1f} GB free",
         "disk": f"{disk:,.0f} GB free in the working folder",
-        "models": found["model_cache"]
-        + (" only, as HF_HUB_OFFLINE is set" if found["offline"] else ", or the hub"),
+        "models": found["model_cache"] + hub,
     }
     for name, fact in facts.items():
         print(f"{name:10}{fact}")
     print()
-    print_table(
-        "Matrix products of width 768",
-        ["", "fp32 GFLOP/s#", "bf16 GFLOP/s#", "precision 'auto'"],
-        [
-            [name, f"{each['fp32'] / 1e9:,.0f}", f"{each['bf16'] / 1e9:,.0f}", each["auto"]]
-            for name, each in found["speed"].items()
-        ],
-    )
-    print_table(
-        "Extras",
-        ["", "", "install"],
-        [
-            [name, f"{', '.join(missing)} missing", f'pip install "iisan[{name}]"']
-            if missing
-            else [name, "installed", ""]
-            for name, missing in found["extras"].items()
-        ],
-    )
+    speeds = [
+        [name, f"{each['fp32'] / 1e9:,.0f}", f"{each['bf16'] / 1e9:,.0f}", each["auto"]]
+        for name, each in found["speed"].items()
+    ]
+    heads = ["", "fp32 GFLOP/s#", "bf16 GFLOP/s#", "precision 'auto'"]
+    print_table("Matrix products of width 768", heads, speeds)
+    extras = [
+        [name, f"{', '.join(missing)} missing", f'pip install "iisan[{name}]"']
+        if missing
+        else [name, "installed", ""]
+        for name, missing in found["extras"].items()
+    ]
+    print_table("Extras", ["", "", "install"], extras)
     unusable = [each for each in found["libraries"] if not each["usable"]]
     for each in unusable:
         got = f"{each['installed']} is too old" if each["installed"] else "is not installed"
         print(f'{each["name"]} {got}: pip install "{each["name"]}{each["required"]}"')
     if not unusable:
-        print("every library that iisan needs is installed in a version that it can use")
+        print("every library that iisan needs is installed in a suitable version")

@@ -1,20 +1,24 @@
+import numpy as np
+import polars as pl
 import pytest
 
 from iisan.data.dataset import Dataset
-from iisan.efficiency.workload import DataShape, expected_distinct
+from iisan.efficiency.workload import DataShape
 from iisan.errors import DataError
 from iisan.recipes import recipe
 
 
-def test_expected_distinct_by_hand(scientific):
-    assert expected_distinct([5, 5], 2) == pytest.approx(1.5)
-    # Of three items two are trained: either is missed by one draw of 1/2 and one negative of 1/2.
-    assert expected_distinct([5, 5, 0], 1, negatives=1, pool=2) == pytest.approx(1.5)
-    assert expected_distinct([4, 0], 3, negatives=1, pool=2) == pytest.approx(1.5)
-    # Published: 57,559 slots of 12,076 users, 276 distinct items in a batch of 64, 1,806 in one of 512.
-    counts = scientific.split.train_counts()
-    assert expected_distinct(counts, 64 * 57559 / 12076) == pytest.approx(276, rel=0.03)
-    assert expected_distinct(counts, 512 * 57559 / 12076) == pytest.approx(1806, rel=0.03)
+def test_published_number_of_distinct_items(scientific):
+    """276 in a batch of 64 users, 1,806 in one of 512."""
+    users = scientific.user_ids.gather(np.repeat(np.arange(12076), scientific.sequences.lengths))
+    items = scientific.item_ids.gather(scientific.sequences.items)
+    log = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": range(len(items))})
+    titles = pl.DataFrame({"item_id": scientific.item_ids, "text": scientific.titles, "image": None})
+    dataset = Dataset.from_frames(titles, log)
+    for batch, distinct in ((64, 276), (512, 1806)):
+        config = recipe("reference").override([f"training.batch_size={batch}"])
+        data = DataShape.of_dataset(dataset, config)
+        assert (data.windows, data.distinct) == (12076, pytest.approx(distinct, rel=0.03))
 
 
 def test_shape_of_a_dataset(prepared):
@@ -26,8 +30,6 @@ def test_shape_of_a_dataset(prepared):
     assert (data.windows, data.items, data.distinct) == (sum(-(-count // 10) for count in targets), 30, trained)
     assert data.present == {"text": 28 / 30, "image": 28 / 30}
     assert data.positions == pytest.approx(sum(targets) / data.windows)
-    counts = DataShape.of_counts([3, 0, 1], 2, 1.0, config)
-    assert (counts.items, counts.distinct) == (3, 2)
 
 
 def test_a_dataset_without_a_training_window_has_no_shape(prepared):

@@ -213,3 +213,8 @@ def test_gates_of_the_hidden_state_in_old_records_become_those_of_the_previous_o
     ):
         path = write(tmp_path / "a.json", schema=schema, gates=gates, config={"items": {"gate_on": gate_on}})
         assert read_records([path])[0].gates == expected
+
+
+def test_a_row_of_version_0_1_has_its_name_of_today(tmp_path):
+    path = write(tmp_path / "a.json", schema=1, row="frozen backbones, no towers")
+    assert read_records([path])[0].row == "frozen encoders, no towers"

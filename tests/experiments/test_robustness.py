@@ -10,9 +10,10 @@ import torch
 from iisan.errors import ConfigError, DataError
 from iisan.evaluate.tpme import PAPER
 from iisan.experiments.robustness import decline
+from iisan.model import load_trainable
 from iisan.recipes import recipe
 from iisan.runs.compare import compare_runs
-from iisan.runs.run import Run, restore
+from iisan.runs.run import Run
 from iisan.states.corruption import CorruptedStates
 from iisan.train.run import train
 from iisan.train.setup import build
@@ -40,7 +41,8 @@ def test_without_corruption_metrics_are_those_of_the_run(runs):
 
 def test_without_any_text_a_run_is_one_of_images_alone(runs):
     run = Run.load(runs / "dropout")
-    network = restore(run, build(run.config).network)
+    network = build(run.config).network
+    load_trainable(network, run.weights())
     before = network.item_embeddings()
     network.source = CorruptedStates(network.source, "text", np.ones(30, dtype=bool), "remove")
     after = network.item_embeddings()
@@ -88,7 +90,7 @@ def test_ids_that_are_not_text(runs, tmp_path, iisan):
     (tmp_path / "ids").write_bytes("é".encode("latin-1"))
     code, _, error = iisan("robustness", runs / "plain", "--modality", "text", "--items", tmp_path / "ids")
     assert (code, error.count("\n")) == (2, 1)
-    assert "ids' is not UTF-8 text; expected item ids, one a line: save it as UTF-8" in error
+    assert "ids' is not UTF-8 text; expected item ids, one per line: save it as UTF-8" in error
 
 
 def test_an_id_is_a_line(runs, tmp_path, iisan):

@@ -1,4 +1,4 @@
-"""What this machine can do."""
+"""The command ``doctor``."""
 
 from iisan.cli.common import Json, app
 from iisan.printing import print_diagnosis, print_json
@@ -6,7 +6,7 @@ from iisan.printing import print_diagnosis, print_json
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine can do, what is missing, and how to install it."""
+    """Show what this machine can do, what is missing, and how to install it."""
     from iisan.efficiency.doctor import diagnose
 
     found = diagnose()

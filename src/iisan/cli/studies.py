@@ -1,4 +1,4 @@
-"""Costs, comparisons, experiments."""
+"""Commands for costs, comparisons and experiments."""
 
 import sys
 from importlib.util import find_spec
@@ -29,26 +29,22 @@ def estimate(
     dataset: DatasetFolder,
     text: Annotated[str | None, typer.Option(help="Hub id or folder of the text model.")] = None,
     image: Annotated[str | None, typer.Option(help="Hub id or folder of the image model.")] = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="Recipe; repeatable. All methods by default.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a text on average.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe; repeatable. Defaults to all methods.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Mean tokens per text.")] = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Time, memory and disk of every method, predicted before paying for them."""
+    """Predict time, memory and disk space of training each method."""
     from dataclasses import asdict
 
     from iisan.data.dataset import Dataset
-    from iisan.efficiency.plan import plan
+    from iisan.efficiency.estimate import plan
     from iisan.recipes import METHODS
 
     models = {name: model for name, model in (("image", image), ("text", text)) if model}
-    # What is counted is the library's own code.
-    countable = [name for name in METHODS if name != "lora" or find_spec("peft")]
+    countable = [name for name in METHODS if name != "lora" or find_spec("peft")]  # the code of peft is counted
     found = plan(Dataset.load(dataset), models, recipe or countable, settings or [], tokens)
-    if as_json:
-        print_json({name: asdict(each) for name, each in found.items()})
-        return
-    print_estimates(found)
+    print_json({name: asdict(each) for name, each in found.items()}) if as_json else print_estimates(found)
 
 
 @app.command()
@@ -60,13 +56,13 @@ def compare(
         str, typer.Option(metavar="T,P,M", help="Weights of time, parameters and memory in TPME, or paper.")
     ] = "paper",
     extremes: Annotated[
-        Path | None, typer.Option(help="CSV of other measurements that TPME is normalised by (CSV only).")
+        Path | None, typer.Option(help="CSV of measurements to normalise TPME by (CSV only).")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Quality, cost, TPME and significance of runs; or TPME of a CSV: name, seconds, parameters, memory.
+    """Compare quality, costs, TPME and significance of runs, or TPME of a CSV: name, seconds, parameters, memory.
 
-    Runs that differ in their seed alone are one method; the first method is tested against every other.
+    Runs that differ only in their seed are one method; the first method is tested against each other one.
     """
     from iisan.evaluate.tpme import parse_weights, read_csv
     from iisan.runs.compare import compare_measurements, compare_runs
@@ -82,24 +78,24 @@ def compare(
 
 @app.command()
 def robustness(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="What `iisan train` wrote.")],
-    modality: Annotated[str, typer.Option(help="What is corrupted.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
+    modality: Annotated[str, typer.Option(help="Modality to corrupt.")],
     how: Annotated[
         Literal["remove", "noise", "swap"],
         typer.Option(help="Remove it, add noise to its states, or swap contents among items."),
     ] = "remove",
-    rates: Annotated[str, typer.Option(metavar="R,R,…", help="Shares of the items.")] = "0,0.1,0.3,0.5,1",
+    rates: Annotated[str, typer.Option(metavar="R,R,…", help="Shares of items to corrupt.")] = "0,0.1,0.3,0.5,1",
     items: Annotated[
-        Path | None, typer.Option(help="File of item ids, one a line, that may be corrupted; all by default.")
+        Path | None, typer.Option(help="File of item ids, one per line, that may be corrupted. Defaults to all.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of items.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of items.")] = 0,
     dataset: DatasetOption = None,
     states: StatesOption = None,
     images: ImagesOption = None,
-    out: Annotated[Path | None, typer.Option(help="SVG file of the decline.")] = None,
+    out: Annotated[Path | None, typer.Option(help="SVG file to write the chart to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How quality declines when a modality is missing or wrong for more and more items."""
+    """Measure how quality declines when a modality is missing or wrong for a growing share of items."""
     from iisan.experiments.charts import decline_lines, svg
     from iisan.experiments.robustness import CORRUPTED, decline
     from iisan.files import aside
@@ -111,24 +107,21 @@ def robustness(
     except ValueError:
         raise ConfigError(f"the rates '{rates}'", "numbers with commas", "write e.g. 0,0.3,1") from None
     try:
-        ids = items.read_text(encoding="utf-8").splitlines() if items else None
+        ids = [each.strip() for each in items.read_text(encoding="utf-8").splitlines()] if items else None
     except UnicodeDecodeError:
-        raise DataError(f"'{items}' is not UTF-8 text", "item ids, one a line", "save it as UTF-8") from None
-    ids = ids and [each.strip() for each in ids if each.strip()]
+        raise DataError(f"'{items}' is not UTF-8 text", "item ids, one per line", "save it as UTF-8") from None
+    ids = ids and list(filter(None, ids))
     names = short_names([run.absolute() for run in runs])
     moved = given(dataset=dataset, states=states, images=images)
     found = [
         decline(run, modality, shares, how, ids, seed, name, moved) for run, name in zip(runs, names, strict=True)
     ]
+    title = f"{CORRUPTED[how]} {modality}"
     if out is not None:
         with aside(out) as temporary:
-            lines = {each.name: each.values("hr@10") for each in found}
-            chart = decline_lines(lines, shares, f"{CORRUPTED[how]} {modality}", "HR@10")
+            chart = decline_lines({each.name: each.values("hr@10") for each in found}, shares, title, "HR@10")
             temporary.write_text(svg(chart), encoding="utf-8")
-    if as_json:
-        print_json([each.as_json() for each in found])
-        return
-    print_declines(found, f"{CORRUPTED[how]} {modality}")
+    print_json([each.as_json() for each in found]) if as_json else print_declines(found, title)
 
 
 @app.command()
@@ -136,17 +129,17 @@ def experiment(
     name: Annotated[str, typer.Argument(metavar="NAME", help="table-3 to table-7, figure-4, layerdrop, …")],
     scale: Annotated[
         Literal["demo", "full"],
-        typer.Option(help="demo: built-in data, minutes; full: your data, the paper's settings."),
+        typer.Option(help="demo: built-in data, minutes; full: your data, the settings of the paper."),
     ] = "demo",
     out: Out = Path("iisan-experiments"),
-    seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds of every row.")] = "0",
+    seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds, for every row.")] = "0",
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder (full).")] = None,
     states: Annotated[Path | None, typer.Option(help="Folder of state stores (full).")] = None,
     images: ImagesOption = None,
     text: Annotated[list[str] | None, typer.Option(help="Text model (full); repeatable.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="Image model (full); repeatable.")] = None,
 ) -> None:
-    """Run a table of the paper, or a sweep; finished runs are not run again."""
+    """Run a table of the papers, or a sweep. Finished runs are not run again."""
     from iisan.experiments.records import markdown, read_records
     from iisan.experiments.run import run_experiment
     from iisan.experiments.scales import demo_scale, full_scale
@@ -181,7 +174,7 @@ def report(
     records: Annotated[list[Path], typer.Argument(metavar="RECORDS…", help="Record files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
 ) -> None:
-    """Tables and charts of experiments as one self-contained page."""
+    """Write tables and charts of experiments as one self-contained page."""
     from iisan.experiments.report import write_report
 
     check_ending(out, [".html", ".htm"])

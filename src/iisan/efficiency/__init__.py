@@ -1,1 +1,1 @@
-"""What a method costs: time, trainable parameters and memory, and the one number made of them."""
+"""Costs of training: estimated, measured; what a machine can do."""

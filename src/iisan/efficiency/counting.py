@@ -1,7 +1,6 @@
-"""What computing takes, counted operator by operator; numbers are not needed, the shapes of tensors suffice."""
+"""Counting operations operator by operator, for which the shapes of tensors suffice."""
 
 import weakref
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-#: Fused attention on a CPU, which FlopCounterMode does not know.
+#: Fused attention on a CPU, which FlopCounterMode does not count.
 _FUSED: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: (
         flop_counter.sdpa_flop_count(query, key, value)
@@ -24,20 +23,20 @@ _FUSED: dict[Any, Any] = {
 }
 
 
-def weightless() -> AbstractContextManager[Any]:
-    """Where tensors have shapes but no numbers, and choose a CPU's operators (the meta device has others)."""
+def weightless() -> FakeTensorMode:
+    """Context in which tensors have shapes but no data, and use the operators of a CPU, unlike the meta device."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What some operators add up to.
+    """Work of some operators.
 
     Attributes:
-        products: floating-point operations in products with weights.
-        attention: floating-point operations in products of activations with each other.
-        elements: numbers that all other operators write.
-        operators: how many were started.
+        products: Floating-point operations in products with weights.
+        attention: Floating-point operations in products of activations with each other.
+        elements: Number of elements that all other operators write.
+        operators: Number of operators started.
     """
 
     products: float = 0.0
@@ -47,7 +46,7 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """All floating-point operations in products."""
+        """Floating-point operations in all products."""
         return self.products + self.attention
 
     def __add__(self, other: "Work") -> "Work":
@@ -58,11 +57,11 @@ class Work:
 
 
 class Meter(TorchDispatchMode):
-    """Measures the operators that run while it is entered, those of a backward pass included.
+    """Context that counts the operators run in it, including those of a backward pass.
 
     Attributes:
-        held: bytes of the tensors made meanwhile that are still alive.
-        peak: the most that ``held`` has been.
+        held: Bytes of the tensors made in it that are still alive.
+        peak: Maximum of ``held``.
     """
 
     def __init__(self) -> None:
@@ -82,7 +81,7 @@ class Meter(TorchDispatchMode):
 
     @property
     def work(self) -> Work:
-        """What has run so far."""
+        """Work so far."""
         flops = self._counter.get_flop_counts().get("Global", {})
         attention = sum(n for of, n in flops.items() if "bmm" in str(of) or "attention" in str(of))
         return Work(sum(flops.values()) - attention, attention, self._elements, self._operators)
@@ -91,26 +90,23 @@ class Meter(TorchDispatchMode):
         """Run one operator and count it."""
         out = func(*args, **(kwargs or {}))
         if func.namespace == "prim":
-            return out  # a question for a tensor's device
+            return out  # only asks for the device of a tensor
         self._operators += 1
-        given = {_storage(each)._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        inputs = tree_leaves((args, kwargs))
+        given = {each.untyped_storage()._cdata for each in inputs if isinstance(each, Tensor)}
         product = func._overloadpacket in self._counter.flop_registry
         for each in tree_leaves(out):
             if not isinstance(each, Tensor):
                 continue
-            fresh = _storage(each)._cdata not in given
+            storage = each.untyped_storage()
+            fresh = storage._cdata not in given
             if not product and (fresh or func._schema.is_mutable):
                 self._elements += each.numel()
             if fresh:
-                size = _storage(each).nbytes()
-                self.held += size
+                self.held += storage.nbytes()
                 self.peak = max(self.peak, self.held)
-                weakref.finalize(_storage(each), self._free, size)
+                weakref.finalize(storage, self._free, storage.nbytes())
         return out
 
     def _free(self, size: int) -> None:
         self.held -= size
-
-
-def _storage(tensor: Tensor) -> torch.UntypedStorage:
-    return tensor.untyped_storage()

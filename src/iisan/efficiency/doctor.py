@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing on it: what ``iisan doctor`` prints."""
+"""What this machine can do and what is missing: the report of ``iisan doctor``."""
 
 import platform
 import shutil
@@ -15,25 +15,26 @@ from packaging.requirements import Requirement
 from iisan.encoders.precision import Product, faster, feed_forward, time_products, timed_products
 from iisan.machine import choose_device, device_name
 
-#: Products of caching the states of a bert-base, and of training a side network on them.
+#: Matrix products of caching states of BERT-base, and of training a side network on them; whether to train.
 _WORK: dict[str, tuple[list[Product], bool]] = {
     "caching": ([feed_forward(4096, 768)], False),
     "training": ([(704, 768, 64), (704, 64, 768)], True),
 }
-#: Extras for whoever changes iisan.
+#: Extras for the development of iisan.
 _NOT_OFFERED = {"dev", "docs"}
 
 
 def diagnose() -> dict[str, Any]:
-    """Look at the machine, and measure for about half a second; nothing is downloaded.
+    """Inspect the machine, and measure its speed for about half a second; nothing is downloaded.
 
     Returns:
-        Facts by name, as JSON. ``speed`` holds operations per second in both precisions, and what ``auto``
-        chooses; ``libraries`` those that iisan needs; ``extras`` the libraries that each extra lacks.
+        Facts by name, as JSON. ``speed`` has operations per second in both precisions and the choice of ``auto``,
+        ``libraries`` the required ones, ``extras`` the libraries that each extra lacks.
     """
     device, memory, about = choose_device("auto"), psutil.virtual_memory(), metadata("iisan")
     requirements = [Requirement(each) for each in about.get_all("Requires-Dist", [])]
-    extras = sorted(set(about.get_all("Provides-Extra", [])) - _NOT_OFFERED)
+    required = [each for each in requirements if _needed(each)]
+    missing = [each for each in requirements if each not in required and not _library(each)["usable"]]
     return {
         "iisan": about["Version"],
         "python": platform.python_version(),
@@ -49,14 +50,10 @@ def diagnose() -> dict[str, Any]:
         "free_memory_bytes": memory.available,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "speed": {name: _speed(device, *work) for name, work in _WORK.items()},
-        "libraries": [_library(each) for each in requirements if _needed(each)],
+        "libraries": [_library(each) for each in required],
         "extras": {
-            extra: [
-                each.name
-                for each in requirements
-                if _needed(each, extra) and not (_needed(each) or _library(each)["usable"])
-            ]
-            for extra in extras
+            extra: [each.name for each in missing if _needed(each, extra)]
+            for extra in sorted(set(about.get_all("Provides-Extra", [])) - _NOT_OFFERED)
         },
         "offline": constants.HF_HUB_OFFLINE,
         "model_cache": constants.HF_HUB_CACHE,
@@ -65,7 +62,7 @@ def diagnose() -> dict[str, Any]:
 
 def _speed(device: torch.device, products: list[Product], training: bool) -> dict[str, Any]:
     seconds = time_products(device, products, training)
-    # A product and its sum are two operations; a gradient of each factor is a product again.
+    # A multiplication and its addition are two operations; the gradient of each factor is another product.
     sizes = timed_products(device, products)
     operations = sum(2 * rows * inner * outer for rows, inner, outer in sizes) * (3 if training else 1)
     rates: dict[str, float] = {name: operations / statistics.median(each) for name, each in seconds.items()}

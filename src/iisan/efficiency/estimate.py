@@ -1,15 +1,12 @@
-"""What training with a configuration will cost, before paying: time, parameters, memory and disk (P1 table 1).
+"""Predicted costs of training with a configuration: time, parameters, memory and disk (IISAN, table 1).
 
-A pass is the sum of its products, attention, element-wise operators, and a constant for every operator started,
-each at the rate that the hardware was measured at. What is computed is counted while training's own code runs on
-tensors without numbers (``counting.py``). Left out are tokenising, decoding images and validating, and of the
-memory the process itself and what its allocator keeps for later.
-
-Memory is that of the largest batch; gradients grow while activations are given back, so the larger of the two
-counts.
+The time of a pass is the sum over its matrix products, attention, element-wise operators and number of operators,
+each at the rate measured on the hardware. They are counted while the code of training runs on tensors without
+data (``counting.py``). Not included: tokenising, decoding images, validation, and the memory of the process itself
+and of what its allocator keeps for later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +14,22 @@ from typing import Any
 import torch
 
 from iisan.config import Config, TuningConfig
-from iisan.efficiency.counting import Meter, Work
+from iisan.data.dataset import Dataset
+from iisan.efficiency.counting import Meter
 from iisan.efficiency.hardware import Hardware
 from iisan.efficiency.models import Blueprint, ModelCosts, model_costs
 from iisan.efficiency.workload import DataShape
+from iisan.encoders.precision import choose_precision
 from iisan.errors import ConfigError
+from iisan.machine import choose_device
 from iisan.model import SequentialRecommender
 from iisan.names import IMAGE, TEXT
 from iisan.nn.hidden import Hidden
+from iisan.recipes import recipe
 from iisan.states.sources import ItemBatch
 from iisan.train.batches import Batch
 from iisan.train.loop import batch_loss
+from iisan.train.setup import main_products
 
 _STORED_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 #: Adam reads weight, gradient and two moments and writes all but the gradient, in fp32.
@@ -36,25 +38,24 @@ _UPDATE_BYTES = 7 * 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What training will cost; of one step where nothing else is said, an update being one step.
+    """Predicted costs of training; per step unless stated otherwise, where a step is an update of the weights.
 
-    Steps and memory are those of epochs that train the encoders, where ``tuning.refresh`` has others too.
+    With ``tuning.refresh``, steps and memory are those of epochs that train the encoders.
 
     Attributes:
-        flops: operations in ``forward`` and ``backward``.
-        stages: seconds of ``forward``, ``backward`` and ``update``.
-        steps_per_epoch: updates.
-        refresh: epochs of a cycle, of which the first trains the encoders.
-        held_seconds_per_step: in the others, which train on their last states in memory; 0 if there are none.
-        trainable_parameters: exact.
-        total_parameters: exact.
-        memory: bytes of ``weights``, ``gradients``, ``moments`` (Adam's two), ``activations`` kept for the
-            backward pass, ``states`` of the batch's items, and ``working`` space of a piece of contents.
-        peak_memory_bytes: the most that is held at once.
-        mapped_bytes: frozen weights that on a CPU stay pages of their file: the system's cache, not this memory.
-        disk_bytes: of the stores, with the levels that the configuration reads; 0 with live states.
-        caching_seconds: of the one pass over all contents that fills them.
-        hardware: on whose figures all seconds rest.
+        flops: Operations of ``forward`` and ``backward``.
+        stages: Seconds of ``forward``, ``backward`` and ``update``.
+        steps_per_epoch: Number of updates.
+        refresh: Length of a cycle of epochs, of which the first trains the encoders.
+        held_seconds_per_step: Seconds per step in the other epochs, which read last states from memory; 0 if none.
+        trainable_parameters, total_parameters: Exact.
+        memory: Bytes of ``weights``, ``gradients``, ``moments`` (Adam's two), ``activations`` kept for the
+            backward pass, ``states`` of the batch's items, and ``working`` space; for the largest batch.
+        peak_memory_bytes: The most that is held at once.
+        mapped_bytes: Frozen weights that on a CPU stay in memory-mapped files and are not counted as memory.
+        disk_bytes: Size of the state stores with the levels that are read; 0 with live states.
+        caching_seconds: Time of the one pass over all items that fills them.
+        hardware: Hardware that all seconds are based on.
     """
 
     flops: dict[str, float]
@@ -78,16 +79,16 @@ class Estimate:
 
     @property
     def seconds_per_epoch(self) -> float:
-        """Of training, without validation, which computes the states that are held; mean over a cycle."""
+        """Seconds of training, without validation; the mean over a cycle."""
         cycle = self.seconds_per_step + (self.refresh - 1) * self.held_seconds_per_step
         return cycle / self.refresh * self.steps_per_epoch
 
 
 def store_bytes(rows: float, levels: int, width: int, dtype: str) -> int:
-    """Disk of ``rows`` stored states ``[K, D]``; int8 adds an fp32 scale a row and level.
+    """Size of ``rows`` stored states ``[K, D]``; int8 adds an fp32 scale per row and level.
 
     Raises:
-        ConfigError: not a storage format.
+        ConfigError: Unknown storage format.
     """
     if dtype not in _STORED_BYTES:
         raise ConfigError(f"storage dtype '{dtype}'", ", ".join(_STORED_BYTES), "choose one of these")
@@ -95,78 +96,68 @@ def store_bytes(rows: float, levels: int, width: int, dtype: str) -> int:
 
 
 def estimate(
-    config: Config,
-    models: Mapping[str, Blueprint],
-    data: DataShape,
-    hardware: Hardware,
-    dtype: str = "bf16",
+    config: Config, models: Mapping[str, Blueprint], data: DataShape, hardware: Hardware, dtype: str = "bf16"
 ) -> Estimate:
     """Predict what training with a configuration costs.
 
-    Parameters are exact. Adam's update moves 28 bytes a trained parameter. Live states take one forward pass of
-    every distinct item a batch.
-
     Args:
-        config: complete; ``modalities`` None means all of ``models``.
-        models: by modality; ids need none.
-        data: under the same configuration.
-        hardware: what seconds rest on.
-        dtype: of the stores: ``fp32``, ``bf16``, ``fp16`` or ``int8``.
+        config: Complete configuration; ``modalities`` None means all of ``models``.
+        models: Modality -> model; not needed for ids.
+        data: Sizes of the dataset under this configuration.
+        hardware: Hardware to predict times for.
+        dtype: Storage format of the state stores: ``fp32``, ``bf16``, ``fp16`` or ``int8``.
 
     Raises:
-        ConfigError: a modality without a model, a model of another modality, or another precision than the
+        ConfigError: A modality without a model, a model of another modality, or a precision other than the
             hardware's.
-        EncoderError: levels or blocks that a model has not, or a method that it does not take.
+        EncoderError: Levels or layers that a model lacks, or a method that it does not support.
     """
-    share = {modality: data.present.get(modality, 1.0) for modality in _modalities(config, models, hardware)}
+    present = {name: data.present.get(name, 1.0) for name in _modalities(config, models, hardware)}
     costs = {
-        modality: model_costs(models[modality], config, present * data.distinct, hardware.precision)
-        for modality, present in share.items()
+        name: model_costs(models[name], config, share * data.distinct, hardware.precision)
+        for name, share in present.items()
     }
-    small, forward, backward = _small_costs(config, costs, data, min(share.values(), default=1) < 1)
-    states = read = disk = 0.0
-    caching, kept, working = Work(), float(forward.held), float(forward.peak - forward.held)
-    passes = {"forward": forward.work, "backward": backward.work}
-    trained = total = sum(value.numel() for value in small.parameters())
-    for modality, each in costs.items():
-        contents = share[modality] * data.distinct
-        states += 4 * contents * len(each.levels) * each.width
+    network, forward, backward = _network_costs(config, costs, data, min(present.values(), default=1) < 1)
+    work = {
+        "forward": sum((each.forward for each in costs.values()), forward.work),
+        "backward": sum((each.backward for each in costs.values()), backward.work),
+    }
+    states = disk = read = 0
+    for name, each in costs.items():
+        batch, catalogue = present[name] * data.distinct, present[name] * data.items
+        states += store_bytes(batch, len(each.levels), each.width, "fp32")
         if config.source != "live":
-            kinds = 1 if config.source == "partial" else len(each.levels)
-            disk += store_bytes(share[modality] * data.items * each.rows, kinds, each.width, dtype)
-            read += store_bytes(contents * each.rows, kinds, each.width, dtype)
-            read += 4 * contents * each.rows * kinds * each.width
-        caching += each.caching * (share[modality] * data.items)
-        passes = {"forward": passes["forward"] + each.forward, "backward": passes["backward"] + each.backward}
-        kept, working = kept + each.kept, max(working, each.working)
-        trained, total = trained + each.trained, total + each.parameters
-    again = config.training.gradient_accumulation
-    batches = -(-data.windows // config.training.batch_size)
-    seconds = {stage: hardware.seconds(work) for stage, work in passes.items()}
-    seconds["forward"] += read / hardware.bandwidth
-    largest = max(data.largest / data.distinct, 1.0)
+            levels = 1 if config.source == "partial" else len(each.levels)
+            disk += store_bytes(catalogue * each.rows, levels, each.width, dtype)
+            read += sum(store_bytes(batch * each.rows, levels, each.width, form) for form in (dtype, "fp32"))
+    own = sum(value.numel() for value in network.parameters())
+    trained = own + sum(each.trained for each in costs.values())
+    total = own + sum(each.parameters for each in costs.values())
     mapped = 4.0 * (total - trained) if hardware.device == "cpu" else 0.0
+    largest = max(data.largest / data.distinct, 1.0)
     memory = {
         "weights": 4.0 * total - mapped,
         "gradients": 4.0 * trained,
         "moments": 8.0 * trained,
-        "activations": largest * kept,
+        "activations": largest * (forward.held + sum(each.kept for each in costs.values())),
         "states": largest * states,
-        "working": working,
+        "working": max([forward.peak - forward.held, *(each.working for each in costs.values())]),
     }
     refresh, held = config.tuning.refresh, 0.0
     if refresh > 1:
         frozen = config.model_copy(update={"source": "cached", "tuning": TuningConfig(method="none")})
         held = estimate(frozen, models, data, hardware, "fp32").seconds_per_step
-    # Gradients are there during the next forward pass only where several batches make an update.
-    never_together = min(memory["gradients"], memory["activations"]) if again == 1 else 0.0
+    batches = config.training.gradient_accumulation
+    # Gradients grow while activations are freed; with several batches per update both are held at once.
+    never_together = min(memory["gradients"], memory["activations"]) if batches == 1 else 0.0
     return Estimate(
-        flops={stage: again * work.flops for stage, work in passes.items()},
+        flops={stage: batches * each.flops for stage, each in work.items()},
         stages={
-            **{stage: again * value for stage, value in seconds.items()},
+            "forward": batches * (hardware.seconds(work["forward"]) + read / hardware.bandwidth),
+            "backward": batches * hardware.seconds(work["backward"]),
             "update": _UPDATE_BYTES * trained / hardware.bandwidth,
         },
-        steps_per_epoch=-(-batches // again),
+        steps_per_epoch=-(-data.windows // config.training.batch_size // batches),
         refresh=refresh,
         held_seconds_per_step=held,
         trainable_parameters=trained,
@@ -174,19 +165,58 @@ def estimate(
         memory=memory,
         peak_memory_bytes=sum(memory.values()) - never_together,
         mapped_bytes=mapped,
-        disk_bytes=round(disk),
-        caching_seconds=hardware.seconds(caching),
+        disk_bytes=disk,
+        caching_seconds=sum(
+            hardware.seconds(each.caching * (present[name] * data.items)) for name, each in costs.items()
+        ),
         hardware=hardware,
     )
 
 
-def _small_costs(
+def plan(
+    dataset: Dataset,
+    models: Mapping[str, str],
+    recipes: Iterable[str],
+    overrides: Iterable[str] = (),
+    tokens: int | None = None,
+) -> dict[str, Estimate]:
+    """Estimate recipes on this machine, whose speed is measured for a second or two.
+
+    Args:
+        dataset: Dataset to train on.
+        models: Modality -> hub id or folder; only their configurations are read.
+        recipes: Names of recipes.
+        overrides: Settings for all recipes.
+        tokens: Mean tokens per text; defaults to the recipe's maximum.
+
+    Raises:
+        ConfigError: An unknown recipe or setting.
+        EncoderError: A model that is not found or not supported.
+    """
+    measured: dict[str, Hardware] = {}
+    found = {}
+    for name in recipes:
+        config = recipe(name).override(overrides)
+        blueprints = {
+            modality: Blueprint.of_folder(model, modality, tokens or config.text.max_tokens)
+            for modality, model in models.items()
+        }
+        widths = {} if config.items.kind == "table" else {name: each.width for name, each in blueprints.items()}
+        device, products = choose_device(config.training.device), main_products(config, widths, dataset.num_items)
+        precision = choose_precision(device, config.training.precision, products, training=True)
+        if precision not in measured:
+            measured[precision] = Hardware.measure(config.training.device, precision)
+        found[name] = estimate(config, blueprints, DataShape.of_dataset(dataset, config), measured[precision])
+    return found
+
+
+def _network_costs(
     config: Config, models: Mapping[str, ModelCosts], data: DataShape, missing: bool
 ) -> tuple[SequentialRecommender, Meter, Meter]:
-    """Item encoder, sequence encoder and loss, and what both passes of a batch through them take.
+    """Item encoder, sequence encoder and loss, and what the forward and backward pass of a batch cost.
 
-    As if no item lacked a modality and no position were padded: which ones are cannot be known without values. In
-    fp32, as the meta device has no other precision of its own.
+    Counted as if all modalities were present and no position were padded, which depends on data, and in fp32, as
+    the meta device has no precision of its own.
     """
     items, windows, length = max(2, round(data.distinct)), config.training.batch_size, config.sequence.max_length
     predicted = max(1, round(min(windows, data.windows) * data.positions))
@@ -213,7 +243,7 @@ def _small_costs(
 
 
 def _modalities(config: Config, models: Mapping[str, Blueprint], hardware: Hardware) -> tuple[str, ...]:
-    """The modalities that are read; each has a fitting model."""
+    """The modalities that are read, each of which has a suitable model."""
     table = config.items.kind == "table"
     wanted = config.modalities or (() if table else tuple(name for name in (IMAGE, TEXT) if name in models))
     if not wanted and not table:

@@ -1,4 +1,4 @@
-"""What a machine reaches in the work that training consists of, measured in a second or two."""
+"""Speed of a machine at the kinds of work that training consists of, measured in a second or two."""
 
 import statistics
 import time
@@ -6,35 +6,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from iisan.efficiency.counting import Meter, Work
 from iisan.encoders.precision import choose_precision, feed_forward
 from iisan.machine import choose_device, device_name
 
-#: Width of the blocks that are imitated, and tokens at once: so many that their tensors, like those of training,
-#: are fresh pages of memory each time (CPU), or fill the device (GPU).
+#: Width of the measured blocks.
 _WIDTH = 768
-_TOKENS = {"cpu": 3072}
-_MANY_TOKENS = 65536
-#: Contents, heads, tokens and width of a head, as in a ViT of 224 pixels.
+#: Tokens at once: tensors need new pages of memory each time as in training (CPU), or fill the device (GPU).
+_CPU_TOKENS, _GPU_TOKENS = 3072, 65536
+#: Images, heads, tokens and width of a head of a ViT at 224 pixels.
 _ATTENTION = (8, 12, 197, 64)
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What predictions of time rest on; what is not given costs nothing.
+    """Rates that predictions of time are based on; the defaults cost nothing.
 
     Attributes:
-        flops: operations a second in the products of a feed-forward; a product and its sum are two.
-        bandwidth: bytes a second that copies of large tensors read and write, together.
-        elements: numbers a second that norms, sums and activations write, in the mixture of a block.
-        attention: operations a second in fused attention, its softmax included in the time.
-        overhead: seconds that an operator takes however little it computes.
-        name: of the device.
-        precision: of the products, ``fp32`` or ``bf16``.
-        device: ``cpu`` or ``cuda``; on a CPU, frozen weights stay pages of their file.
+        flops: Operations per second in the products of a feed-forward layer; multiply-add counts as two.
+        bandwidth: Bytes per second, read and written, of copying large tensors.
+        elements: Elements per second written by norms, additions and activations, as mixed in a block.
+        attention: Operations per second in fused attention, whose time includes the softmax.
+        overhead: Seconds per operator, however little it computes.
+        name: Name of the device.
+        precision: Precision of the products, ``fp32`` or ``bf16``.
+        device: ``cpu`` or ``cuda``.
     """
 
     flops: float
@@ -48,21 +47,16 @@ class Hardware:
 
     @classmethod
     def measure(cls, device: str = "auto", precision: str = "auto", seconds: float = 1.0) -> "Hardware":
-        """Medians of what fits into about ``seconds``, and of three repetitions at least.
-
-        Args:
-            device: ``auto``, ``cpu``, ``cuda`` or a device of torch.
-            precision: ``auto``, ``fp32`` or ``bf16``.
-            seconds: in all.
+        """Measure medians over about ``seconds`` in total, and at least three repetitions each.
 
         Raises:
-            ConfigError: a device or precision that cannot be used here.
+            ConfigError: A device or precision that cannot be used here.
         """
         where = choose_device(device)
-        tokens, wide = _TOKENS.get(where.type, _MANY_TOKENS), 4 * _WIDTH
+        tokens, wide = _CPU_TOKENS if where.type == "cpu" else _GPU_TOKENS, 4 * _WIDTH
         kind = choose_precision(where, precision, [feed_forward(tokens, _WIDTH)], training=True)
         dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-        # The residual stream and the norms stay fp32 in every precision.
+        # The residual stream and the norms are fp32 in every precision.
         stream = torch.ones(tokens, _WIDTH, device=where)
         hidden = torch.ones(tokens, wide, dtype=dtype, device=where)
         up = torch.ones(wide, _WIDTH, dtype=dtype, device=where)
@@ -84,26 +78,20 @@ class Hardware:
         def attention() -> None:
             functional.scaled_dot_product_attention(queries, queries, queries)
 
-        with torch.inference_mode():
-            product = _typical(products, where, 0.5 * seconds)
-            copy = _typical(lambda: target.copy_(source), where, 0.1 * seconds)
-            attended = _typical(attention, where, 0.1 * seconds)
-            element = _typical(passes, where, 0.2 * seconds)
-        contents, heads, length, width = _ATTENTION
+        images, heads, length, width = _ATTENTION
         threads = "" if where.type == "cuda" else f", {torch.get_num_threads()} threads"
-        return cls(
-            flops=2 * 2 * tokens * _WIDTH * wide / product,
-            bandwidth=2 * 4 * len(source) / copy,
-            elements=tokens * (2 * _WIDTH + wide) / element,
-            attention=4 * contents * heads * length**2 * width / attended,
-            overhead=_overhead(where, 0.1 * seconds),
-            name=device_name(where) + threads,
-            precision=kind,
-            device=where.type,
-        )
+        with torch.inference_mode():
+            rates = {
+                "flops": 2 * 2 * tokens * _WIDTH * wide / _typical(products, where, 0.5 * seconds),
+                "bandwidth": 2 * source.nbytes / _typical(lambda: target.copy_(source), where, 0.1 * seconds),
+                "attention": 4 * images * heads * length**2 * width / _typical(attention, where, 0.1 * seconds),
+                "elements": tokens * (2 * _WIDTH + wide) / _typical(passes, where, 0.2 * seconds),
+            }
+        rates["overhead"] = _overhead(where, 0.1 * seconds)
+        return cls(**rates, name=device_name(where) + threads, precision=kind, device=where.type)
 
     def seconds(self, work: Work) -> float:
-        """How long this hardware takes for some work."""
+        """Predicted time of some work."""
         return (
             work.products / self.flops
             + work.attention / self.attention
@@ -113,14 +101,12 @@ class Hardware:
 
 
 def _overhead(device: torch.device, seconds: float) -> float:
-    """Seconds an operator, in both passes of a network that computes next to nothing."""
+    """Seconds per operator, in both passes of a network that computes next to nothing."""
     network = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(16))).to(device)
     x = torch.ones(2, 8, device=device)
 
-    def step() -> Tensor:
-        loss: Tensor = network(x).sum()
-        loss.backward()
-        return loss
+    def step() -> None:
+        network(x).sum().backward()
 
     step()
     with Meter() as meter:
@@ -129,7 +115,7 @@ def _overhead(device: torch.device, seconds: float) -> float:
 
 
 def _typical(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Median time of some repetitions, at least three, after one that warms up."""
+    """Median time of at least three repetitions, after one to warm up."""
     found: list[float] = []
     until = time.perf_counter() + seconds
     while len(found) < 4 or time.perf_counter() < until:

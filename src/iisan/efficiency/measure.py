@@ -1,9 +1,8 @@
-"""What training with a configuration costs: seconds, parameters, memory; each in a process of its own.
+"""Measured costs of training with a configuration: seconds, parameters and memory.
 
-``measure`` starts ``python -m iisan.efficiency.measure``, so that the peak of one method never counts for another.
+``measure`` starts ``python -m iisan.efficiency.measure``, as the memory peak of a process covers all its past.
 """
 
-import argparse
 import itertools
 import json
 import statistics
@@ -26,22 +25,19 @@ STAGES = ("data", "forward", "backward", "update")
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What training costs.
+    """Measured costs of training.
 
     Attributes:
-        seconds_per_step: median over the measured steps.
-        stages: median seconds of ``data`` (waiting for the batch), ``forward``, ``backward`` and ``update``.
-        steps: how many were measured, after the warm-up.
-        steps_per_epoch: of the configuration's batch.
-        seconds_per_epoch: of training, without validation: ``seconds_per_step × steps_per_epoch``.
-        trainable_parameters: weights that are trained.
-        total_parameters: weights in memory.
-        peak_memory_bytes: the largest while loading and training, as a run's ``result.json`` has it.
-        memory: which: that allocated on the ``gpu``, or the resident memory of the ``process``.
-        baseline_memory_bytes: the same with all imports and nothing loaded; 0 on a GPU.
-        precision: of encoders and item encoders.
-        device: name of the GPU, or of the processor.
-        threads: of computation on a CPU.
+        seconds_per_step: Median over the measured steps.
+        stages: Median seconds of ``data`` (waiting for the batch), ``forward``, ``backward`` and ``update``.
+        steps: Number of measured steps, without the warm-up.
+        steps_per_epoch: Number of updates per epoch.
+        seconds_per_epoch: ``seconds_per_step × steps_per_epoch``, without validation.
+        trainable_parameters, total_parameters: Number of weights.
+        peak_memory_bytes: Peak while loading and training, as in ``result.json`` of a run.
+        memory: Kind of that memory: allocated on the ``gpu``, or resident in the ``process``.
+        baseline_memory_bytes: The same after all imports, with nothing loaded; 0 on a GPU.
+        precision, device, threads: As in ``result.json`` of a run.
     """
 
     seconds_per_step: float
@@ -60,10 +56,10 @@ class Efficiency:
 
 
 class StageClock(Clock):
-    """Keeps the seconds of every stage of every step.
+    """Clock that keeps the seconds of every stage of every step.
 
     Args:
-        synchronize: waits for the device, so that a stage's time is its own.
+        synchronize: Function that waits for the device, so that each stage is charged its own time.
     """
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
@@ -71,13 +67,13 @@ class StageClock(Clock):
         self.restart()
 
     def restart(self) -> None:
-        """Forget all steps; the next one begins now."""
+        """Forget all steps and start the next one now."""
         self.steps: list[dict[str, float]] = []
         self._step = dict.fromkeys(STAGES, 0.0)
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """Count the seconds since the previous lap for this stage; an update ends the step."""
+        """Add the seconds since the previous lap to this stage; an update ends the step."""
         self._synchronize()
         now = time.perf_counter()
         self._step[stage] += now - self._last
@@ -88,24 +84,16 @@ class StageClock(Clock):
 
 
 def measure(config: Config, steps: int = 20, warm_up: int = 3, threads: int | None = None) -> Efficiency:
-    """Train a few steps in a fresh process and say what they cost.
-
-    Args:
-        config: complete, with dataset and states.
-        steps: measured steps, at most an epoch's.
-        warm_up: steps before these that do not count.
-        threads: of computation on a CPU; torch's choice if None.
+    """Train a few steps in a new process and measure their costs; ``threads`` None leaves that to torch.
 
     Raises:
-        RunError: the process failed; its message is kept.
+        RunError: The process failed; the message includes its last line.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
+        path, out = Path(folder) / "config.yaml", Path(folder) / "efficiency.json"
         path.write_text(config.to_yaml(), encoding="utf-8")
-        out = Path(folder) / "efficiency.json"
-        command = [sys.executable, "-m", "iisan.efficiency.measure", str(path), str(out)]
-        command += [f"--steps={steps}", f"--warm-up={warm_up}"]
-        command += [f"--threads={threads}"] if threads else []
+        arguments = [path, out, steps, warm_up, threads or 0]
+        command = [sys.executable, "-m", "iisan.efficiency.measure", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not out.exists():
             last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -114,7 +102,7 @@ def measure(config: Config, steps: int = 20, warm_up: int = 3, threads: int | No
 
 
 def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
-    """The same in this process; outside Linux its earlier peak of memory then counts as well."""
+    """Measure in this process; outside Linux an earlier, higher peak of its memory is counted."""
     import torch
 
     from iisan.train.batches import Batches
@@ -127,14 +115,8 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
     with tempfile.TemporaryDirectory() as folder:
         setup = build(resolve(config))
         training = setup.config.training
-        batches = Batches(
-            setup.split,
-            config.sequence.max_length,
-            training.batch_size,
-            config.loss,
-            training.windows,
-            training.seed,
-        )
+        length, seed = config.sequence.max_length, training.seed
+        batches = Batches(setup.split, length, training.batch_size, config.loss, training.windows, seed)
         clock = StageClock((lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None)
         trainer = Trainer(setup.network, batches, setup.config, lambda _: {}, Path(folder), clock=clock)
         setup.network.train()
@@ -160,24 +142,12 @@ def measure_here(config: Config, steps: int, warm_up: int) -> Efficiency:
     )
 
 
-def main() -> None:
-    """Measure one configuration and write it down."""
-    parser = argparse.ArgumentParser(description="Measure what training with a configuration costs.")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--warm-up", type=int, required=True)
-    parser.add_argument("--threads", type=int)
-    arguments = parser.parse_args()
-    # As the command line does before it trains.
-    keep_freed_memory()
-    if arguments.threads:
+if __name__ == "__main__":
+    given, written = sys.argv[1:3]
+    count, before, cpu_threads = map(int, sys.argv[3:])
+    keep_freed_memory()  # as ``iisan train`` does
+    if cpu_threads:
         import torch
 
-        torch.set_num_threads(arguments.threads)
-    found = measure_here(load_config(arguments.config), arguments.steps, arguments.warm_up)
-    arguments.out.write_text(json.dumps(asdict(found)), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+        torch.set_num_threads(cpu_threads)
+    Path(written).write_text(json.dumps(asdict(measure_here(load_config(given), count, before))), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What a model costs, counted on its own code from its configuration; no weights are read or held.
+"""Costs of a pretrained model, counted by running its code without weights.
 
-Legend: n contents, S tokens, K levels, D width, T blocks.
+Letters: n contents, S tokens, K levels, D width, T layers.
 """
 
 import contextlib
@@ -26,25 +26,23 @@ from iisan.errors import EncoderError, IisanError
 from iisan.names import IMAGE, TEXT
 from iisan.states.configured import kept_levels
 
-#: The longest text, and the side of a picture, where nothing else is said.
+#: Default tokens of a text, and default side of an image in pixels.
 _TOKENS, _SIDE = 64, 224
-#: Contents that are put through a model at once.
+#: Contents that a model encodes at once.
 PIECE = 64
-
-
 _UNNAMED = Source("the model", Path(), None)
 _NOTHING = Work()
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model's configuration and the size of what it reads: all that its costs depend on.
+    """Configuration of a model and shape of its inputs, which determine its costs.
 
     Attributes:
         modality: ``text`` or ``image``.
-        config: configuration of transformers; of a two-tower model the modality's tower is counted.
-        shape: of one content: ``(S,)`` tokens of a text after cutting and with padding, or ``(3, height, width)``.
-        source: where it comes from, for messages.
+        config: Configuration of transformers; of a two-tower model the modality's tower is counted.
+        shape: Shape of one content: ``(S,)`` tokens of a truncated and padded text, or ``(3, height, width)``.
+        source: Origin of the model, for messages.
     """
 
     modality: str
@@ -54,17 +52,12 @@ class Blueprint:
 
     @classmethod
     def of_folder(cls, name_or_folder: str, modality: str, tokens: int | None = None) -> "Blueprint":
-        """Read a model's configuration, without loading weights.
+        """Read the configuration of a model: a folder, which needs no weights, or a hub id, which is downloaded.
 
-        A hub model that is not on this machine is fetched first, as for training; a folder needs no weights.
-
-        Args:
-            name_or_folder: hub id or folder.
-            modality: ``text`` or ``image``.
-            tokens: S of a text; None is 64, or less where the model takes less.
+        The ``tokens`` S of a text default to 64, or the model's maximum if that is less.
 
         Raises:
-            EncoderError: not found, no readable configuration, or a model of another kind.
+            EncoderError: Not found, no readable configuration, or an unknown type of model.
         """
         source = locate(name_or_folder)
         config = read_config(source)
@@ -79,7 +72,7 @@ class Blueprint:
         return cls(modality, config, shape, source)
 
     def build(self) -> "WeightlessEncoder":
-        """The model on torch's meta device."""
+        """Build the model on torch's meta device."""
         return WeightlessEncoder(tower_without_weights(self.config, self.source, self.modality), self)
 
     @property
@@ -90,11 +83,7 @@ class Blueprint:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Say in a sentence what the model's own code raises.
-
-        Raises:
-            EncoderError: whatever it was.
-        """
+        """Context that turns any error of the model's own code into an `EncoderError`."""
         try:
             yield
         except IisanError:
@@ -108,7 +97,7 @@ class Blueprint:
 
 
 class WeightlessEncoder(Encoder):
-    """A model of which only the shapes are known."""
+    """A pretrained model without weights."""
 
     kind: ClassVar[str] = "any kind"
     poolings: ClassVar[tuple[str, ...]] = ("mean",)
@@ -118,10 +107,10 @@ class WeightlessEncoder(Encoder):
         self._blueprint = blueprint
 
     def sample(self) -> None:
-        """Contents have no values either."""
+        """Return no sample, as contents have no values either."""
 
     def prepare(self, contents: Sequence[Any]) -> dict[str, Tensor]:
-        """Inputs for n contents, whatever they are."""
+        """Return inputs for n contents, which are not looked at."""
         shape = (len(contents), *self._blueprint.shape)
         if self._blueprint.modality == IMAGE:
             return {"pixel_values": torch.zeros(shape)}
@@ -129,11 +118,11 @@ class WeightlessEncoder(Encoder):
         return {"input_ids": ones, "attention_mask": ones}
 
     def pool(self, inputs: dict[str, Tensor]) -> Pool:
-        """The mean over all tokens or places."""
+        """Pool by the mean over all tokens or positions."""
         return lambda hidden: grid_means(hidden, self.width) if hidden.ndim == 4 else hidden.float().mean(1)
 
     def tokens(self) -> int:
-        """S, class tokens included."""
+        """S, including class tokens."""
         seen: list[int] = []
         handle = self.replace_input(0, lambda hidden: seen.append(hidden.shape[1]) or hidden)  # type: ignore[func-returns-value]
         self(self.prepare([None]), [1])
@@ -143,18 +132,18 @@ class WeightlessEncoder(Encoder):
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """What a model costs under a configuration.
+    """Costs of a model under a configuration.
 
     Attributes:
         width: D.
-        levels: the K levels that are read.
-        parameters: that are held while training, with those that a method adds; 0 with cached states.
-        trained: how many of these are trained; exact.
-        rows: stored rows of a content: 1, or S for partial training.
-        caching: of one content, for the store.
-        forward, backward: of the contents of a batch, while training.
-        kept: bytes that a batch keeps for the backward pass.
-        working: bytes that are held besides at the widest moment of a piece of contents.
+        levels: The K levels that are read.
+        parameters: Parameters in memory while training, including those that a method adds; 0 with cached states.
+        trained: Number of these that are trained.
+        rows: Stored rows per content: 1, or S for partial training.
+        caching: Work of encoding one content for the state store.
+        forward, backward: Work per training batch.
+        kept: Bytes that a batch keeps for the backward pass.
+        working: Further bytes at the peak of encoding one piece of a batch.
     """
 
     width: int
@@ -170,16 +159,10 @@ class ModelCosts:
 
 
 def model_costs(model: Blueprint, config: Config, contents: float, precision: str) -> ModelCosts:
-    """Count what a model costs under a configuration.
-
-    Args:
-        model: what it is.
-        config: complete.
-        contents: that a batch encodes, mean.
-        precision: of the products, ``fp32`` or ``bf16``.
+    """Count the costs of a model under a configuration, for a mean number of contents per batch.
 
     Raises:
-        EncoderError: levels or blocks that the model has not, a method that it does not take, or a model that
+        EncoderError: Levels or layers that the model lacks, a method that it does not support, or a model that
             cannot be counted.
     """
     with model.counted():
@@ -187,12 +170,13 @@ def model_costs(model: Blueprint, config: Config, contents: float, precision: st
 
 
 def _counted(model: Blueprint, config: Config, contents: float, precision: str) -> ModelCosts:
-    frozen, tuned, tuning = model.build(), model.build(), config.tuning
+    frozen, tuning = model.build(), config.tuning
+    tuned = frozen if config.source == "cached" else model.build()
     partial, trains = config.source == "partial", config.source != "cached" and tuning.method != "none"
     levels = parse_levels(kept_levels(config.levels_of(model.modality), frozen.depth), frozen.depth)
     first = first_trained_layer(frozen, tuning.last_n_layers) if partial else 0
     if trains:
-        # Outside: a weightless module cannot be moved, as these are to the device of the others.
+        # Before `weightless`, in which new modules cannot be moved to the device of the others.
         add_modules(tuned, tuning.method, tuning.last_n_layers, tuning.rank, tuning.alpha, tuning.bottleneck)
     with weightless():
         costs = ModelCosts(frozen.width, levels)
@@ -234,7 +218,7 @@ def _counted(model: Blueprint, config: Config, contents: float, precision: str) 
 
 
 def _processed_side(folder: Path) -> int | None:
-    """Pixels of the side of what an image processor gives: its crop, else its size."""
+    """Side in pixels of an image processor's output: its crop, else its size."""
     try:
         processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

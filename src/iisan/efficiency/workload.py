@@ -1,10 +1,9 @@
-"""The sizes of a dataset, under a configuration, that decide what training costs."""
+"""Sizes of a dataset that determine the costs of training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from iisan.config import Config
 from iisan.data.dataset import Dataset
@@ -16,34 +15,17 @@ from iisan.train.batches import Batches
 _SAMPLED_BATCHES = 20
 
 
-def expected_distinct(counts: npt.ArrayLike, draws: float, negatives: int = 0, pool: int = 1) -> float:
-    """Expected number of distinct items: ``Σ_i 1 − (1 − p_i)^draws · (1 − 1/pool)^negatives``.
-
-    Windows hold an item seldom twice, so a real batch has a few more than these independent draws.
-
-    Args:
-        counts: training interactions of every item, [N]; p is their share.
-        draws: items in the windows of a batch.
-        negatives: drawn uniformly besides.
-        pool: how many items these come from: N, or the items with an interaction.
-    """
-    values = np.asarray(counts, dtype=np.float64)
-    pooled = (values > 0) if pool < len(values) else np.ones(len(values))
-    unseen = (1 - values / values.sum()) ** draws * (1 - pooled / pool) ** negatives
-    return float((1 - unseen).sum())
-
-
 @dataclass(frozen=True)
 class DataShape:
-    """The sizes of a dataset, under a configuration, that decide what training costs.
+    """Sizes of a dataset under a configuration.
 
     Attributes:
-        windows: training windows (users, where each gives its last one) an epoch.
+        windows: Training windows per epoch.
         items: N.
-        distinct: U, items that a batch encodes, mean.
-        positions: predicted positions of a window, mean.
-        present: share of the items that have a modality; 1 for modalities that are not named.
-        largest: the most items that one of the batches looked at encodes; 0 is not known, then U.
+        distinct: U, mean number of distinct items per batch.
+        positions: Mean number of predicted positions per window.
+        present: Modality -> share of the items that have it; defaults to 1.
+        largest: U of the largest sampled batch; 0 if unknown.
     """
 
     windows: int
@@ -54,24 +36,8 @@ class DataShape:
     largest: int = 0
 
     @classmethod
-    def of_counts(
-        cls,
-        counts: npt.ArrayLike,
-        windows: int,
-        positions: float,
-        config: Config,
-        present: Mapping[str, float] | None = None,
-    ) -> "DataShape":
-        """From the training interactions of every item, [N], with U by :func:`expected_distinct`."""
-        values, loss = np.asarray(counts), config.loss
-        pool = int((values > 0).sum()) if loss.pool == "trained" else len(values)
-        draws = min(config.training.batch_size, windows) * (positions + 1)
-        by_chance = expected_distinct(values, draws, loss.negatives, pool)
-        return cls(windows, len(values), pool if loss.candidates == "all" else by_chance, positions, present or {})
-
-    @classmethod
     def of_dataset(cls, dataset: Dataset, config: Config) -> "DataShape":
-        """Measured on the first batches (at most 20) that training would see."""
+        """Measure on the first batches of training, at most 20."""
         training = config.training
         parts = split(dataset.sequences, dataset.num_items, config.evaluation.split)
         batches = Batches(

@@ -108,7 +108,7 @@ def compare(a: Sequence[pl.DataFrame], b: Sequence[pl.DataFrame], metric: str) -
         difference=float(differences.mean()),
         low=low,
         high=high,
-        p_t=_paired_t(values_a, values_b),
+        p_t=paired_t(values_a, values_b),
         p_mcnemar=_mcnemar(values_a > 0.5, values_b > 0.5) if single_hits else None,
     )
 
@@ -178,7 +178,8 @@ def _interval(differences: Values) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _paired_t(a: Values, b: Values) -> float:
+def paired_t(a: Values, b: Values) -> float:
+    """Two-sided p-value of the paired t-test; 1.0 if nothing differs, 0.0 if all differ by the same amount."""
     differences = a - b
     # Without spread the statistic is 0/0 or x/0, of which scipy warns.
     if np.ptp(differences) <= _ROUNDING:

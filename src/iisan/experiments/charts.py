@@ -1,7 +1,10 @@
-"""Charts of records, each about six by four inches, readable in black and white and on a phone.
+"""Charts of records, about six by four inches, readable in black and white and on a phone.
 
-No chart rests on colour alone: lines differ in dash and marker, areas in hatching, and all carry labels.
-Figures are made without pyplot, so none is kept between calls and no display is needed.
+No chart relies on colour alone: lines differ in dash and marker, regions in hatching, and all carry labels.
+Figures are made without pyplot, which would keep them in memory and may need a display.
+
+Charts of ``records`` take those of one experiment at one scale, draw the mean over the finished seeds of each row,
+and raise ``ConfigError`` if no row has the figures that are drawn, or for the reasons of ``records.table``.
 """
 
 import contextlib
@@ -11,6 +14,8 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from iisan.errors import ConfigError, MissingExtraError
 from iisan.experiments.labels import Spot, label, wrapped
@@ -22,26 +27,23 @@ if TYPE_CHECKING:
 
 Weights = tuple[float, float, float]
 
-# Okabe and Ito's colours that stay apart for the colour-blind and are dark enough for lines on white.
+# Colours of Okabe and Ito that the colour-blind can tell apart and that are dark enough for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (9, 3)))
 MARKERS = "os^Dv*PX"
 # Only straight strokes: dots and rings make a vector file twenty times as large.
 HATCHES = ("", "//", "\\\\", "--", "xx", "||", "++")
+INK = "#222222"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 15,
-    "axes.labelsize": 15,
     "axes.titlesize": 15,
-    "xtick.labelsize": 14,
-    "ytick.labelsize": 14,
-    "legend.fontsize": 14,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 14),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "hatch.linewidth": 0.7,
-    # Names of rows come from outside: a dollar sign in one is a dollar sign.
+    # Row names are user input: a dollar sign in one does not start a formula.
     "text.parse_math": False,
-    # Letters as outlines look the same everywhere; the salt makes the ids inside repeatable.
+    # Text as outlines looks the same everywhere; the salt makes the ids in the file reproducible.
     "svg.fonttype": "path",
     "svg.hashsalt": "iisan",
     "pdf.fonttype": 42,
@@ -50,7 +52,7 @@ STYLE: Any = {
 
 @contextlib.contextmanager
 def _style() -> Iterator[None]:
-    """Matplotlib with our letters, for the time of the block."""
+    """Apply the style of all charts to matplotlib within a block or, as a decorator, a function."""
     try:
         import matplotlib
     except ImportError:
@@ -59,38 +61,36 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(height: float = 4.0) -> "Figure":
+def _figure(height: float = 4.0, panels: Sequence[float] = (1,)) -> tuple["Figure", Any]:
+    """A figure and its axes, one below the other with these relative heights."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.0, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure
+    return figure, figure.subplots(len(panels), squeeze=False, height_ratios=panels)[:, 0]
 
 
 def svg(figure: "Figure") -> str:
-    """The figure as an SVG document; the same figure gives the same text.
-
-    It has neither a date nor a reference to anything outside, and no XML prologue, so it can stand in a page.
-    """
+    """Return the figure as an SVG document that can be embedded in a page; the same figure gives the same text."""
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     return "<svg" + _saved(figure, "svg", nothing).decode().partition("<svg")[2]
 
 
 def pdf(figure: "Figure") -> bytes:
-    """The figure as a PDF document; the same figure gives the same bytes."""
+    """Return the figure as a PDF document; the same figure gives the same bytes."""
     return _saved(figure, "pdf", {"CreationDate": None})
 
 
+@_style()
 def _saved(figure: "Figure", form: str, metadata: dict[str, None]) -> bytes:
-    with _style():
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        for axes in figure.axes:
-            # The layout's last digits differ from process to process.
-            axes.set_position(tuple(round(value, 6) for value in axes.get_position().bounds))
-        file = io.BytesIO()
-        figure.savefig(file, format=form, metadata=metadata)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        # The last digits of the layout differ from process to process.
+        axes.set_position(tuple(round(value, 6) for value in axes.get_position().bounds))
+    file = io.BytesIO()
+    figure.savefig(file, format=form, metadata=metadata)
     return file.getvalue()
 
 
@@ -100,7 +100,7 @@ def has_costs(row: Row) -> bool:
 
 
 def has_history(row: Row) -> bool:
-    """Whether ``learning_curves`` can draw the row: two epochs that all its finished runs validated."""
+    """Whether ``learning_curves`` can draw the row: all its finished runs validated two common epochs."""
     return len(_curve(row)) > 1
 
 
@@ -115,15 +115,15 @@ def has_size(row: Row) -> bool:
 
 
 def growing(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The modalities whose encoders grow from the smallest row to the largest one.
+    """Modalities whose encoders grow from the smallest row to the largest one.
 
     Returns:
-        Empty where rows are equal in size, or smaller in one modality and larger in another.
+        Empty if two rows are equal in size, or one is smaller in one modality and larger in another.
     """
     sizes = [row.encoder_parameters for row in sorted(filter(has_size, rows), key=_all_parameters)]
     steps = list(itertools.pairwise(sizes))
     if not steps or any(
-        one.keys() != other.keys() or dict(one) == dict(other) or any(one[name] > other[name] for name in one)
+        one.keys() != other.keys() or one == other or any(one[name] > other[name] for name in one)
         for one, other in steps
     ):
         return ()
@@ -134,271 +134,206 @@ def _all_parameters(row: Row) -> float:
     return sum(row.encoder_parameters.values())
 
 
+@_style()
 def quality_against_cost(records: Sequence[Record]) -> "Figure":
-    """Test NDCG@10 over seconds an epoch (logarithmic), as bubbles whose area is the peak memory.
+    """Test NDCG@10 over seconds per epoch (logarithmic), as bubbles whose area is the peak memory."""
+    from matplotlib.ticker import EngFormatter
 
-    Args:
-        records: of one experiment at one scale; the mean over the seeds of each row is drawn.
-
-    Raises:
-        ConfigError: no row has NDCG@10, seconds and memory; or as ``records.table``.
-    """
-    rows = _drawable(table(records), has_costs, "NDCG@10, seconds per epoch and peak memory")
+    rows = _drawable(records, has_costs, "NDCG@10, seconds per epoch and peak memory")
+    # Small bubbles are drawn over large ones.
+    rows.sort(key=lambda row: -(row.peak_memory_bytes or 0.0))
     seconds = [row.seconds_per_epoch or 0.0 for row in rows]
     quality = [100 * row.ndcg.mean for row in rows if row.ndcg]
     memory = [row.peak_memory_bytes or 0.0 for row in rows]
-    areas = [1800 * value / max(memory) for value in memory]
-    with _style():
-        from matplotlib.ticker import EngFormatter
-
-        figure = _figure()
-        axes = figure.subplots()
-        # Large bubbles lie below small ones; a dot marks the centre of one too small to be seen.
-        order = sorted(range(len(rows)), key=lambda place: -areas[place])
-        bubbles = axes.scatter(
-            [seconds[place] for place in order],
-            [quality[place] for place in order],
-            [areas[place] for place in order],
-            facecolors=COLOURS[0] + "4D",
-            edgecolors="#222222",
-            linewidths=1.2,
-        )
-        axes.plot(seconds, quality, ".", color="#222222", markersize=4)
-        _log_axis(axes, seconds)
-        _quality_axis(axes, quality, "test NDCG@10 (%)")
-        axes.set_xlabel("seconds per epoch (logarithmic)")
-        largest = EngFormatter("B", places=1)(max(memory))
-        axes.set_title(f"area: peak memory (largest {largest})", fontsize=14, loc="left")
-        label(axes, list(zip(seconds, quality, (row.name for row in rows), strict=True)), bubbles=bubbles)
+    areas = [1800 * value / memory[0] for value in memory]
+    figure, (axes,) = _figure()
+    bubbles = axes.scatter(seconds, quality, areas, facecolors=COLOURS[0] + "4D", edgecolors=INK, linewidths=1.2)
+    # A dot marks the centre of a bubble that is too small to be seen.
+    axes.plot(seconds, quality, ".", color=INK, markersize=4)
+    _log_axis(axes, seconds)
+    _quality_axis(axes, quality, "test NDCG@10 (%)")
+    axes.set_xlabel("seconds per epoch (logarithmic)")
+    largest = EngFormatter("B", places=1)(memory[0])
+    axes.set_title(f"area: peak memory (largest {largest})", fontsize=14, loc="left")
+    label(axes, list(zip(seconds, quality, (row.name for row in rows), strict=True)), bubbles=bubbles)
     return figure
 
 
+@_style()
 def quality_against_size(records: Sequence[Record]) -> "Figure":
-    """Test HR@10 over the parameters of the encoders that grow (logarithmic), with deviations as whiskers.
+    """Test HR@10 over the parameters of the encoders that grow (logarithmic); whiskers are standard deviations."""
+    from matplotlib.ticker import EngFormatter
 
-    Args:
-        records: of one experiment at one scale; the mean over the seeds of each row is drawn.
-
-    Raises:
-        ConfigError: no row has HR@10 and sizes, or no encoder grows (see ``growing``); or as ``records.table``.
-    """
-    rows = _drawable(table(records), has_size, "test HR@10 and the encoders' parameters")
+    rows = _drawable(records, has_size, "test HR@10 and the encoders' parameters")
     grown = growing(rows)
     if not grown:
         raise ConfigError("rows without an order of size", "encoders that grow from row to row", "draw bars")
     rows.sort(key=_all_parameters)
     sizes = [sum(row.encoder_parameters[name] for name in grown) for row in rows]
     quality = [100 * row.hr.mean for row in rows if row.hr]
-    # A whisker of NaN is not drawn: one seed says nothing about deviation.
+    # A whisker of NaN is not drawn: one seed has no deviation.
     whiskers = [100 * (row.hr.deviation or math.nan) for row in rows if row.hr]
-    with _style():
-        from matplotlib.ticker import EngFormatter
-
-        figure = _figure()
-        axes = figure.subplots()
-        axes.errorbar(sizes, quality, whiskers, fmt="o-", color="#222222", linewidth=1.5, markersize=8, capsize=5)
-        _log_axis(axes, sizes, EngFormatter())
-        _quality_axis(axes, quality, "test HR@10 (%)")
-        axes.set_xlabel(f"parameters, {' and '.join(grown)} (logarithmic)")
-        steps = [step / 40 for step in range(41)]
-        line = [
-            (x * (other_x / x) ** step, y + (other_y - y) * step)
-            for (x, y), (other_x, other_y) in itertools.pairwise(zip(sizes, quality, strict=True))
-            for step in steps
-        ]
-        label(axes, list(zip(sizes, quality, (row.name for row in rows), strict=True)), points=line)
+    figure, (axes,) = _figure()
+    axes.errorbar(sizes, quality, whiskers, fmt="o-", color=INK, linewidth=1.5, markersize=8, capsize=5)
+    _log_axis(axes, sizes, EngFormatter())
+    _quality_axis(axes, quality, "test HR@10 (%)")
+    axes.set_xlabel(f"parameters, {' and '.join(grown)} (logarithmic)")
+    # Labels avoid the line, which is straight on the logarithmic axis.
+    line = [
+        (x * (other_x / x) ** (step / 40), y + (other_y - y) * step / 40)
+        for (x, y), (other_x, other_y) in itertools.pairwise(zip(sizes, quality, strict=True))
+        for step in range(41)
+    ]
+    label(axes, list(zip(sizes, quality, (row.name for row in rows), strict=True)), points=line)
     return figure
 
 
+@_style()
 def learning_curves(records: Sequence[Record]) -> "Figure":
-    """Validation HR@10 by epoch, one line a row: the mean over its seeds, up to the last epoch of all.
+    """Validation HR@10 by epoch, one line per row: the mean over its seeds, up to the last common epoch."""
+    from matplotlib.ticker import MaxNLocator
 
-    Args:
-        records: of one experiment at one scale; failed runs are left out.
-
-    Raises:
-        ConfigError: no row has two validated epochs; or as ``records.table``.
-    """
-    rows = _drawable(table(records), has_history, "validation HR@10 of two epochs")
+    rows = _drawable(records, has_history, "validation HR@10 of two epochs")
     columns = 2 if max(len(row.name) for row in rows) < 22 else 1
-    with _style():
-        from matplotlib.ticker import MaxNLocator
-
-        figure = _figure(3.7 + 0.31 * math.ceil(len(rows) / columns))
-        axes = figure.subplots()
-        for place, row in enumerate(rows):
-            curve = _curve(row)
-            axes.plot(
-                list(curve),
-                [100 * value for value in curve.values()],
-                linestyle=DASHES[place % len(DASHES)],
-                marker=MARKERS[place % len(MARKERS)],
-                color=COLOURS[place % len(COLOURS)],
-                # A few markers tell the lines apart; shifted, they do not hide each other.
-                markevery=(place % 2, max(1, len(curve) // 6)) if len(curve) > 6 else 1,
-                linewidth=2,
-                markersize=7,
-                label=wrapped(row.name, 40),
-            )
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("validation HR@10 (%)")
-        axes.grid(alpha=0.25)
-        figure.legend(loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
+    figure, (axes,) = _figure(3.7 + 0.31 * math.ceil(len(rows) / columns))
+    for place, row in enumerate(rows):
+        curve = _curve(row)
+        # A few markers tell the lines apart; shifted, they do not hide each other.
+        marked = (place % 2, max(1, len(curve) // 6)) if len(curve) > 6 else 1
+        shown = [100 * value for value in curve.values()]
+        look = {**_look(place), "linewidth": 2, "markersize": 7, "markevery": marked}
+        axes.plot(list(curve), shown, label=wrapped(row.name, 40), **look)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set(xlabel="epoch", ylabel="validation HR@10 (%)")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
     return figure
 
 
+@_style()
 def gate_values(records: Sequence[Record]) -> "Figure":
-    """Learned gates as numbers in cells: one panel a tower, one line a row, one column a level.
+    """Learned gates as numbers in cells: one panel per tower, one line per row, one column per level.
 
-    Within a modality the weight of the previous state ("IISAN", eq. 1), for ``inter`` that of the first modality
-    (eq. 2); the mean over the seeds.
-
-    Args:
-        records: of one experiment at one scale; failed runs are left out.
-
-    Raises:
-        ConfigError: no row has gates; or as ``records.table``.
+    Within a modality the weight of the previous state (IISAN, eq. 1), for ``inter`` that of the first modality
+    (IISAN, eq. 2).
     """
-    rows = _drawable(table(records), has_gates, "gates")
+    rows = _drawable(records, has_gates, "gates")
     seen = dict.fromkeys(tower for row in rows for run in row.runs for tower in run.gates)
-    # The tower over the modalities stands below them, as in the papers' drawing.
-    towers = sorted(seen, key=lambda tower: tower == "inter")
     panels = []
-    for tower in towers:
-        lines = [(row.name, _gates(row, tower)) for row in rows]
-        panels.append([(name, values) for name, values in lines if values])
-    with _style():
-        figure = _figure(sum(1.1 + 0.38 * len(lines) for lines in panels))
-        for axes, tower, lines in zip(
-            figure.subplots(len(panels), squeeze=False, height_ratios=[len(lines) + 1.4 for lines in panels])[
-                :, 0
-            ],
-            towers,
-            panels,
-            strict=True,
-        ):
-            _heat_map(axes, lines)
-            of = "first modality" if tower == "inter" else "previous state"
-            axes.set_title(f"{tower}: weight of the {of}", loc="left")
-        axes.set_xlabel("gated level")
+    # The inter-modal tower stands last, as in the papers' figures.
+    for tower in sorted(seen, key=lambda tower: tower == "inter"):
+        lines = [(row.name, values) for row in rows if (values := _gates(row, tower))]
+        panels.append((tower, lines))
+    heights = [len(lines) + 1.4 for _, lines in panels]
+    figure, every = _figure(sum(1.1 + 0.38 * len(lines) for _, lines in panels), heights)
+    for axes, (tower, lines) in zip(every, panels, strict=True):
+        _heat_map(axes, lines)
+        weighted = "first modality" if tower == "inter" else "previous state"
+        axes.set_title(f"{tower}: weight of the {weighted}", loc="left")
+    every[-1].set_xlabel("gated level")
     return figure
 
 
+@_style()
 def tpme_regions(points: Sequence[tuple[Weights, str]], marks: Mapping[str, Weights]) -> "Figure":
     """Which method has the best TPME under which weights of time, parameters and memory.
 
     Args:
-        points: ``((time, parameters, memory), winner)`` over the simplex, such as a regular grid; weights
-            that several methods tie at stand there once for each.
-        marks: named weights to mark.
+        points: ``((time, parameters, memory), winner)`` over the simplex, such as a regular grid; one entry per
+            winner where several tie.
+        marks: Name -> weights to mark.
 
     Raises:
-        ConfigError: fewer than three points, or points that all lie on a line.
+        ConfigError: Fewer than three points, or all on one line.
     """
-    with _style():
-        from matplotlib.tri import Triangulation
+    from matplotlib.tri import Triangulation
 
-        won: dict[Weights, set[str]] = {}
-        for weights, winner in points:
-            won.setdefault(weights, set()).add(winner)
-        x, y = zip(*map(_ternary, won), strict=True) if won else ((), ())
-        try:
-            mesh = Triangulation(x, y)
-        except (ValueError, RuntimeError):
-            got = f"{len(won)} distinct points of weights"
-            raise ConfigError(got, "three or more, not on a line", "give a grid over the simplex") from None
-        figure = _figure(4.8)
-        axes = figure.subplots()
-        axes.set_aspect("equal")
-        axes.set_axis_off()
-        spots: list[Spot] = []
-        for place, name in enumerate(dict.fromkeys(winner for _, winner in points)):
-            inside = [float(name in winners) for winners in won.values()]
-            # Hatching is drawn in the edge's colour, which only the collection itself can be given.
-            look = {"colors": [COLOURS[place % len(COLOURS)]], "hatches": [HATCHES[place % len(HATCHES)]]}
-            region = axes.tricontourf(mesh, inside, levels=[0.5, 1.5], alpha=0.35, **look)
-            region.set_edgecolor("#555555")
-            region.set_linewidth(0.8)
-            # A method's region is convex, as TPME is linear in the weights: its middle lies inside.
-            room = [point for point, of in zip(zip(x, y, strict=True), inside, strict=True) if of]
-            middle_x, middle_y = (statistics.fmean(axis) for axis in zip(*room, strict=True))
-            axes.plot(middle_x, middle_y, "o", markersize=5, color="#222222")
-            spots.append((middle_x, middle_y, name))
-        corners = [_ternary((1, 0, 0)), _ternary((0, 1, 0)), _ternary((0, 0, 1))]
-        axes.plot(*zip(*corners, corners[0], strict=True), color="#222222", linewidth=1.5)
-        for (corner_x, corner_y), name in zip(corners, ("time", "parameters", "memory"), strict=True):
-            height, side = (corner_y + 0.02, "bottom") if corner_y else (-0.02, "top")
-            axes.text(corner_x, height, f"only {name}", ha="center", va=side)
-        axes.set_xlim(-0.15, 1.15)
-        axes.set_ylim(-0.1, 0.97)
-        for name, weights in marks.items():
-            spots.append((*_ternary(weights), name))
-            axes.plot(*spots[-1][:2], "*", markersize=14, color="#222222", markeredgecolor="white")
-        label(axes, spots, bold=marks)
+    won: dict[Weights, set[str]] = {}
+    for weights, winner in points:
+        won.setdefault(weights, set()).add(winner)
+    x, y = np.array([_ternary(weights) for weights in won]).reshape(-1, 2).T
+    try:
+        mesh = Triangulation(x, y)
+    except (ValueError, RuntimeError):
+        got = f"{len(won)} distinct points of weights"
+        raise ConfigError(got, "three or more, not on a line", "give a grid over the simplex") from None
+    figure, (axes,) = _figure(4.8)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    spots: list[Spot] = []
+    for place, name in enumerate(dict.fromkeys(winner for _, winner in points)):
+        inside = np.array([name in winners for winners in won.values()])
+        look = {"colors": [COLOURS[place % len(COLOURS)]], "hatches": [HATCHES[place % len(HATCHES)]]}
+        region = axes.tricontourf(mesh, inside.astype(float), levels=[0.5, 1.5], alpha=0.35, **look)
+        # Hatching is drawn in the colour of the edge, which only the collection itself accepts.
+        region.set(edgecolor="#555555", linewidth=0.8)
+        # TPME is linear in the weights, so a region is convex and contains its centre.
+        centre = float(x[inside].mean()), float(y[inside].mean())
+        axes.plot(*centre, "o", markersize=5, color=INK)
+        spots.append((*centre, name))
+    corners = [_ternary((1, 0, 0)), _ternary((0, 1, 0)), _ternary((0, 0, 1))]
+    axes.plot(*zip(*corners, corners[0], strict=True), color=INK, linewidth=1.5)
+    for (corner_x, corner_y), name in zip(corners, ("time", "parameters", "memory"), strict=True):
+        height, side = (corner_y + 0.02, "bottom") if corner_y else (-0.02, "top")
+        axes.text(corner_x, height, f"only {name}", ha="center", va=side)
+    axes.set(xlim=(-0.15, 1.15), ylim=(-0.1, 0.97))
+    for name, weights in marks.items():
+        spots.append((*_ternary(weights), name))
+        axes.plot(*_ternary(weights), "*", markersize=14, color=INK, markeredgecolor="white")
+    label(axes, spots, bold=marks)
     return figure
 
 
+@_style()
 def bars(records: Sequence[Record]) -> "Figure":
-    """Mean test HR@10 by row, with the standard deviation over seeds as whiskers.
-
-    Args:
-        records: of one experiment at one scale; a row of which every run failed says so.
-
-    Raises:
-        ConfigError: no row has HR@10; or as ``records.table``.
-    """
+    """Mean test HR@10 by row; whiskers are standard deviations over seeds."""
+    _drawable(records, lambda row: row.hr is not None, "test HR@10")
     rows = table(records)
-    _drawable(rows, lambda row: row.hr is not None, "test HR@10")
     means = [100 * row.hr.mean if row.hr else 0.0 for row in rows]
     deviations = [100 * (row.hr.deviation or 0.0) if row.hr else 0.0 for row in rows]
-    places = list(range(len(rows)))
-    with _style():
-        figure = _figure(max(2.2, 1.0 + 0.5 * len(rows)))
-        axes = figure.subplots()
-        # A whisker of NaN is not drawn: one seed says nothing about deviation.
-        whiskers = [deviation or math.nan for deviation in deviations]
-        lines = {"elinewidth": 1.8, "capthick": 1.8, "capsize": 5}
-        axes.barh(places, means, height=0.65, color="#A9CBE4", edgecolor="#222222", xerr=whiskers, error_kw=lines)
-        for place, row in enumerate(rows):
-            text = f"{means[place]:.2f}" if row.hr else "failed" if row.failures else "not measured"
-            end = (means[place] + deviations[place], place)
-            axes.annotate(text, end, (7, 0), textcoords="offset points", va="center")
-        axes.set_yticks(places, [wrapped(row.name) for row in rows])
-        axes.set_xlim(0, 1.22 * max(map(sum, zip(means, deviations, strict=True))) or 1)
-        axes.invert_yaxis()
-        axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("test HR@10 (%)")
+    # A whisker of NaN is not drawn: one seed has no deviation.
+    whiskers = [deviation or math.nan for deviation in deviations]
+    figure, (axes,) = _figure(max(2.2, 1.0 + 0.5 * len(rows)))
+    lines = {"elinewidth": 1.8, "capthick": 1.8, "capsize": 5}
+    places = range(len(rows))
+    axes.barh(places, means, height=0.65, color="#A9CBE4", edgecolor=INK, xerr=whiskers, error_kw=lines)
+    for place, row in enumerate(rows):
+        text = f"{means[place]:.2f}" if row.hr else "failed" if row.failures else "not measured"
+        end = (means[place] + deviations[place], place)
+        axes.annotate(text, end, (7, 0), textcoords="offset points", va="center")
+    axes.set_yticks(places, [wrapped(row.name) for row in rows])
+    axes.set_xlim(0, 1.22 * max(map(sum, zip(means, deviations, strict=True))) or 1)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("test HR@10 (%)")
     return figure
 
 
+@_style()
 def decline_lines(
     lines: Mapping[str, Sequence[float]], rates: Sequence[float], corrupted: str, metric: str
 ) -> "Figure":
-    """What is left of runs' quality over the share of items that are corrupted.
-
-    Args:
-        lines: run -> the metric at every rate, as a share of 1.
-        rates: shares of 1.
-        corrupted: what is done to the items, for the axis.
-        metric: its name.
-    """
-    with _style():
-        figure = _figure()
-        axes = figure.subplots()
-        looks = zip(itertools.cycle(COLOURS), itertools.cycle(DASHES), itertools.cycle(MARKERS), strict=False)
-        for (name, values), (colour, dash, marker) in zip(lines.items(), looks, strict=False):
-            shown = [100 * value for value in values]
-            axes.plot([100 * rate for rate in rates], shown, color=colour, ls=dash, marker=marker, label=name)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel(f"items with {corrupted} (%)")
-        axes.set_ylabel(f"test {metric} (%)")
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+    """Quality of runs, by name, at every rate of items with ``corrupted`` contents, such as ``no text``."""
+    figure, (axes,) = _figure()
+    for place, (name, values) in enumerate(lines.items()):
+        shown = [100 * value for value in values]
+        axes.plot([100 * rate for rate in rates], shown, label=name, **_look(place))
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel=f"items with {corrupted} (%)", ylabel=f"test {metric} (%)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
     return figure
 
 
-def _drawable(rows: Sequence[Row], able: Any, needed: str) -> list[Row]:
+def _look(place: int) -> dict[str, Any]:
+    """Colour, dash and marker of the line at a place among the lines of a chart."""
+    looks = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}
+    return {name: values[place % len(values)] for name, values in looks.items()}
+
+
+def _drawable(records: Sequence[Record], able: Callable[[Row], bool], needed: str) -> list[Row]:
+    """The rows that a chart can draw; at least one."""
+    rows = table(records)
     chosen = [row for row in rows if able(row)]
     if not chosen:
         names = ", ".join(f"'{row.name}'" for row in rows)
@@ -412,10 +347,8 @@ def _curve(row: Row) -> dict[float, float]:
         {entry["epoch"]: entry["hr@10"] for entry in run.history if {"epoch", "hr@10"} <= entry.keys()}
         for run in row.runs
     ]
-    if not runs:
-        return {}
     # A mean over fewer seeds towards the end would jump wherever one of them stops.
-    shared = sorted(set.intersection(*(set(run) for run in runs)))
+    shared = sorted(set.intersection(*map(set, runs))) if runs else []
     return {epoch: statistics.fmean(run[epoch] for run in runs) for epoch in shared}
 
 
@@ -430,17 +363,11 @@ def _heat_map(axes: "Axes", lines: Sequence[tuple[str, Sequence[float]]]) -> Non
     width = max(len(values) for _, values in lines)
     cells = [[*values, *([math.nan] * (width - len(values)))] for _, values in lines]
     axes.pcolormesh(cells, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
+    size = 14 * min(1, 10 / width)
     for line, (_, values) in enumerate(lines):
         for column, value in enumerate(values):
-            axes.text(
-                column + 0.5,
-                line + 0.5,
-                f"{value:.2f}".removeprefix("0"),
-                color="white" if value > 0.6 else "black",
-                fontsize=14 if width <= 10 else 14 * 10 / width,
-                ha="center",
-                va="center",
-            )
+            look: Any = {"color": "white" if value > 0.6 else "black", "ha": "center", "va": "center"}
+            axes.text(column + 0.5, line + 0.5, f"{value:.2f}".removeprefix("0"), fontsize=size, **look)
     axes.set_xticks([column + 0.5 for column in range(width)], [str(level + 1) for level in range(width)])
     axes.set_yticks([line + 0.5 for line in range(len(lines))], [wrapped(name) for name, _ in lines])
     axes.tick_params(length=0)
@@ -452,21 +379,21 @@ def _quality_axis(axes: "Axes", values: Sequence[float], name: str) -> None:
     """A y axis around the values, with room for labels."""
     low, high = min(values), max(values)
     pad = 0.4 * (high - low) or 0.1 * high or 1.0
-    axes.set_ylim(max(0, low - pad), high + pad)
-    axes.set_ylabel(name)
+    axes.set(ylim=(max(0, low - pad), high + pad), ylabel=name)
     axes.grid(alpha=0.25)
 
 
 def _log_axis(axes: "Axes", values: Sequence[float], written: Callable[[float], str] = "{:g}".format) -> None:
-    """A logarithmic x axis around the values, with plain numbers at as many round places as are easily read."""
+    """A logarithmic x axis around the values, with at most six round numbers where that is possible."""
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = max(0.22 * (high - low), 0.15)
+    left, right = 10 ** (low - pad), 10 ** (high + pad)
     axes.set_xscale("log")
-    axes.set_xlim(10 ** (low - pad), 10 ** (high + pad))
+    axes.set_xlim(left, right)
     decades = range(math.floor(low - pad), math.ceil(high + pad) + 1)
     for steps in (range(1, 10), (1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10.0**decade for decade in decades for step in steps]
-        ticks = [tick for tick in ticks if low - pad <= math.log10(tick) <= high + pad]
+        ticks = [tick for tick in ticks if left <= tick <= right]
         if len(ticks) <= 6:
             break
     axes.set_xticks(ticks, [written(tick) for tick in ticks])
@@ -474,7 +401,7 @@ def _log_axis(axes: "Axes", values: Sequence[float], written: Callable[[float], 
 
 
 def _ternary(weights: Weights) -> tuple[float, float]:
-    """Weights on a triangle of side 1: parameters at the left, memory at the right, time on top."""
+    """Weights as a point of a triangle of side 1: parameters at the left, memory at the right, time on top."""
     time, parameters, memory = weights
     total = time + parameters + memory
     return (memory + time / 2) / total, time / total * math.sqrt(3) / 2

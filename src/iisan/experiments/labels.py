@@ -1,4 +1,4 @@
-"""Names beside the spots of a chart, placed by the library adjustText."""
+"""Labels of points in a chart, placed by the library adjustText."""
 
 import textwrap
 from collections.abc import Collection, Sequence
@@ -9,12 +9,12 @@ from iisan.errors import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: x and y in data, and a name.
+#: x and y in data coordinates, and a name.
 Spot = tuple[float, float, str]
 
 
 def wrapped(name: str, width: int = 18) -> str:
-    """A name broken into lines of at most ``width`` letters, where it has spaces."""
+    """Break a name at spaces into lines of at most ``width`` characters."""
     return "\n".join(textwrap.wrap(name, width)) or name
 
 
@@ -25,14 +25,14 @@ def label(
     bubbles: Any = None,
     points: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Write each name beside its spot, clear of the others; a line leads to a spot that is far off.
+    """Write each name beside its spot without overlaps; a line leads to a spot that is far away.
 
     Args:
-        axes: a finished chart, but for these names.
-        spots: what is named.
-        bold: names in bold type.
-        bubbles: a scatter plot to keep clear of; without one, texts that are there already are kept clear of.
-        points: further points to keep clear of.
+        axes: Chart that is finished but for these names.
+        spots: Positions and names.
+        bold: Names in bold type.
+        bubbles: Scatter plot to avoid; without one, existing texts are avoided.
+        points: Further points to avoid.
     """
     try:
         from adjustText import adjust_text
@@ -40,7 +40,7 @@ def label(
         raise MissingExtraError("adjustText", "report", "the report") from None
     figure: Any = axes.figure
     figure.draw_without_rendering()
-    # From here on the axes stay where they are, or the places found would shift.
+    # The axes must not move once labels are placed.
     figure.set_layout_engine("none")
     written = [each.get_window_extent().transformed(axes.transData.inverted()) for each in axes.texts]
     # Above areas, below lines and marks.
@@ -49,15 +49,13 @@ def label(
     texts = [
         axes.text(x, y, wrapped(name), weight="bold" if name in bold else "normal", **look) for x, y, name in spots
     ]
-    xs, ys = zip(*points, strict=True) if points else ((), ())
-    target_xs, target_ys, _ = zip(*spots, strict=True)
-    # A number of steps, not seconds: the same chart everywhere.
+    # A limit of steps instead of seconds makes the same chart on every machine.
     adjust_text(
         texts,
-        x=xs,
-        y=ys,
-        target_x=target_xs,
-        target_y=target_ys,
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        target_x=[x for x, _, _ in spots],
+        target_y=[y for _, y, _ in spots],
         objects=bubbles or written or None,
         ax=axes,
         expand=(1.1, 1.4),

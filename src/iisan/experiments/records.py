@@ -1,8 +1,7 @@
-"""Records of runs, and the tables made of nothing else.
+"""Records of runs, and tables made from them.
 
-A record is the JSON file that one run of an experiment leaves, a failed run too. Runs that share a row
-of an experiment differ in their seed alone, so a table shows the mean and the sample standard deviation
-over them.
+A record is the JSON file that a run of an experiment leaves, failed or not. The runs of a row differ only in their
+seed, so a table shows the mean and the sample standard deviation over them.
 """
 
 import json
@@ -23,8 +22,10 @@ from iisan.runs.conditions import conditions, listed, why_not_compared
 KIND = "iisan-record"
 SCHEMA = 2
 MISSING = "–"
-#: What a run costs on its machine.
+#: Costs that depend on the machine.
 _COSTS = {"seconds_per_epoch", "peak_memory_bytes"}
+#: Fields in which the records of a table agree, with their plurals.
+_SHARED = {"experiment": "experiments", "scale": "scales", "data": "data", "protocol": "protocols"}
 CURE = "name the record files, or the folders that 'iisan experiment' wrote"
 
 
@@ -39,38 +40,31 @@ Numbers = Annotated[dict[str, float], BeforeValidator(_numbers)]
 
 
 class Record(BaseModel):
-    """What one run leaves. Metrics are shares of 1; a failed run may lack all that follows its ``error``.
+    """Result of one run. Metrics are shares of 1; a failed run may lack everything after ``error``.
 
     Attributes:
-        experiment: the table or sweep that the run belongs to, such as ``table-3``.
-        scale: the size it ran at, such as ``demo``; runs of different scales are never averaged.
-        row: the row of the table; the runs of a row differ in their seed.
-        position: of the row in its table, from 0.
-        seed: the run's seed, None where nothing is drawn.
-        status: whether the run came to its end.
-        error: why it did not, empty if it did.
-        config: the resolved configuration.
-        versions: versions of the libraries.
-        machine: ``processor``, ``cores`` and what else is known.
-        device: name of the GPU or processor that computed.
-        threads: of computation on a processor.
-        processes: that trained together.
-        precision: of encoders and item encoders; None in records of version 0.1.
-        data: fingerprint of the dataset.
-        states: fingerprints of the state stores by modality.
-        encoder_parameters: of the encoders that the states come from, by modality, where that is known.
-        store_bytes: what the read state stores take on the disk, by modality; empty for live states.
-        protocol: how it was evaluated, in words.
-        best_epoch: the epoch that was tested, counted from 1.
-        epochs: epochs trained.
-        validation: metrics of the best epoch on the validation targets.
-        test: metrics of the best epoch on the test targets.
+        experiment: Table or sweep that the run belongs to, such as ``table-3``.
+        scale: Size that it ran at, such as ``demo``; runs of different scales are never averaged.
+        row: Row of the table.
+        position: Position of the row in its table, from 0.
+        seed: Seed of the run; None if nothing is drawn at random.
+        status, error: Whether the run finished, and if not, why.
+        config: Resolved configuration.
+        versions: Versions of the libraries.
+        machine, device, threads, processes, precision: Conditions of training; there is no precision in records of
+            version 0.1.
+        data, states: Fingerprints of the dataset, and of the state store of each modality.
+        encoder_parameters, store_bytes: Parameters of the encoder and size of the state store of each modality,
+            where known.
+        protocol: Evaluation protocol, in words.
+        best_epoch, epochs: The tested epoch, from 1, and the number of epochs trained.
+        validation, test: Metrics of the best epoch.
         history: ``epoch``, ``loss``, validation metrics and seconds of every epoch.
-        gates: learned weights by tower, one per gated level: within a modality that of the previous state
-            ("IISAN", eq. 1), for ``inter`` that of the first modality (eq. 2).
+        gates: Tower -> learned weight per gated level: of the previous state within a modality (IISAN, eq. 1), of
+            the first modality for ``inter`` (IISAN, eq. 2).
         efficiency: ``seconds_per_epoch``, ``trainable_parameters``, ``total_parameters`` and
-            ``peak_memory_bytes``, where they were measured.
-        source: the file it was read from.
+            ``peak_memory_bytes``, where measured.
+        source: File that the record was read from.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -105,7 +99,7 @@ class Record(BaseModel):
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end, so that its figures count."""
+        """Whether the run finished, so that its figures count."""
         return self.status == "finished"
 
     @property
@@ -116,18 +110,17 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table; what no finished run measured is None.
+    """One row of a table; None stands for what no finished run measured.
 
     Attributes:
-        name: the row's name.
-        runs: its finished runs.
-        failures: its failed runs.
-        hr, ndcg, cold_hr: test HR@10, NDCG@10 and HR@10 over cold targets, shares of 1.
-        seconds_per_epoch: mean seconds of training an epoch; None where the table's conditions differ.
-        trainable_parameters: mean number of trained weights.
-        peak_memory_bytes: mean peak memory; None where the table's conditions differ.
-        encoder_parameters: of the encoders, by modality; empty where it is not known.
-        store_bytes: of all state stores together.
+        name: Name of the row.
+        runs: Finished runs.
+        failures: Failed runs.
+        hr, ndcg, cold_hr: Test HR@10, NDCG@10, and HR@10 of cold targets, as shares of 1.
+        seconds_per_epoch, peak_memory_bytes: Means; None if the conditions of the table's runs differ.
+        trainable_parameters: Mean number of trained weights.
+        encoder_parameters: Modality -> parameters of the encoder; empty if unknown.
+        store_bytes: Size of all state stores together.
     """
 
     name: str
@@ -144,17 +137,13 @@ class Row:
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
-    """Read records from files, and from folders with all that is below them.
+    """Read records from files, and from folders and all that is below them, in the order of their names.
 
-    Args:
-        paths: files or folders. JSON of another kind is skipped; a file that is reached twice counts once.
-
-    Returns:
-        The records, folders in the order of their file names.
+    JSON of another kind is skipped; a file that is reached twice counts once.
 
     Raises:
-        ConfigError: a path that does not exist, or no record at all.
-        RunError: a file that is not JSON, or a record that is damaged or of a newer schema.
+        ConfigError: A path that does not exist, or no record at all.
+        RunError: A file that is not JSON, or a record that is damaged or of a newer schema.
     """
     given = [Path(path) for path in paths]
     files: dict[Path, Path] = {}
@@ -171,7 +160,7 @@ def read_records(paths: Iterable[str | Path]) -> list[Record]:
 
 
 def _read(path: Path) -> Record | None:
-    """The record in a file, None for JSON of another kind."""
+    """Return the record in a file; None for JSON of another kind."""
     cure = "make it again, or move it away"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -196,7 +185,7 @@ def _read(path: Path) -> Record | None:
 
 
 def _complements(gates: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-    """Gate values from a record that holds the weights of the hidden states instead of the previous ones."""
+    """Convert gates of a record that holds the weights of the hidden states to those of the previous states."""
     return {
         tower: values if tower == INTER else tuple(1 - value for value in values)
         for tower, values in gates.items()
@@ -204,19 +193,13 @@ def _complements(gates: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[floa
 
 
 def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]:
-    """Group the records of an experiment by row.
+    """Group the records of an experiment by row; quality is averaged over machines, costs are not (see `remark`).
 
-    Quality is averaged over machines, costs are not: see :func:`remark`.
-
-    Args:
-        records: of any experiments.
-        experiment: the one wanted; None if all records are of one.
-
-    Returns:
-        The rows by their positions, then as first seen; also those of which every run failed.
+    Rows, including those without a finished run, are ordered by position, then as first seen. ``experiment`` None
+    means that all records are of one.
 
     Raises:
-        ConfigError: no such record, several experiments, scales, data or protocols, or a seed that finished twice
+        ConfigError: No such record; several experiments, scales, data or protocols; or a seed that finished twice
             in a row.
     """
     chosen = [record for record in records if experiment is None or record.experiment == experiment]
@@ -224,28 +207,28 @@ def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]
         wanted = "no record" if experiment is None else f"no record of the experiment '{experiment}'"
         names = sorted({record.experiment for record in records})
         raise ConfigError(wanted, f"one of {', '.join(names)}" if names else "at least one", CURE)
-    _require_one("experiments", {record.experiment for record in chosen})
-    _require_one("scales", {record.scale for record in chosen})
-    _require_one("data", {record.data for record in chosen if record.data})
-    _require_one("protocols", {record.protocol for record in chosen if record.protocol})
+    for field, plural in _SHARED.items():
+        values = sorted({value for record in chosen if (value := getattr(record, field)) is not None})
+        if len(values) > 1:
+            raise ConfigError(
+                f"records of the {plural} {', '.join(map(repr, values))} in one table",
+                "records of one",
+                "leave the others out, and give each an --out folder of its own",
+            )
     names = list(dict.fromkeys(record.row for record in sorted(chosen, key=lambda record: record.position)))
     comparable = not why_not_compared(_conditions(chosen, costly=True))
     return [_row(name, [record for record in chosen if record.row == name], comparable) for name in names]
 
 
 def remark(records: Sequence[Record]) -> str:
-    """Why the costs of a table's records are left out, or else on which machines they ran, if on several.
-
-    Args:
-        records: of one experiment.
-    """
+    """Say why the costs of an experiment's records are left out, or else which machines they ran on if several."""
     ran = _conditions(records, costly=False)
     several = len({condition for each in ran.values() for condition in each}) > 1
     return why_not_compared(_conditions(records, costly=True)) or (f"run on: {listed(ran)}" if several else "")
 
 
 def _conditions(records: Sequence[Record], costly: bool) -> dict[str, list[str]]:
-    """Row -> conditions of its finished runs, of those alone that measured costs if ``costly``."""
+    """Row -> conditions of its finished runs; only of those that measured costs if ``costly``."""
     found: dict[str, list[str]] = {}
     for record in records:
         if record.finished and not (costly and _COSTS.isdisjoint(record.efficiency)):
@@ -253,21 +236,11 @@ def _conditions(records: Sequence[Record], costly: bool) -> dict[str, list[str]]
     return found
 
 
-def _require_one(what: str, names: set[str]) -> None:
-    if len(names) > 1:
-        listed = ", ".join(f"'{name}'" for name in sorted(names))
-        raise ConfigError(
-            f"records of the {what} {listed} in one table",
-            "records of one",
-            "leave the others out; an --out of its own for each keeps them apart",
-        )
-
-
 def _row(name: str, records: Sequence[Record], comparable: bool) -> Row:
     runs = tuple(record for record in records if record.finished)
     by_seed: dict[int | None, Record] = {}
     for run in runs:
-        # Two runs of one seed are not two draws: their mean and deviation would claim more than was run.
+        # Two runs of one seed are not two samples: the deviation would be too small.
         if run.seed in by_seed:
             raise ConfigError(
                 f"seed {run.seed} of '{name}' finished twice ('{by_seed[run.seed].source}' and '{run.source}')",
@@ -281,24 +254,26 @@ def _row(name: str, records: Sequence[Record], comparable: bool) -> Row:
         values = [run.efficiency[key] for run in runs if wanted and key in run.efficiency]
         return statistics.fmean(values) if values else None
 
+    def quality(metric: str) -> Spread | None:
+        return spread([run.test[metric] for run in runs if metric in run.test])
+
     return Row(
         name=name,
         runs=runs,
         failures=tuple(record for record in records if not record.finished),
-        hr=spread([run.test["hr@10"] for run in runs if "hr@10" in run.test]),
-        ndcg=spread([run.test["ndcg@10"] for run in runs if "ndcg@10" in run.test]),
-        cold_hr=spread([run.test["cold_hr@10"] for run in runs if "cold_hr@10" in run.test]),
+        hr=quality("hr@10"),
+        ndcg=quality("ndcg@10"),
+        cold_hr=quality("cold_hr@10"),
         seconds_per_epoch=cost("seconds_per_epoch"),
         trainable_parameters=cost("trainable_parameters"),
         peak_memory_bytes=cost("peak_memory_bytes"),
-        # The runs of a row differ in their seed alone.
         encoder_parameters=runs[0].encoder_parameters if runs else {},
         store_bytes=(sum(runs[0].store_bytes.values()) or None) if runs else None,
     )
 
 
 def percent(value: Spread | None) -> str:
-    """``10.32 ± 0.11 (3)``: in %, the number of seeds in brackets; one seed shows no deviation."""
+    """Format as ``10.32 ± 0.11 (3)``: in %, the number of seeds in brackets; one seed has no deviation."""
     if value is None:
         return MISSING
     deviation = "" if value.deviation is None else f" ± {100 * value.deviation:.2f}"
@@ -306,14 +281,10 @@ def percent(value: Spread | None) -> str:
 
 
 def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The cells of a table as text.
+    """Return the heads of a table and its rows of cells, as text.
 
-    Args:
-        rows: from ``table``.
-
-    Returns:
-        The heads and the rows of cells. Cold targets, costs and failures have a column only where there
-        are any; encoders and state stores only where the rows differ in their size.
+    Cold targets, costs and failures have a column only if there are any; encoders and state stores only if rows
+    differ in their size.
     """
 
     def number(value: float | None, places: int = 0, unit: float = 1) -> str:
@@ -326,24 +297,26 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     stores = differing([row.store_bytes for row in rows])
     memory = [row.peak_memory_bytes for row in rows]
     digits = 0 if max((size or 0 for size in memory), default=0) >= 1e9 else 1
-    columns = [
-        ("", [row.name for row in rows], True),
-        ("HR@10 (%)", [percent(row.hr) for row in rows], True),
-        ("NDCG@10 (%)", [percent(row.ndcg) for row in rows], True),
-        ("cold HR@10 (%)", [percent(row.cold_hr) for row in rows], False),
-        ("s / epoch", [number(row.seconds_per_epoch, 2) for row in rows], False),
-        ("encoders' parameters", [number(size) for size in encoders], False),
-        ("stores (MB)", [number(size, 1, 1e6) for size in stores], False),
-        ("trained parameters", [number(row.trainable_parameters) for row in rows], False),
-        ("peak memory (MB)", [number(size, digits, 1e6) for size in memory], False),
-        ("failed runs", [str(len(row.failures) or MISSING) for row in rows], False),
-    ]
-    shown = [(head, cells) for head, cells, always in columns if always or set(cells) != {MISSING}]
-    return [head for head, _ in shown], [list(cells) for cells in zip(*(cells for _, cells in shown), strict=True)]
+    always = {
+        "": [row.name for row in rows],
+        "HR@10 (%)": [percent(row.hr) for row in rows],
+        "NDCG@10 (%)": [percent(row.ndcg) for row in rows],
+    }
+    columns = {
+        "cold HR@10 (%)": [percent(row.cold_hr) for row in rows],
+        "s / epoch": [number(row.seconds_per_epoch, 2) for row in rows],
+        "encoders' parameters": [number(size) for size in encoders],
+        "stores (MB)": [number(size, 1, 1e6) for size in stores],
+        "trained parameters": [number(row.trainable_parameters) for row in rows],
+        "peak memory (MB)": [number(size, digits, 1e6) for size in memory],
+        "failed runs": [str(len(row.failures) or MISSING) for row in rows],
+    }
+    shown = always | {head: cells for head, cells in columns.items() if set(cells) != {MISSING}}
+    return list(shown), [list(cells) for cells in zip(*shown.values(), strict=True)]
 
 
 def failures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """``(row, seed, error)`` of every failed run."""
+    """Return ``(row, seed, error)`` of every failed run."""
     return [
         (row.name, MISSING if run.seed is None else str(run.seed), run.reason)
         for row in rows
@@ -352,14 +325,10 @@ def failures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
 
 
 def markdown(records: Sequence[Record], experiment: str) -> str:
-    """The table of an experiment in Markdown, followed by its remark, and its failed runs and their errors.
-
-    Args:
-        records: of any experiments.
-        experiment: the one wanted.
+    """Return the table of an experiment in Markdown, followed by its remark and its failed runs.
 
     Raises:
-        ConfigError: as ``table``.
+        ConfigError: See ``table``.
     """
     rows = table(records, experiment)
     heads, body = grid(rows)
@@ -372,5 +341,5 @@ def markdown(records: Sequence[Record], experiment: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot end its cell or its line."""
+    """Escape text so that it cannot end its cell or line."""
     return " ".join(text.split()).replace("|", "\\|")

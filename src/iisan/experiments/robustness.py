@@ -1,4 +1,4 @@
-"""How much of a run's quality is left when a modality is missing or wrong for some items."""
+"""Quality of a run when a modality is missing or wrong for some items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,24 @@ import numpy as np
 
 from iisan.errors import ConfigError
 from iisan.evaluate.evaluation import Evaluation
+from iisan.model import load_trainable
 from iisan.runs.assess import measure
-from iisan.runs.run import Run, network_scorer, restore
+from iisan.runs.run import Run, network_scorer
 from iisan.states.corruption import CorruptedStates, Corruption
 from iisan.train.setup import build
 
-#: What is done to an item, in words that fit before the modality's name.
+#: Description of each corruption, to be followed by the name of the modality.
 CORRUPTED: dict[Corruption, str] = {"remove": "no", "noise": "noisy", "swap": "wrong"}
 
 
 @dataclass(frozen=True)
 class Decline:
-    """A run's quality against the share of items that are corrupted.
+    """Quality of a run by the share of items that are corrupted.
 
     Attributes:
-        name: of the run.
-        rates: shares of 1, of the items that may be corrupted.
-        evaluations: one a rate.
+        name: Name of the run.
+        rates: Corrupted shares of the items that may be corrupted.
+        evaluations: One evaluation per rate.
     """
 
     name: str
@@ -37,12 +38,12 @@ class Decline:
         return [evaluation.metrics[metric] for evaluation in self.evaluations]
 
     def kept(self, metric: str) -> list[float]:
-        """The metric at every rate, as a share of its value at the first."""
+        """The metric at every rate, relative to the first."""
         first, *_ = values = self.values(metric)
         return [value / first if first else 0.0 for value in values]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return the metrics at every rate as JSON."""
         points = zip(self.rates, self.evaluations, strict=True)
         return {"run": self.name, "points": [{"rate": rate, **found.metrics} for rate, found in points]}
 
@@ -57,24 +58,24 @@ def decline(
     name: str | None = None,
     moved: Mapping[str, Path | None] | None = None,
 ) -> Decline:
-    """Evaluate a run's test queries with one modality removed from, or corrupted for, more and more items.
+    """Evaluate a run on the test subset with a modality removed or corrupted for a growing share of items.
 
-    The items corrupted at a rate are corrupted at every higher rate too.
+    Items that are corrupted at a rate are corrupted at every higher rate too.
 
     Args:
-        folder: a finished run; its dataset and states must still be there, and live encoders need its media.
-        modality: which one.
-        rates: shares of 1.
-        corruption: see ``CorruptedStates``.
-        ids: the items that may be corrupted; None is all of them.
-        seed: of the choice among them.
-        name: of the run in the answer; that of its folder if None.
-        moved: the folders ``dataset``, ``images`` and ``states`` where they are not found any more.
+        folder: Folder of a finished run; live encoders also need the media of its dataset.
+        modality: Modality to corrupt.
+        rates: Shares from 0 to 1.
+        corruption: See ``CorruptedStates``.
+        ids: Items that may be corrupted; defaults to all.
+        seed: Seed of the choice among them.
+        name: Name of the run in the result; defaults to its folder's.
+        moved: ``dataset``, ``images`` and ``states`` -> folder, for those that moved.
 
     Raises:
-        ConfigError: a rate that is no share, a negative seed, or a modality that the run has not.
-        DataError: an unknown item, or a dataset with other items than the run's.
-        RunError: no finished run.
+        ConfigError: A rate outside 0 to 1, a negative seed, or a modality that the run lacks.
+        DataError: An unknown item, or a dataset with other items than the run's.
+        RunError: No finished run.
     """
     if not rates or not all(0 <= rate <= 1 for rate in rates):
         raise ConfigError(f"the rates {list(rates)}", "shares from 0 to 1", "write e.g. 0,0.3,1")
@@ -82,15 +83,15 @@ def decline(
         raise ConfigError(f"the seed {seed}", "0 or more", "choose another seed")
     run = Run.load(folder)
     setup = build(run.config.model_copy(update=moved))
-    network = restore(run, setup.network)
-    whole, dataset = network.source, setup.dataset
+    network, dataset = setup.network, setup.dataset
+    load_trainable(network, run.weights())
+    whole = network.source
     run.check_items(dataset)
     candidates = np.arange(dataset.num_items) if ids is None else dataset.item_index(ids)
     order = np.random.default_rng(seed).permutation(candidates)
     found: list[Evaluation] = []
     for rate in rates:
-        corrupted = np.zeros(dataset.num_items, dtype=bool)
-        corrupted[order[: round(rate * len(order))]] = True
+        corrupted = np.isin(np.arange(dataset.num_items), order[: round(rate * len(order))])
         network.source = CorruptedStates(whole, modality, corrupted, corruption, seed)
         scorers = {folder.name: network_scorer(network)}
         found += measure(scorers, run.config.evaluation, dataset, setup.split).values()

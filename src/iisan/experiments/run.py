@@ -1,4 +1,4 @@
-"""Running an experiment: one record a run, failures included; what is finished is never run again."""
+"""Running an experiment: one record per run, failures included; finished runs are not run again."""
 
 import json
 import statistics
@@ -20,15 +20,14 @@ from iisan.train.loop import METRICS
 from iisan.train.run import train
 from iisan.train.setup import fingerprints, resolve
 
-#: What a record takes over from a run's result.
+#: Keys that a record copies from a run's result.
 _COPIED = (
     *("versions", "machine", "data", "states", "encoders", "encoder_parameters", "store_bytes", "protocol"),
-    *("best_epoch", "epochs", "validation", "test"),
-    *("precision", "device", "memory", "threads", "processes"),
+    *("best_epoch", "epochs", "validation", "test", "precision", "device", "memory", "threads", "processes"),
 )
 
-#: Of a run: what its training noted, what a process of its own measured (with the first seed), or none.
-Costs = Literal["noted", "measured", "none"]
+#: Costs in a record: those logged by training, measured in a separate process, or none.
+Costs = Literal["logged", "measured", "none"]
 
 
 def run_experiment(
@@ -40,36 +39,28 @@ def run_experiment(
 ) -> Path:
     """Run every row of an experiment with every seed.
 
-    A row that fails is recorded with its error, and the others go on. Rows of several experiments that have equal
-    configurations share one training. A finished row is run again where data, states or live encoders are others
-    than those that its record names.
-
-    Args:
-        name: of the experiment.
-        scale: what it runs on.
-        out: folder of all experiments: records go to ``<out>/<scale>/<name>/``, trainings to ``<out>/runs/``.
-        seeds: of initial weights, order, dropout and negatives.
-        say: called with lines for a person.
+    A failed row is recorded with its error, and the others continue. Rows with equal configurations share one
+    training, also across experiments. A finished row is run again if its data, states or live encoders changed.
 
     Returns:
-        The folder of the records.
+        Folder of the records, ``<out>/<scale>/<name>/``; runs go to ``<out>/runs/``.
 
     Raises:
-        ConfigError: no such experiment.
+        ConfigError: An unknown experiment.
     """
     rows = experiment(name)(scale)
     records = out / scale.name / name
     for seed in seeds:
         for position, (row, config) in enumerate(rows.items()):
             path = records / f"{_slug(row)}-seed{seed}.json"
-            # What ``auto`` measures may differ from row to row, and costs need one precision for all of them.
+            # ``auto`` may choose differently from row to row, but costs are compared in one precision.
             precision = "fp32" if config.training.precision == "auto" else config.training.precision
             seeded = config.override((f"training.seed={seed}", f"training.precision={precision}"))
             if _finished(path, seeded):
                 say(f"{row}, seed {seed}: finished already")
                 continue
             facts = {"experiment": name, "scale": scale.name, "row": row, "position": position, "seed": seed}
-            costs: Costs = "noted" if name not in WITH_COSTS else "measured" if seed == seeds[0] else "none"
+            costs: Costs = "logged" if name not in WITH_COSTS else "measured" if seed == seeds[0] else "none"
             record = _run(seeded, out / "runs", costs)
             write_json(path, {"kind": KIND, "schema": SCHEMA, **facts, **record})
             say(_line(row, seed, record))
@@ -77,7 +68,7 @@ def run_experiment(
 
 
 def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
-    """Train one row, and say what it costs; a failure is a result too."""
+    """Train one row and measure its costs; return its part of the record, for a failure too."""
     settings = _portable(config)
     try:
         resolved = resolve(config)
@@ -85,19 +76,15 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
         result = train(resolved, folder)
         history = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         efficiency = {key: result[key] for key in ("trainable_parameters", "total_parameters")}
-        if costs == "noted":
+        if costs == "logged":
             seconds = [epoch["train_seconds"] for epoch in history]
             efficiency["seconds_per_epoch"] = _typical(seconds, resolved.tuning.refresh)
         elif costs == "measured":
             found = measure(resolved)
-            efficiency |= {
-                "seconds_per_epoch": found.seconds_per_epoch,
-                "seconds_per_step": found.seconds_per_step,
-                "peak_memory_bytes": found.peak_memory_bytes,
-                "baseline_memory_bytes": found.baseline_memory_bytes,
-                **{f"{stage}_seconds": seconds for stage, seconds in found.stages.items()},
-            }
-    # Whatever stops one row must not stop the others, and must not be lost.
+            for key in ("seconds_per_epoch", "seconds_per_step", "peak_memory_bytes", "baseline_memory_bytes"):
+                efficiency[key] = getattr(found, key)
+            efficiency |= {f"{stage}_seconds": seconds for stage, seconds in found.stages.items()}
+    # No error of one row may stop the others.
     except Exception as error:
         return {"status": "failed", "error": f"{type(error).__name__}: {error}", "config": settings}
     return {
@@ -105,21 +92,25 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
         "config": settings,
         **{key: result[key] for key in _COPIED},
         "history": history,
-        "gates": {tower: _gates(values) for tower, values in result["gates"].items()},
+        # The inter tower has a weight per modality, of which the first is kept.
+        "gates": {
+            tower: [value[0] if isinstance(value, list) else value for value in values]
+            for tower, values in result["gates"].items()
+        },
         "efficiency": efficiency,
     }
 
 
 def _typical(seconds: Sequence[float], cycle: int) -> float:
-    """Mean over the places in a cycle of epochs (see ``tuning.refresh``) of the median at that place.
+    """Mean over the places in a cycle of epochs (see ``tuning.refresh``) of the median at each place.
 
-    The median leaves out what else the machine was busy with for an epoch.
+    Medians are robust to epochs in which the machine was busy with other work.
     """
     return statistics.fmean(statistics.median(seconds[place::cycle]) for place in range(min(cycle, len(seconds))))
 
 
 def _portable(config: Config) -> dict[str, Any]:
-    """The settings without the folders of this machine: fingerprints say which data and states they were."""
+    """Settings without the folders of this machine; fingerprints identify data and states."""
     settings = config.model_dump(mode="json", exclude=set(FOLDERS))
     for section in (*(settings[kind] for kind in (TEXT, IMAGE)), *settings["columns"].values()):
         name = section["encoder"]
@@ -128,20 +119,14 @@ def _portable(config: Config) -> dict[str, Any]:
 
 
 def _inputs(config: Config) -> dict[str, Any]:
-    """What a resolved row reads, by fingerprints under the names that a record has them."""
+    """Fingerprints of what a resolved row reads, under their keys in a record."""
     found = fingerprints(open_dataset(config), open_stores(config))
-    if config.source == "live":  # those of stored states are in the fingerprints of their stores
-        named = {modality: config.states_of(modality) for modality in config.modalities or ()}
-        found["encoders"] = {
-            modality: load_encoder(str(wanted.kind), str(wanted.encoder)).weight_digest
-            for modality, wanted in named.items()
-        }
+    if config.source == "live":  # fingerprints of stores include those of their encoders
+        for modality in config.modalities or ():
+            wanted = config.states_of(modality)
+            digest = load_encoder(str(wanted.kind), str(wanted.encoder)).weight_digest
+            found.setdefault("encoders", {})[modality] = digest
     return found
-
-
-def _gates(values: list[Any]) -> list[float]:
-    """One weight a level: the inter tower's rows hold one for each modality, of which the first is kept."""
-    return [value[0] if isinstance(value, list) else value for value in values]
 
 
 def _finished(path: Path, config: Config) -> bool:
@@ -152,12 +137,12 @@ def _finished(path: Path, config: Config) -> bool:
         return False
     try:
         return not changed_inputs(record, _inputs(resolve(config)))
-    except IisanError:  # which running the row tells
+    except IisanError:  # reported when the row is run
         return False
 
 
 def _slug(row: str) -> str:
-    """A file name from a row's name."""
+    """Make a file name from a row's name."""
     kept = "".join(letter if letter.isalnum() or letter in "+-" else " " for letter in row.lower())
     return "-".join(kept.split())
 

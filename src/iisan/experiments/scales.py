@@ -1,4 +1,4 @@
-"""The two scales of the experiments."""
+"""The two scales of the experiments: the demo's data, and any data with any models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,29 +16,33 @@ from iisan.runs.naming import short_names
 from iisan.states.caching import cache
 from iisan.states.store import StateStore
 
-#: What the demo scale changes in the demo's settings. Methods that train their encoders encode every item of a
-#: batch with them: without extra negatives and with few epochs all tables of the first paper together take half an
-#: hour on two quick cores, and an hour or more on slow ones.
+#: Changes to the demo's settings, as methods that train their encoders encode every item of a batch: all tables of
+#: IISAN together take half an hour on two fast cores, and an hour or more on slow ones.
 QUICKER = ("loss.negatives=0", "training.epochs=4")
-
-#: The same of the settings that were published for MicroLens: up to 200 epochs of few, large batches.
+#: Changes to the settings published for MicroLens, which has up to 200 epochs of few, large batches.
 QUICKER_VERSA = ("training.epochs=40",)
 
 Say = Callable[[str], None]
 
 
 def demo_scale(out: Path, say: Say = lambda line: None) -> Scale:
-    """The built-in catalogue and its small encoders; prepared and cached below ``out``."""
+    """Return the scale of the built-in catalogue and its small encoders; prepared and cached below ``out``."""
     say("the built-in catalogue (generated data) and its small encoders")
     folder = out / "demo-data"
     dataset = demo_dataset(generate(), folder)
     encoders = {
-        modality: {_label(modality, size): str(ENCODERS / f"{modality}{size}") for size in ("", "-small", "-tiny")}
+        modality: {
+            f"{size} {modality} model".strip(): str(ENCODERS / f"{modality}-{size}".strip("-"))
+            for size in ("", "small", "tiny")
+        }
         for modality in (IMAGE, TEXT)
     }
-    return _scale(
-        "demo", _demo_settings, dataset, folder / "states", encoders, say, _captioned(dataset, folder, say)
-    )
+    captioned = folder / "captioned"
+    if (captioned / "dataset.json").exists():
+        described = Dataset.load(captioned)
+    else:
+        described = caption(dataset, captioned, str(ENCODERS / CAPTIONER), say=say)
+    return _scale("demo", _demo_settings, dataset, folder / "states", encoders, say, described)
 
 
 def full_scale(
@@ -49,18 +53,13 @@ def full_scale(
     say: Say = lambda line: None,
     images: Path | None = None,
 ) -> Scale:
-    """Anyone's data and models, with the settings of the IISAN paper; states are cached where they are missing.
+    """Return the scale of any data and models, with the settings of IISAN; missing states are cached.
 
-    Args:
-        dataset: what ``iisan prepare`` wrote, or ``iisan caption``.
-        states: folder of state stores.
-        text: text encoders, the first for all tables.
-        image: the same for images.
-        say: called with lines for a person.
-        images: folder of the dataset's media, where they moved.
+    Experiments that do not compare encoders use the first text and image encoder. ``images`` is the folder of the
+    dataset's media, if it moved.
 
     Raises:
-        ConfigError: no text or no image encoder.
+        ConfigError: No text or no image encoder.
     """
     if not text or not image:
         raise ConfigError(
@@ -72,19 +71,6 @@ def full_scale(
     encoders = {kind: dict(zip(short_names(models), models, strict=True)) for kind, models in named.items()}
     loaded = Dataset.load(dataset, images)
     return _scale("full", full_settings, loaded, states, encoders, say, loaded, images)
-
-
-def _captioned(dataset: Dataset, folder: Path, say: Say) -> Dataset:
-    """The catalogue with captions of its pictures, or what an earlier call wrote."""
-    out = folder / "captioned"
-    if (out / "dataset.json").exists():
-        return Dataset.load(out)
-    return caption(dataset, out, str(ENCODERS / CAPTIONER), say=say)
-
-
-def _label(modality: str, size: str) -> str:
-    """``text``, ``-small`` -> ``small text model``."""
-    return f"{size.removeprefix('-')} {modality} model".strip()
 
 
 def _demo_settings(method: str) -> Config:
@@ -119,7 +105,7 @@ def _scale(
     depths: dict[str, dict[str, int]] = {modality: {} for modality in encoders}
     for modality, named in encoders.items():
         for position, (short, encoder) in enumerate(named.items()):
-            # Partial training, and settings published with another pooling, are for the first encoders alone.
+            # Only the first encoders are used for partial training and for the settings published for MicroLens.
             top = None if position else method("partial").tuning.last_n_layers
             stores = encode(dataset, method("default"), {modality: encoder}, top)
             depths[modality][short] = stores[modality].depth

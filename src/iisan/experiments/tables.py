@@ -76,9 +76,7 @@ def full_settings(method: str) -> Config:
         modality: base.section_of(modality).model_copy(update={"levels": own.section_of(modality).levels})
         for modality in (TEXT, IMAGE)
     }
-    items = base.items
-    if own.items.kind != "side":
-        items = items.model_copy(update={"kind": own.items.kind})
+    items = base.items.model_copy(update={"kind": own.items.kind})
     return own.model_copy(update={**shared, **states, "items": items})
 
 
@@ -121,10 +119,8 @@ def kept_levels(depth: int) -> list[tuple[int, ...]]:
 def table_5(scale: Scale) -> Rows:
     """Number of kept layers (IISAN, table 5)."""
     return {
-        f"{len(levels) - 1} blocks": scale.row(
-            "default", f"text.levels={list(levels)}", f"image.levels={list(levels)}"
-        )
-        for levels in kept_levels(scale.depth)
+        f"{len(levels) - 1} blocks": scale.row("default", f"text.levels={levels}", f"image.levels={levels}")
+        for levels in map(list, kept_levels(scale.depth))
     }
 
 
@@ -155,7 +151,7 @@ def figure_4(scale: Scale) -> Rows:
     }
 
 
-def layer_drop(scale: Scale) -> Rows:
+def layerdrop(scale: Scale) -> Rows:
     """Open question: does LayerDrop suit every pair of encoders?"""
     return {
         f"{image} + {text}, {levels}": scale.row(
@@ -232,7 +228,7 @@ def _sizes(scale: Scale, pairs: Iterable[Mapping[str, str]]) -> Rows:
     for pair in pairs:
         chosen = scale.chosen(**pair)
         levels = [
-            f"{name}.levels={even_levels(scale.depths[name][short], count)}" for name, short in chosen.items()
+            f"{side}.levels={even_levels(scale.depths[side][short], count)}" for side, short in chosen.items()
         ]
         rows[" + ".join(pair.values())] = scale.row("default", *levels, **pair)
     return rows
@@ -289,21 +285,11 @@ def versa_microlens(scale: Scale) -> Rows:
 
 
 EXPERIMENTS: dict[str, Callable[[Scale], Rows]] = {
-    "table-3": table_3,
-    "table-4": table_4,
-    "table-5": table_5,
-    "table-6": table_6,
-    "table-7": table_7,
-    "figure-4": figure_4,
-    "layerdrop": layer_drop,
-    "balance": balance,
-    "partial": partial,
-    "versa-scenarios": versa_scenarios,
-    "versa-scaling-text": versa_scaling_text,
-    "versa-scaling-image": versa_scaling_image,
-    "versa-scaling-joint": versa_scaling_joint,
-    "versa-ablation": versa_ablation,
-    "versa-microlens": versa_microlens,
+    rows.__name__.replace("_", "-"): rows
+    for rows in (
+        *(table_3, table_4, table_5, table_6, table_7, figure_4, layerdrop, balance, partial, versa_scenarios),
+        *(versa_scaling_text, versa_scaling_image, versa_scaling_joint, versa_ablation, versa_microlens),
+    )
 }
 
 #: Experiments that also measure costs, each method in a separate process.

@@ -1,4 +1,4 @@
-"""A finished run and the baselines, measured side by side under one protocol."""
+"""Evaluation of a finished run and the baselines under one protocol."""
 
 from collections.abc import Mapping
 
@@ -18,20 +18,20 @@ from iisan.states.store import StateStore
 
 
 def _frozen_similarity(stores: Mapping[str, StateStore], dataset: Dataset) -> Scorer:
-    """Cosine similarity of the frozen last states, all modalities side by side, with the history's last item."""
+    """Cosine similarity to the last item of the history, over the frozen last states of all modalities."""
     vectors, present = [], torch.zeros(dataset.num_items, dtype=torch.bool)
     for store in stores.values():
         rows = torch.from_numpy(store.rows_for(dataset))
-        having = rows >= 0
+        stored = rows >= 0
         values = torch.zeros(dataset.num_items, store.width)
-        values[having] = torch.nn.functional.normalize(store.read(rows[having], (LAST,))[:, 0], dim=1)
+        values[stored] = torch.nn.functional.normalize(store.read(rows[stored], (LAST,))[:, 0], dim=1)
         vectors.append(values)
-        present |= having
+        present |= stored
     return last_item_similarity(torch.cat(vectors, dim=1), present)
 
 
 def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Scorer]:
-    """The untrained baselines of a run: popularity, Markov, and frozen similarity where last states are stored."""
+    """Return the baselines of a run: popularity, Markov, and frozen similarity if the last states are stored."""
     scorers: dict[str, Scorer] = {
         "most popular": most_popular(subsets),
         "recently popular": recently_popular(subsets),
@@ -46,22 +46,16 @@ def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Sco
 def assess(
     run: Run, config: Config, subset: Subset = "test", with_baselines: bool = True
 ) -> dict[str, Evaluation]:
-    """Evaluate a run, and the baselines before it, under the protocol of ``config``.
+    """Evaluate a run, and the baselines, under the protocol of ``config``: the run's own with other settings.
 
-    Under a split other than the run's own the baselines count what the run was trained on, and targets that it was
-    trained or selected on are left out.
-
-    Args:
-        run: finished.
-        config: the run's own, or one with another ``evaluation`` section or dataset folder.
-        subset: which queries.
-        with_baselines: whether to measure the baselines too.
+    With a different split, targets that the run was trained or selected on are left out, and the baselines count
+    the interactions that it was trained on.
 
     Returns:
-        Name -> evaluation, the run last, under its recipe's name.
+        Name -> evaluation; the run comes last, under its recipe's name.
 
     Raises:
-        DataError: the dataset has other items than the run, or no target is left.
+        DataError: The dataset has other items than the run, or no target is left.
     """
     dataset = open_dataset(config)
     run.check_items(dataset)
@@ -75,7 +69,7 @@ def assess(
         if not len(queries):
             raise DataError(
                 f"the run was trained or selected on all {total:,} targets of the {other} {subset} under {own}",
-                "at least one that it does not know",
+                "at least one that it was not",
                 f"evaluate it under {own}",
             )
         later = subsets.trained_later(queries)
@@ -97,7 +91,7 @@ def measure(
     subset: Subset = "test",
     remark: str = "",
 ) -> dict[str, Evaluation]:
-    """Evaluate several scorers on the same queries under the same protocol, whose name ``remark`` adds to."""
+    """Evaluate scorers on the same queries under one protocol; ``remark`` is added to its name."""
     return {
         name: evaluate(
             scorer,

@@ -1,4 +1,4 @@
-"""Finished runs side by side: quality, cost, TPME, and whether the difference is more than chance."""
+"""Comparison of finished runs: quality, cost, TPME, and whether differences are significant."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,61 +18,54 @@ from iisan.runs.naming import short_names
 from iisan.runs.run import PER_USER, Run
 
 METRICS = ("hr@10", "ndcg@10")
-#: Settings that do not make another method: the draw, and where things are.
+#: Settings in which runs of one method may differ.
 _NOT_COMPARED = ("training.seed", "training.device", *FOLDERS)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone, and perhaps in their machine.
+    """Runs of one method, which differ only in their seed and perhaps their machine.
 
     Attributes:
-        name: of the recipe, or of the first run's folder where several groups share a recipe.
-        runs: finished.
+        name: Name of the recipe, or of the first run's folder if several groups share a recipe.
+        runs: Finished runs.
     """
 
     name: str
     runs: tuple[Run, ...]
 
     def metric(self, name: str) -> Spread | None:
-        """Mean and deviation over the seeds."""
+        """Mean and standard deviation over the seeds."""
         return spread([run.result["test"][name] for run in self.runs if name in run.result["test"]])
-
-    def frames(self) -> list[pl.DataFrame]:
-        """The rank of every user's target, run by run."""
-        return [pl.read_parquet(run.folder / PER_USER) for run in self.runs]
 
     @property
     def parameters(self) -> int:
-        """Trained parameters."""
+        """Number of trained parameters."""
         return int(self.runs[0].result["trainable_parameters"])
 
     def conditions(self) -> list[str]:
-        """Under which conditions the runs were trained, run by run."""
+        """Conditions under which each run was trained."""
         return [conditions(run.result) for run in self.runs]
 
     def measurement(self) -> Measurement:
-        """Seconds an epoch, trained parameters and peak memory, as the runs noted them."""
+        """Seconds per epoch, trained parameters and peak memory, averaged over the runs."""
         results = [run.result for run in self.runs]
-        return Measurement(
-            self.name,
-            statistics.fmean(result["train_seconds"] / result["epochs"] for result in results),
-            self.parameters,
-            statistics.fmean(result["peak_memory_bytes"] for result in results),
-        )
+        seconds = statistics.fmean(result["train_seconds"] / result["epochs"] for result in results)
+        memory = statistics.fmean(result["peak_memory_bytes"] for result in results)
+        return Measurement(self.name, seconds, self.parameters, memory)
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """What ``iisan compare`` prints.
+    """Comparison of runs, as printed by ``iisan compare``.
 
     Attributes:
-        protocol: that all runs share.
-        groups: in the order given.
-        costs: group -> what it cost; empty where the runs' conditions differ.
-        tpme: group -> TPME over these groups; empty for a single one, and without costs.
-        tests: of the first group against each other one on each metric: ``(other, comparison, p of the t-test,
-            adjusted by Holm's method over all of them)``.
+        protocol: Protocol that all runs share.
+        groups: Groups in the given order.
+        costs: Group -> costs; empty if the runs' conditions differ.
+        tpme: Group -> TPME over these groups; empty for a single group or without costs.
+        tests: ``(other, comparison, p-value of the t-test, adjusted by Holm's method)`` of the first group against
+            each other one on each metric.
     """
 
     protocol: str
@@ -87,7 +80,7 @@ class Comparisons:
         return {group.name: group.conditions() for group in self.groups}
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return the comparison as JSON."""
         return {
             "protocol": self.protocol,
             "costs_left_out": why_not_compared(self.conditions) or None,
@@ -110,13 +103,13 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class Measured:
-    """TPME of anyone's measurements.
+    """TPME of given measurements.
 
     Attributes:
-        rows: the methods.
-        weights: of the factors.
-        tpme: name -> TPME.
-        won: name -> share of all weights under which the method is the best.
+        rows: Measurements, one per method.
+        weights: Weights of the factors.
+        tpme: Name -> TPME.
+        won: Name -> share of all possible weights under which the method has the lowest TPME.
     """
 
     rows: list[Measurement]
@@ -125,36 +118,34 @@ class Measured:
     won: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
-        return {
-            "weights": asdict(self.weights),
-            "methods": {
-                row.name: {**asdict(row), "tpme": self.tpme[row.name], "share_of_weights_won": self.won[row.name]}
-                for row in self.rows
-            },
+        """Return the measurements as JSON."""
+        methods = {
+            row.name: {**asdict(row), "tpme": self.tpme[row.name], "share_of_weights_won": self.won[row.name]}
+            for row in self.rows
         }
+        return {"weights": asdict(self.weights), "methods": methods}
 
 
 def compare_measurements(
     rows: list[Measurement], weights: Weights, extremes: list[Measurement] | None = None
 ) -> Measured:
-    """TPME of measurements, normalised by their own extremes or those of another set.
+    """Compute TPME of measurements, normalised by their own extremes or those of another set.
 
     Raises:
-        ConfigError: fewer than two methods, or a name twice.
+        ConfigError: Fewer than two methods, or a name twice.
     """
     return Measured(rows, weights, tpme(rows, weights, extremes), shares(rows))
 
 
 def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
-    """Compare run folders; those that differ in their seed alone are one method, on whatever machines they ran.
+    """Compare run folders; runs that differ only in their seed are one method, on whatever machines they ran.
 
-    Costs are compared only where all runs were trained on one machine and device, in one precision and with one
+    Costs are compared only if all runs were trained on one machine and device, in one precision and with one
     number of threads.
 
     Raises:
-        ConfigError: runs of different data or protocols, or a run twice.
-        RunError: a folder that is no finished run, or runs of different users.
+        ConfigError: Runs of different data or protocols, or a run twice.
+        RunError: A folder that is no finished run, or runs of different users.
     """
     runs = [Run.load(folder) for folder in folders]
     for key in ("data", "protocol"):
@@ -164,16 +155,16 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
             (one, first), (other, second), *_ = values.items()
             raise ConfigError(
                 f"'{first}' and '{second}' have different {key} ({one} and {other})",
-                "runs that answered the same questions",
+                "runs evaluated on the same targets",
                 "evaluate both on the same data with the same protocol",
             )
     groups = _groups(runs)
     mixed = why_not_compared({group.name: group.conditions() for group in groups})
     costs = {} if mixed else {group.name: group.measurement() for group in groups}
-    frames, *others = [group.frames() for group in groups]
+    first_frames, *others = [[pl.read_parquet(run.folder / PER_USER) for run in group.runs] for group in groups]
     found = [
-        (other, compare(frames, theirs, metric))
-        for other, theirs in zip(groups[1:], others, strict=True)
+        (other.name, compare(first_frames, frames, metric))
+        for other, frames in zip(groups[1:], others, strict=True)
         for metric in METRICS
     ]
     adjusted = holm([comparison.p_t for _, comparison in found])
@@ -182,31 +173,28 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
         groups,
         costs,
         tpme(list(costs.values()), weights) if len(costs) > 1 else {},
-        [(other.name, comparison, p) for (other, comparison), p in zip(found, adjusted, strict=True)],
+        [(name, comparison, p) for (name, comparison), p in zip(found, adjusted, strict=True)],
     )
 
 
 def _groups(runs: Sequence[Run]) -> list[Group]:
-    members: dict[str, list[Run]] = {}
+    members: dict[str, dict[int, Run]] = {}
     for run in runs:
         settings = dict(flatten(run.config.model_dump(mode="json")))
-        settings = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
-        settings["states"] = sorted(run.result["states"].items())
-        settings["continued"] = run.result.get("continued_from") is not None
-        members.setdefault(str(sorted(settings.items(), key=lambda pair: pair[0])), []).append(run)
-    for same in members.values():
-        first: dict[int, Run] = {}
-        for run in same:
-            before = first.setdefault(run.config.training.seed, run)
-            if before is not run:
-                raise ConfigError(
-                    f"'{before.folder}' and '{run.folder}' have the same settings and the same seed",
-                    "each run once, as its seeds tell how much a method varies",
-                    "leave one of them out",
-                )
-    recipes = [same[0].config.recipe for same in members.values()]
-    folders = short_names([same[0].folder.absolute() for same in members.values()])
+        method = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
+        method["states"] = sorted(run.result["states"].items())
+        method["continued"] = run.result.get("continued_from") is not None
+        seeds = members.setdefault(str(sorted(method.items(), key=lambda pair: pair[0])), {})
+        if (before := seeds.setdefault(run.config.training.seed, run)) is not run:
+            raise ConfigError(
+                f"'{before.folder}' and '{run.folder}' have the same settings and the same seed",
+                "each run once, as the seeds show how much a method varies",
+                "leave one of them out",
+            )
+    groups = [tuple(seeds.values()) for seeds in members.values()]
+    recipes = [same[0].config.recipe for same in groups]
+    folders = short_names([same[0].folder.absolute() for same in groups])
     return [
-        Group(recipe if recipes.count(recipe) == 1 else folder, tuple(same))
-        for recipe, folder, same in zip(recipes, folders, members.values(), strict=True)
+        Group(recipe if recipes.count(recipe) == 1 else folder, same)
+        for recipe, folder, same in zip(recipes, folders, groups, strict=True)
     ]

@@ -1,13 +1,13 @@
-"""Where and how costs were measured: they are compared only if that is the same for all."""
+"""Conditions under which costs were measured; costs are compared only under the same conditions."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 def conditions(facts: Mapping[str, Any]) -> str:
-    """Machine, device, threads, processes and precision of a run's result, or of a record, in words.
+    """Describe machine, device, threads, processes and precision of a run's result or of a record.
 
-    Version 0.1 recorded no precision, and of the device only its kind.
+    Version 0.1 recorded no precision, and only the type of the device.
     """
     machine = facts.get("machine") or {}
     processor, cores = machine.get("processor", "unknown processor"), machine.get("cores")
@@ -24,11 +24,7 @@ def conditions(facts: Mapping[str, Any]) -> str:
 
 
 def listed(measured: Mapping[str, Iterable[str]]) -> str:
-    """Distinct conditions, each with its methods where there are several.
-
-    Args:
-        measured: method -> conditions of its runs.
-    """
+    """List the distinct conditions of the runs of methods, with the methods of each if there are several."""
     methods: dict[str, list[str]] = {}
     for method, each in measured.items():
         for condition in dict.fromkeys(each):
@@ -39,11 +35,7 @@ def listed(measured: Mapping[str, Iterable[str]]) -> str:
 
 
 def why_not_compared(measured: Mapping[str, Iterable[str]]) -> str:
-    """Why costs are left out of a comparison, and the cure; empty if all were measured under the same conditions.
-
-    Args:
-        measured: method -> conditions of its runs.
-    """
+    """Say why costs are left out, and the cure; empty if all runs, by method, have the same conditions."""
     if len({condition for each in measured.values() for condition in each}) <= 1:
         return ""
     return (

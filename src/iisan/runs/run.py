@@ -1,4 +1,4 @@
-"""A finished run, ready to score: item embeddings and a sequence encoder, without states or encoders."""
+"""A finished run: item embeddings and a sequence encoder that score without states or encoders."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import read_manifest, relocated, sha256_file
 from iisan.legacy import upgraded_config, upgraded_keys
 from iisan.machine import choose_device, usable_device
-from iisan.model import SequentialRecommender, encode_queries, load_trainable, sequence_encoder
+from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
 from iisan.nested import read_yaml
 
@@ -26,7 +26,7 @@ RESULT = "result.json"
 MODEL = "model.safetensors"
 ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
-#: In the file of the weights, beside them.
+#: Key of the item embeddings in the file of the weights.
 EMBEDDINGS = "item_embeddings"
 SCHEMA = 2
 
@@ -36,30 +36,20 @@ def _scorer(sequence: nn.Module, items: Tensor, length: int) -> EmbeddingScorer:
 
 
 def network_scorer(network: SequentialRecommender) -> EmbeddingScorer:
-    """The scorer of a network as it is now."""
+    """Return a scorer with the current weights of a network."""
     return _scorer(network.sequence, network.item_embeddings(), network.length)
-
-
-def restore(run: "Run", network: SequentialRecommender) -> SequentialRecommender:
-    """Put a run's best weights into a network that was built from the run's configuration.
-
-    Raises:
-        RunError: they do not fit.
-    """
-    load_trainable(network, run.weights())
-    return network
 
 
 @dataclass(frozen=True)
 class Run:
-    """What ``iisan train`` left in a run folder.
+    """Finished run in a run folder of ``iisan train``.
 
     Attributes:
-        folder: the run folder.
-        config: complete; of a run from another machine, ``training.device`` may be ``auto`` instead.
-        result: content of ``result.json``.
+        folder: Run folder.
+        config: Complete configuration; ``training.device`` is ``auto`` if the run's device is not available here.
+        result: Content of ``result.json``.
         items: ``item_id`` and ``text`` of the catalogue, in row order.
-        scorer: item embeddings and sequence encoder of the best epoch.
+        scorer: Item embeddings and sequence encoder of the best epoch.
     """
 
     folder: Path
@@ -74,16 +64,16 @@ class Run:
         return sha256_file(self.folder / MODEL)
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained parameters of the best epoch, by name, on the CPU."""
+        """Name -> trained parameter of the best epoch, on the CPU."""
         weights = load_file(self.folder / MODEL)
         del weights[EMBEDDINGS]
         return weights
 
     def check_items(self, dataset: Dataset) -> None:
-        """Make sure that a dataset has the run's items in the run's order, by which they are known here.
+        """Check that a dataset has the run's items in the same order, as rows identify them.
 
         Raises:
-            DataError: it has not.
+            DataError: It does not.
         """
         ours, theirs = self.items[ITEM_ID], dataset.items[ITEM_ID]
         if not ours.equals(theirs):
@@ -100,7 +90,7 @@ class Run:
         """Open a run folder.
 
         Raises:
-            RunError: it is absent, unfinished, failed or damaged.
+            RunError: It is absent, unfinished, failed or damaged.
         """
         folder = Path(folder)
         cure = "run `iisan train` to its end with this folder as --out"
@@ -110,13 +100,9 @@ class Run:
         config = parse(upgraded_config(read_yaml(folder / CONFIG)))
         config = config.override([f"training.device={usable_device(config.training.device)}"])
         result = upgraded_keys(result)
-        config = config.model_copy(
-            update={
-                name: relocated(path, result.get("folder"), folder)
-                for name in FOLDERS
-                if (path := getattr(config, name)) is not None
-            }
-        )
+        recorded = config.model_dump(include=set(FOLDERS), exclude_none=True)
+        folders = {name: relocated(path, result.get("folder"), folder) for name, path in recorded.items()}
+        config = config.model_copy(update=folders)
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS)
