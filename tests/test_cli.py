@@ -194,7 +194,7 @@ def test_a_run_is_continued(iisan, run_folder, tmp_path):
     code, out, _ = iisan("train", "--from", run_folder, "--out", tmp_path / "later", *settings)
     assert code == 0
     assert f"starting from '{run_folder}', which knows 30 of 30 items" in out
-    assert "of the 10 items recommended before" in out
+    assert "of 10 recommended items are the same as before" in out
     result = json.loads((tmp_path / "later" / "result.json").read_text())
     assert len(result["continued_from"]) == 64
 

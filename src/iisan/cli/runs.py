@@ -123,8 +123,8 @@ def recommend(
     from iisan.api import Recommender
 
     if (user is not None) + (history is not None) + all_users != 1:
-        got = "several or none of --user, --history and --all-users are given"
-        raise ConfigError(got, "exactly one of them", "give one of them")
+        expected = "exactly one of --user, --history and --all-users"
+        raise ConfigError("none or several users or histories are given", expected, "give one of them")
     if all_users and out is None:
         raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
     check_ending(out, FRAMES)
