@@ -3,7 +3,7 @@
 import csv
 import difflib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -270,19 +270,23 @@ def _records(lines: pl.DataFrame, separator: str, quotes: bool) -> pl.DataFrame:
     """
     if not (quotes and lines[_TEXT].str.contains('"', literal=True).any()):
         return lines.select(LINE, pl.col(_TEXT).str.split(separator).alias(_FIELDS))
+    reader = csv.reader(lines[_TEXT] + "\n", delimiter=separator, strict=True)
+    starts: list[int] = []
+
+    def texts() -> Iterator[str | None]:
+        while reader.line_num < len(lines):
+            starts.append(reader.line_num)
+            try:
+                text = _FIELD_END.join(next(reader))
+            except csv.Error:
+                text = None
+            yield text
+
     limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        reader = csv.reader((lines[_TEXT] + "\n").to_list(), delimiter=separator, strict=True)
-        starts, texts = [], list[str | None]()
-        while (start := reader.line_num) < len(lines):
-            try:
-                texts.append(_FIELD_END.join(next(reader)))
-            except csv.Error:
-                texts.append(None)
-            starts.append(start)
+        fields = pl.Series(_FIELDS, texts(), dtype=pl.String).str.split(_FIELD_END)
     finally:
         csv.field_size_limit(limit)
-    fields = pl.Series(_FIELDS, texts, dtype=pl.String).str.split(_FIELD_END)
     return pl.DataFrame([lines[LINE].gather(starts), fields])
 
 
