@@ -1,4 +1,4 @@
-"""Write results/README.md, and the table of the demo in the project's README, from the records beside this file.
+"""Write results/README.md, and the two tables of the project's README, from the records beside this file.
 
     python results/make.py
 
@@ -19,10 +19,16 @@ from iisan.legacy import new_name, new_value
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-MARKS = (
-    "<!-- demo table, written by results/make.py from results/demo/ -->",
-    "<!-- end of the demo table -->",
-)
+MARKS = {
+    "real": (
+        "<!-- real-data table, written by results/make.py from results/scientific/ -->",
+        "<!-- end of the real-data table -->",
+    ),
+    "demo": (
+        "<!-- demo table, written by results/make.py from results/demo/ -->",
+        "<!-- end of the demo table -->",
+    ),
+}
 METRICS = ("hr@10", "ndcg@10", "cold_hr@10", "coverage@10")
 HEAD = """# Results
 
@@ -296,11 +302,37 @@ def main() -> None:
     text += two_texts(runs)
     text += experiments() + extended()
     (HERE / "README.md").write_text(text, encoding="utf-8")
-    README.write_text(with_demo_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    readme = between(README.read_text(encoding="utf-8"), "real", real_table(baselines, runs, protocol))
+    README.write_text(between(readme, "demo", demo_table()), encoding="utf-8")
 
 
-def with_demo_table(readme: str) -> str:
-    """The README with the table of the recorded demos between its marks."""
+def between(readme: str, name: str, text: str) -> str:
+    """The README with a text between the marks of that name."""
+    first, last = MARKS[name]
+    before, rest = readme.split(first)
+    return f"{before}{first}\n\n{text}\n\n{last}{rest.split(last)[1]}"
+
+
+def real_table(baselines: Mapping[str, Any], runs: Mapping[str, list[dict[str, Any]]], protocol: str) -> str:
+    """The README's table of the real data."""
+    keys = METRICS[:3]
+    lines = [f"| | {' | '.join(map(label, keys))} |", "|---|---|---|---|"]
+    for name in ("most popular", "Markov", "last item, frozen states"):
+        lines.append(f"| {name} | {' | '.join(f'{100 * baselines[name][key]:.2f}' for key in keys)} |")
+    names = {
+        "ids": "`ids` (SASRec)",
+        "frozen": "`frozen`: a projection of frozen states",
+        "default": "`default`: IISAN",
+    }
+    for name, title in names.items():
+        cells = [spread([record["test"][key] for record in runs[name]]) for key in keys]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    count = len(runs["default"])
+    return "\n".join(lines) + f"\n\nIn %, trained rows mean ± deviation over {count} seeds; {protocol}."
+
+
+def demo_table() -> str:
+    """The README's table of the recorded demos."""
     demos = [json.loads(path.read_text()) for path in sorted((HERE / "demo").glob("seed*.json"))]
     lines = ["| | HR@10 | NDCG@10 | HR@10, cold targets |", "|---|---|---|---|"]
     for name in demos[0]["metrics"]:
@@ -314,9 +346,7 @@ def with_demo_table(readme: str) -> str:
         f"\nIn %, mean ± deviation over the seeds 0 to {len(demos) - 1} (`iisan demo --seed N`, each with its own "
         f"catalogue);\n{protocol}.{remark(protocol)}\nIISAN reaches {share:.0%} of the oracle's HR@10."
     )
-    before, rest = readme.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    return f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{after}"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def evaluate(
     baselines: Annotated[bool, typer.Option(help="Also evaluate popularity, Markov, frozen similarity.")] = True,
     dataset: DatasetOption = None,
     states: StatesOption = None,
+    images: ImagesOption = None,
     out: Annotated[
         Path | None, typer.Option(help="File for the rank of every target (.parquet, .csv, .jsonl).")
     ] = None,
@@ -97,7 +98,7 @@ def evaluate(
     trained = Run.load(run)
     changes = {"evaluation.split": split, "evaluation.policy": policy}
     config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
-    config = config.model_copy(update=given(dataset=dataset, states=states))
+    config = config.model_copy(update=given(dataset=dataset, states=states, images=images))
     evaluations = assess(trained, config, subset, baselines)
     if out:
         write_frame(evaluations[trained.config.recipe].per_user, out)
