@@ -123,7 +123,7 @@ def test_its_run_is_evaluated_and_recommends(old, iisan):
     )
     assert code == 0, error
     ours, theirs = pl.read_parquet(old / "ranks.parquet"), pl.read_parquet(FIXTURE / "run" / "per_user.parquet")
-    # Today's policy leaves out whoever took the target before; to the others it is that of the run.
+    # Today's policy leaves out users whose target is in their history; to the others it is that of the run.
     both = theirs.join(ours.drop_nulls("above"), on="user_id", suffix="_now")
     assert both["above_now"].to_list() == both["above"].to_list()
     assert both["ties_now"].to_list() == both["ties"].to_list()
@@ -138,3 +138,15 @@ def test_its_run_is_evaluated_and_recommends(old, iisan):
     Dataset.load(old / "dataset", old / "photos").keys  # noqa: B018
     code, out, error = iisan("evaluate", old / "run", *folders, "--json")
     assert (code, len(json.loads(out))) == (0, 5), error
+
+
+def test_its_run_is_continued(old, iisan):
+    folders = ["--dataset", old / "dataset", "--states", old / "states", "--images", old / "photos"]
+    still = ("training.epochs=1", "optimizer.learning_rate=1e-9", "optimizer.san_learning_rate=1e-9")
+    settings = [part for setting in still for part in ("--set", setting)]
+    command = ["train", "--from", old / "run", *folders, *settings, "--out", old / "continued", "--json"]
+    code, out, error = iisan(*command)
+    assert code == 0, error
+    assert "which knows 24 of 24 items" in error
+    # With next to no learning the lists are those of the old run: every one of its weights has been found.
+    assert json.loads(out)["lists"] == {"overlap@10": 1.0, "users": 30}

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-#: Current configuration keys by old key; None for removed settings.
-OLD_KEYS: Mapping[str, str | None] = {
+#: Current configuration keys by old key; empty for removed settings.
+OLD_KEYS: Mapping[str, str] = {
     "text.backbone": "text.encoder",
     "image.backbone": "image.encoder",
     "tuning.top": "tuning.last_n_layers",
@@ -12,7 +12,7 @@ OLD_KEYS: Mapping[str, str | None] = {
     "tuning.checkpointing": "tuning.gradient_checkpointing",
     "items.width": "items.embedding_dim",
     "items.head": "items.projection",
-    "items.fusion": None,
+    "items.fusion": "",
     "sequence.length": "sequence.max_length",
     "sequence.blocks": "sequence.num_layers",
     "sequence.heads": "sequence.num_heads",
@@ -27,14 +27,15 @@ OLD_KEYS: Mapping[str, str | None] = {
     "training.resident": "training.resident_gb",
 }
 #: The same for keys of a section ``columns.NAME``.
-OLD_COLUMN_KEYS: Mapping[str, str | None] = {"backbone": "encoder", "jpeg_draft": None}
+OLD_COLUMN_KEYS: Mapping[str, str] = {"backbone": "encoder", "jpeg_draft": ""}
 #: Current values by old value, by current key.
 OLD_VALUES: Mapping[str, Mapping[Any, Any]] = {
     "evaluation.policy": {"none": "all", "keep-target": "unseen"},
     "items.block": {"adapter": "dense"},
     "items.projection": {"one": "single", "two": "double"},
 }
-
+#: Old and current prefix of parameters of a saved model.
+OLD_PARAMETERS = ("items.heads.", "items.projections.")
 #: Wording of results and records by key; the policy keep-target keeps its name, as it has no equal today.
 OLD_WORDS: Mapping[str, tuple[str, str]] = {
     "protocol": ("nothing excluded (none)", "nothing excluded (all)"),
@@ -43,7 +44,7 @@ OLD_WORDS: Mapping[str, tuple[str, str]] = {
 
 
 def new_name(key: str) -> str | None:
-    """Current name of an old configuration key; None if there is none."""
+    """Current name of an old configuration key; empty if it was removed, None if it is no old key."""
     if key.startswith("columns."):
         path, _, last = key.rpartition(".")
         new = OLD_COLUMN_KEYS.get(last)

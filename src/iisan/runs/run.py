@@ -15,7 +15,7 @@ from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.files import read_manifest, relocated, sha256_file
-from iisan.legacy import upgraded_config, upgraded_keys
+from iisan.legacy import OLD_PARAMETERS, upgraded_config, upgraded_keys
 from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
@@ -67,7 +67,7 @@ class Run:
         """Name -> trained parameter of the best epoch, on the CPU."""
         weights = load_file(self.folder / MODEL)
         del weights[EMBEDDINGS]
-        return weights
+        return {name.replace(*OLD_PARAMETERS): value for name, value in weights.items()}
 
     def check_items(self, dataset: Dataset) -> None:
         """Check that a dataset has the run's items in the same order, as rows identify them.
