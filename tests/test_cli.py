@@ -44,6 +44,7 @@ def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
     code, out, _ = iisan("prepare", "table", tmp_path / "items.csv", tmp_path / "log.csv", "--out", dataset)
     assert code == 0, out
     assert "12 without image" in out
+    assert f"iisan cache {dataset} --text MODEL --out my-states" in out
     code, out, _ = iisan("describe", dataset, "--json")
     assert (code, json.loads(out)["interactions"]) == (0, 63)
     code, out, _ = iisan("cache", dataset, "--text", model_folders["bert"], "--out", states, "--verify", "--json")

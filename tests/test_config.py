@@ -25,6 +25,9 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
         ("training.seed=18446744073709551616", "'training.seed' has the value 18446744073709551616"),
         ("evaluation.policy=none", "'evaluation.policy' has the value 'none'; .*: it is now 'all'"),
         ("evaluation.policy=keep-target", "expected 'unseen', 'all' or 'exclude-all': it is now 'unseen'"),
+        ("items.fusion=linear", "unknown configuration key 'items.fusion'.*: it was removed: leave it out"),
+        ("columns.x.jpeg_draft=true", "'columns.x.jpeg_draft'.*: it was removed: leave it out"),
+        ("items=3", "'items' has the value 3; expected keys and values"),
         ("evaluation.select=hr@7", "select 'hr@7' needs its cut-off among cutoffs"),
         ("modalities=[text,text]", "names one twice"),
         ("modalities=[]", "'table' learns from ids alone"),
@@ -64,7 +67,11 @@ def test_a_file_states_only_what_differs_from_its_recipe(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("- a\n- b\n", "holds list"), ("a: [", "cannot be read as YAML"), ("recipe: mine\n", "no recipe 'mine'")]
+    [
+        ("- a\n- b\n", "holds a list; expected"),
+        ("a: [", "cannot be read as YAML"),
+        ("recipe: mine\n", "no recipe 'mine'"),
+    ]
     + [(text, "cannot be read as YAML") for text in ("dataset: 2024-13-45", "training: &a {batch: *a}")],
 )
 def test_a_bad_file_is_explained(text, sentence, tmp_path):

@@ -435,8 +435,8 @@ def _explained(error: ErrorDetails) -> ConfigError:
         known = [name for name, _ in flatten(Config().model_dump(mode="json"))]
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-        if new := new_name(key):
-            hint = f"it is now '{new}'"
+        if (new := new_name(key)) is not None:
+            hint = f"it is now '{new}'" if new else "it was removed: leave it out"
         return ConfigError(f"unknown configuration key '{key}'", "a known key", hint)
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")
@@ -444,6 +444,6 @@ def _explained(error: ErrorDetails) -> ConfigError:
     new = new_value(key, value)
     return ConfigError(
         f"configuration key '{key}' has the value {value!r}",
-        error["msg"].removeprefix("Input should be "),
+        "keys and values" if error["type"] == "model_type" else error["msg"].removeprefix("Input should be "),
         "change that value" if new == value else f"it is now {new!r}",
     )

@@ -80,5 +80,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, IsADirectoryError) as error:
         raise ConfigError(f"'{path}' cannot be read as YAML ({error})", "a YAML file", "mend it") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"'{path}' holds {type(values).__name__}", "a mapping of settings", "mend it")
+        raise ConfigError(f"'{path}' holds a {type(values).__name__}", "settings (key: value)", "mend it")
     return values

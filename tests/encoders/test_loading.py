@@ -1,4 +1,4 @@
-"""What is refused at the door, and what identifies a model."""
+"""Which models are refused, and what identifies a model."""
 
 import json
 import shutil
@@ -248,7 +248,7 @@ def hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def dead(_api: object, name: str, revision: None, timeout: float) -> None:
+    def dead(_api: object, name: str, revision: str | None, timeout: float) -> None:
         calls.append(timeout)
         raise ConnectionError("no route")
 
@@ -257,6 +257,8 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         load_text("some/model")
     assert calls == [5]
     assert raised.value.__suppress_context__
+    with pytest.raises(EncoderError, match="hf download some/model --revision v2 --local-dir FOLDER"):
+        load_text("some/model@v2")
 
 
 @pytest.mark.usefixtures("hub_cache")

@@ -132,13 +132,13 @@ def test_the_protocol_says_who_is_left_out():
     assert measured(SCORERS["constant"], "all").protocol == (
         "test, full ranking of 8 items, nothing excluded (all), 4 users"
     )
-    assert left_out(1000, 1000) == ""
-    assert left_out(1000, 800) == "200 of 1,000 users left out because their target is in their history"
-    assert "the policy all" in left_out(1000, 799)
+    assert left_out("test", 1000, 1000) == ""
+    assert left_out("test", 1000, 800) == "200 of 1,000 users left out because their target is in their history"
+    assert "the policy all" in left_out("test", 1000, 799)
 
 
 def test_nothing_to_rank_is_refused():
-    with pytest.raises(DataError, match="all 2 targets are in their users' histories") as caught:
+    with pytest.raises(DataError, match="all 2 targets of the test are in their users' histories") as caught:
         measured(SCORERS["constant"], "unseen", SPLIT.test[np.array([1, 3])])
     assert "policy all" in caught.value.cure
 

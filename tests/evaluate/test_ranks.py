@@ -134,7 +134,7 @@ def test_duplicate_items_tie_exactly_wherever_they_stand(users, num_items, width
 
 
 def test_policies_when_the_target_is_in_the_history():
-    # Item scores 5 4 3 2 1; the user took items 0, 2 and 2 again; the target is 2.
+    # Item scores 5 4 3 2 1; the history is items 0, 2 and 2 again; the target is 2.
     scorer = FixedScorer(np.array([5, 4, 3, 2, 1]))
     queries = make_queries([[0, 2, 2]], [2])
     results = {policy: rank_targets(scorer, queries, policy) for policy in ("all", "exclude-all")}

@@ -247,7 +247,7 @@ def test_trained_parameters_are_counted_and_saved(planted, tmp_path):
         (("source=partial", "tuning.last_n_layers=null"), "tuning.last_n_layers, the number of layers"),
         (("tuning.method=none", "tuning.refresh=2"), "nothing to refresh"),
         (("items.kind=side",), "needs items.kind 'projection'"),
-        (("text.encoder=null",), "no modality is named"),
+        (("text.encoder=null",), "no modality is named.*set text.encoder, image.encoder or both"),
         (("text.encoder=null", "modalities=[text]"), "no encoder for text"),
     ],
 )

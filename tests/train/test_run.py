@@ -53,6 +53,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_
     said = []
     result = train(quick(name, *own), tmp_path / "run", say=said.append)
     assert result["status"] == "finished"
+    assert not any("not used" in line for line in said)
     assert result["items_without_content"] == (0 if name == "ids" else 1)  # item 5
     assert any("1 of 30 items have no content" in line for line in said) == (name != "ids")
     files = {path.name for path in (tmp_path / "run").iterdir()}
@@ -68,6 +69,16 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_
     again = assess(run, run.config, "validation", with_baselines=False)[name]
     for metric in ("users", "hr@10", "ndcg@10"):
         assert again.metrics[metric] == pytest.approx(result["validation"][metric])
+
+
+def test_contents_without_states_are_named(quick, prepared, tmp_path):
+    """As after a `cache` that was stopped between two encoders."""
+    (tmp_path / "states").mkdir()
+    (image,) = prepared.states.glob("image-*")
+    (tmp_path / "states" / image.name).symlink_to(image)
+    said = []
+    train(quick().model_copy(update={"states": tmp_path / "states"}), tmp_path / "run", say=said.append)
+    assert "modalities: image; not used: text" in said
 
 
 CHANGES = {
@@ -500,7 +511,7 @@ def test_what_would_rank_nobody_is_refused_before_the_first_epoch(tmp_path):
     # Everyone's last two items are known to them.
     log = pl.DataFrame({"user_id": list("uuuuvvvv"), "item_id": list("abababab")})
     dataset = Dataset.from_frames(items, log)
-    with pytest.raises(DataError, match="all 2 targets are in their users' histories") as caught:
+    with pytest.raises(DataError, match="all 2 targets of the leave-one-out test are in their") as caught:
         train(recipe("ids").override(QUICK), tmp_path / "run", dataset=dataset)
     assert "the policy all" in caught.value.cure
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -637,6 +648,12 @@ def test_states_made_otherwise_are_refused(override, sentence, quick, tmp_path):
 def test_bad_paths(override, error, sentence, quick, tmp_path):
     with pytest.raises(error, match=sentence):
         train(quick("default", override), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "what"), [("default", "states"), ("partial", "token states")])
+def test_a_folder_without_stores_is_named(name, what, quick, tmp_path):
+    with pytest.raises(ConfigError, match=f"'{tmp_path}' holds no {what}; expected"):
+        train(quick(name, f"states={tmp_path}"), tmp_path / "run")
 
 
 def test_items_that_are_not_in_the_store_are_counted(prepared, quick, tmp_path):

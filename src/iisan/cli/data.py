@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from typer import Argument, Context, Option
 
 from iisan.cli.common import DatasetFolder, ImagesOption, Json, Out, app, pairs_of, say_to
+from iisan.names import IMAGE, TEXT
 from iisan.printing import print_json, print_recommendations, print_stores, print_table
 
 if TYPE_CHECKING:
@@ -106,8 +107,9 @@ def prepare(
         print("no timestamps: interactions are ordered as in the file")
     for reason, count in dataset.manifest["skipped"].items():
         print(f"skipped: {count:,} × {reason} (listed in {out / 'skipped.jsonl'})")
-    more = "".join(f" --model {name}=MODEL" for name in options.columns)
-    print(f"next: iisan describe {out}   |   iisan cache {out} --text MODEL --image MODEL{more} --out my-states")
+    some = [name for name, absent in counts["missing"].items() if absent < counts["items"]]
+    models = "".join(f" --{name} MODEL" if name in (IMAGE, TEXT) else f" --model {name}=MODEL" for name in some)
+    print(f"next: iisan describe {out}   |   iisan cache {out}{models} --out my-states")
 
 
 @app.command()

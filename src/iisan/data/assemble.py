@@ -143,7 +143,7 @@ def _with_ids(table: Table, columns: tuple[str, ...], problems: Problems) -> Tab
     table = Table(frame, table.where)
     for column in columns:
         empty = pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
-        table = table.reject(empty, column, f"zero-length {column}", f"a {column} in every row", problems)
+        table = table.reject(empty, column, f"zero-length {column}", "one in every row", problems)
     return table
 
 

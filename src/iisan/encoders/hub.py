@@ -109,7 +109,7 @@ def _download(name: str, repository: str, revision: str | None) -> Path:
         raise EncoderError(
             f"'{name}' is not on this machine and the hub cannot be reached ({type(error).__name__})",
             "a downloaded model",
-            f"on a machine with network run: hf download {name} --local-dir FOLDER, and pass FOLDER instead",
+            f"with a network: hf download {name.replace('@', ' --revision ')} --local-dir FOLDER; pass FOLDER",
         ) from None
 
 

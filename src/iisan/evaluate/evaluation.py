@@ -37,11 +37,11 @@ class Evaluation:
     protocol: str
 
 
-def left_out(total: int, ranked: int) -> str:
-    """State how many of all queries the policy leaves out, if any; raise a ``DataError`` if it leaves out all."""
+def left_out(name: str, total: int, ranked: int) -> str:
+    """State how many of the named queries the policy leaves out; raise a ``DataError`` if it leaves out all."""
     count = total - ranked
     if not ranked:
-        got = f"all {total:,} targets are in their users' histories"
+        got = f"all {total:,} targets of the {name} are in their users' histories"
         raise DataError(got, "at least one that is not", "choose the policy all")
     if not count:
         return ""
@@ -75,7 +75,7 @@ def evaluate(
         DataError: The policy leaves out every query.
     """
     rows = ranked_rows(queries, policy)
-    remark = left_out(len(queries), len(rows))
+    remark = left_out(name, len(queries), len(rows))
     ranked = queries[rows]
     ranks = rank_targets(scorer, ranked, policy, batch=batch, block=block)
     frame = per_user_frame(ranks, rows, queries, train_counts, user_ids, item_ids)

@@ -209,7 +209,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
     def ranked(subset: Subset) -> Queries:
         queries = split.subset(subset)
         rows = ranked_rows(queries, evaluation.policy)
-        if remark := left_out(len(queries), len(rows)):
+        if remark := left_out(f"{split.name} {subset}", len(queries), len(rows)):
             say(f"{subset}: {remark}")
         return queries[rows]
 
@@ -240,6 +240,8 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
     if len(validation) < len(every):
         selection += f", a fixed sample of {len(every):,}"
         say(f"the best epoch is selected by {selection}")
+    if (modalities := config.modalities) and (unused := setup.dataset.kinds.keys() - set(modalities)):
+        say(f"modalities: {', '.join(modalities)}; not used: {', '.join(sorted(unused))}")
     if empty := len(network.source.empty):
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content and share one learned vector")
     for name, store in setup.stores.items():

@@ -66,8 +66,12 @@ def resolve(config: Config) -> Config:
         live = (name for name in dict.fromkeys((*KINDS, *columns)) if config.states_of(name).encoder is not None)
         modalities = tuple(live if config.source == "live" else stored)
         if not modalities:
-            expected = "'modalities' (such as [image, text]), or a folder of state stores"
-            raise ConfigError("no modality is named", expected, STATES_CURE)
+            got, expected = "no modality is named", "'modalities' (such as [text]), or a folder of state stores"
+            if config.source == "live":
+                raise ConfigError(got, "an encoder of each", "set text.encoder, image.encoder or both")
+            if config.states is not None:
+                got = f"'{config.states}' holds no {'token ' * (config.source == 'partial')}states"
+            raise ConfigError(got, expected, STATES_CURE)
     for name in modalities:
         if config.kind_of(name) is None and name in stored:
             columns[name] = columns.get(name, ColumnConfig()).model_copy(update={"kind": stored[name]})
