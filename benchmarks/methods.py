@@ -33,7 +33,7 @@ from iisan.files import aside, write_json
 from iisan.machine import processor_name
 from iisan.names import TEXT
 
-#: Of a text, special ones included (P1): most titles are as long or longer.
+#: Of a text, special ones included (IISAN): most titles are as long or longer.
 TOKENS = 30
 METHODS = {
     "FFT": ("fft", 3, 1),
