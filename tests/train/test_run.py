@@ -499,13 +499,14 @@ def test_what_would_rank_nobody_is_refused_before_the_first_epoch(tmp_path):
     items = pl.DataFrame({"item_id": ["a", "b", "c"]})
     # Everyone's last two items are known to them.
     log = pl.DataFrame({"user_id": list("uuuuvvvv"), "item_id": list("abababab")})
-    dataset = Dataset.from_frames(items, log)
+    Dataset.from_frames(items, log).save(tmp_path / "data")
+    config = recipe("ids").override([*QUICK, f"dataset={tmp_path / 'data'}"])
     with pytest.raises(DataError, match="all 2 targets are in their users' histories") as caught:
-        train(recipe("ids").override(QUICK), tmp_path / "run", dataset=dataset)
+        train(config, tmp_path / "run")
     assert "the policy all" in caught.value.cure
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    everything = recipe("ids").override([*QUICK, "evaluation.policy=all"])
-    assert train(everything, tmp_path / "run", dataset=dataset)["test"]["users"] == 2
+    everything = config.override(["evaluation.policy=all"])
+    assert train(everything, tmp_path / "run")["test"]["users"] == 2
 
 
 def test_a_protocol_with_nothing_unknown_is_refused(quick, tmp_path, monkeypatch):

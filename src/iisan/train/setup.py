@@ -92,12 +92,9 @@ def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> 
     return products
 
 
-def build(config: Config, dataset: Dataset | None = None, processes: Processes = ALONE) -> Setup:
-    """Open the folders of a complete configuration and build the network, in the precision that process 0 chooses.
-
-    A given ``dataset`` replaces the configured one.
-    """
-    dataset = dataset or open_dataset(config)
+def build(config: Config, processes: Processes = ALONE) -> Setup:
+    """Open the folders of a complete configuration, and build its network in the precision chosen by process 0."""
+    dataset = open_dataset(config)
     device = choose_device(config.training.device)
     stores = open_stores(config)
     source = state_source(config, dataset, stores)
