@@ -57,11 +57,8 @@ def inside(root: Path, relative: str) -> Path:
     except ValueError:  # null byte or another drive
         contained = False
     if not contained:
-        raise DataError(
-            f"the path '{relative}' leads out of '{root}'",
-            "a path inside that folder",
-            "give the files' folder, or move the file there",
-        )
+        got = f"the path '{relative}' leads out of '{root}'"
+        raise DataError(got, "a path inside that folder", "give the files' folder, or move the file there")
     return Path(joined)
 
 

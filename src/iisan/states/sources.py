@@ -56,10 +56,7 @@ class StateSource(nn.Module):
     stored = False
 
     def __init__(
-        self,
-        widths: Mapping[str, int],
-        levels: Mapping[str, tuple[Level, ...]],
-        present: Mapping[str, Tensor],
+        self, widths: Mapping[str, int], levels: Mapping[str, tuple[Level, ...]], present: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
         self.widths, self.levels, self.present = dict(widths), dict(levels), dict(present)
