@@ -182,12 +182,6 @@ class ComputedStates(StateSource):
     computed once, in evaluation mode and fp32, and cached in main memory (4·K·D bytes per item): a training step
     then costs as much as with a store, and no gradient reaches the encoders.
 
-    Args:
-        encoders: Encoders, by modality.
-        levels: The K requested levels, by modality.
-        present: Mask [N] of the items that have a modality, by modality.
-        batch_size: Number of contents per forward pass, also in the subclasses.
-
     Raises:
         EncoderError: A level beyond the encoder's depth.
     """

@@ -166,11 +166,7 @@ class StateStore:
         return {"folder": str(self.folder), "rows": len(self), **self.manifest.model_dump(mode="json")}
 
     def verify(self) -> None:
-        """Compare every file with its checksum.
-
-        Raises:
-            StoreError: A file that changed after it was written.
-        """
+        """Raise StoreError if a file is absent or differs from its checksum."""
         for file in self.manifest.files():
             file.verify(self.folder)
 
