@@ -302,7 +302,7 @@ class Config(Section):
             every step, ``partial`` reads token states below the last ``tuning.last_n_layers`` layers and runs
             those layers.
         modalities: Item columns whose content is used, in the order of concatenation; empty for item ids. Defaults
-            to every modality in the state store.
+            to every modality in the state store that the dataset has.
         text: Settings of the column ``text``, and defaults of every other text column.
         image: Settings of the column ``image``, and defaults of every other image column.
         columns: Settings of individual modalities, which take precedence over ``text`` and ``image``.

@@ -13,7 +13,7 @@ from iisan.encoders.precision import Product, choose_precision, feed_forward
 from iisan.errors import ConfigError
 from iisan.machine import choose_device
 from iisan.model import SequentialRecommender
-from iisan.names import KINDS
+from iisan.names import IMPORTED, KINDS
 from iisan.states.configured import STATES_CURE, open_dataset, open_stores, state_source
 from iisan.states.sources import CachedStates
 from iisan.states.store import StateStore
@@ -64,7 +64,9 @@ def resolve(config: Config) -> Config:
         stored = StateStore.kinds(config.states, tokens=config.source == "partial")
     if modalities is None:
         live = (name for name in dict.fromkeys((*KINDS, *columns)) if config.states_of(name).encoder is not None)
-        modalities = tuple(live if config.source == "live" else stored)
+        # A folder of stores may serve several datasets, of which this one lacks some columns.
+        known = {*open_dataset(config).kinds, *(name for name, kind in stored.items() if kind == IMPORTED)}
+        modalities = tuple(name for name in (live if config.source == "live" else stored) if name in known)
         if not modalities:
             expected = "'modalities' (such as [image, text]), or a folder of state stores"
             raise ConfigError("no modality is named", expected, STATES_CURE)
