@@ -136,7 +136,8 @@ class ItemEncoderConfig(Section):
         projection: Linear maps from a tower to the fusion: ``single`` (D→E), ``double`` (D→D, D→E; published
             code), or ``narrow`` (D→E, E→E for intra-modal towers, ``double`` for the inter-modal tower; published
             code of IISAN-Versa).
-        concatenation: Position of the inter-modal tower in the fusion's input.
+        concatenation: Position of the inter-modal tower in the fusion's input: ``inter-between`` the modalities
+            (IISAN), or ``inter-last`` (published code).
         fusion_scale: Factor on the fusion's initial weights. With 1 (Xavier) normalised states give initial scores
             far larger than the loss calls for, which take epochs to unlearn.
         level_norm: ``layer`` applies a parameter-free LayerNorm to every state before the gates.
