@@ -136,7 +136,8 @@ class ItemEncoderConfig(Section):
         projection: Linear maps from a tower to the fusion: ``single`` (D→E), ``double`` (D→D, D→E; published
             code), or ``narrow`` (D→E, E→E for intra-modal towers, ``double`` for the inter-modal tower; published
             code of IISAN-Versa).
-        concatenation: Position of the inter-modal tower in the fusion's input.
+        concatenation: Position of the inter-modal tower in the fusion's input: ``inter-between`` the modalities
+            (IISAN), or ``inter-last`` (published code).
         fusion_scale: Factor on the fusion's initial weights. With 1 (Xavier) normalised states give initial scores
             far larger than the loss calls for, which take epochs to unlearn.
         level_norm: ``layer`` applies a parameter-free LayerNorm to every state before the gates.
@@ -302,7 +303,7 @@ class Config(Section):
             every step, ``partial`` reads token states below the last ``tuning.last_n_layers`` layers and runs
             those layers.
         modalities: Item columns whose content is used, in the order of concatenation; empty for item ids. Defaults
-            to every modality in the state store.
+            to every modality in the state store that the dataset has.
         text: Settings of the column ``text``, and defaults of every other text column.
         image: Settings of the column ``image``, and defaults of every other image column.
         columns: Settings of individual modalities, which take precedence over ``text`` and ``image``.

@@ -35,8 +35,5 @@ def check_modality(name: str, kind: str) -> None:
     others = [] if kind == IMPORTED else [other for other in (*KINDS, IMPORTED) if other != kind]
     reserved = (*others, INTER)
     if not re.fullmatch(r"\w+", name) or name in reserved:
-        raise DataError(
-            f"a column named '{name}'",
-            f"letters, digits and _, and none of {', '.join(reserved)}",
-            "choose another name",
-        )
+        got = f"a column named '{name}'"
+        raise DataError(got, f"letters, digits and _, and none of {', '.join(reserved)}", "choose another name")

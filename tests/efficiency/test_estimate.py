@@ -54,7 +54,7 @@ def check_counts(modality, folder, prepared):
     config = resolve(recipe("fft").override([*settings, "tuning.last_n_layers=1"]))
     models = {modality: Blueprint.of_folder(str(folder), modality)}
     found = estimate(config, models, DataShape.of_dataset(dataset, config), Hardware(1e12, 1e10, precision="fp32"))
-    network = build(config, dataset).network
+    network = build(config).network
     assert found.trainable_parameters == sum(value.numel() for _, value in network.trainable())
     assert found.total_parameters == sum(value.numel() for value in network.parameters())
 

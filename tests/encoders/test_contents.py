@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from contents import contents_of
 from iisan.data.dataset import Dataset
 from iisan.encoders.contents import Contents
 from iisan.errors import ConfigError, DataError
@@ -45,7 +46,7 @@ def test_imported_states_stand_for_items(dataset: Dataset) -> None:
 
 
 def test_plain_texts() -> None:
-    contents = Contents.of_texts(["a", None])
+    contents = contents_of(["a", None])
     assert contents.keys().to_list() == [digest(b"a"), None]
     assert contents.present.tolist() == [True, False]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as hf
 
-from iisan.encoders.contents import Contents
+from contents import contents_of
 from iisan.encoders.encoder import Encoder, _size
 from iisan.encoders.levels import parse_levels
 from iisan.encoders.loading import Loading
@@ -75,7 +75,7 @@ def test_where_the_weights_lie_changes_nothing(llama: Path, tmp_path: Path, devi
     torch.testing.assert_close(states(spread), states(plain), rtol=0, atol=0)
     assert spread.settings == plain.settings
     stores = [
-        extract(encoder, Contents.of_texts(TEXTS), tmp_path / name, dtype="fp32", precision="fp32", levels="all")
+        extract(encoder, contents_of(TEXTS), tmp_path / name, dtype="fp32", precision="fp32", levels="all")
         for name, encoder in (("plain", plain), ("spread", spread))
     ]
     assert stores[0].fingerprint == stores[1].fingerprint
@@ -157,7 +157,7 @@ def blown_up(folder: Path, channels: slice) -> TextEncoder:
 
 @pytest.mark.parametrize("channels", [slice(None), slice(3, 4)])
 def test_states_beyond_the_range_of_fp16(llama: Path, tmp_path: Path, channels: slice) -> None:
-    encoder, contents = blown_up(llama, channels), Contents.of_texts(TEXTS)
+    encoder, contents = blown_up(llama, channels), contents_of(TEXTS)
     with pytest.raises(StoreError, match=r"level 0 of text \d is infinite .* in fp16; .* --dtype bf16"):
         extract(encoder, contents, tmp_path, dtype="fp16", precision="fp32", levels="all")
     store = extract(encoder, contents, tmp_path, precision="fp32", levels="all")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from contents import contents_of
 from iisan.encoders import precision as precision_module
 from iisan.encoders.contents import Contents
 from iisan.encoders.text import TextEncoder, load_text
@@ -101,18 +102,18 @@ def test_equal_contents_are_encoded_once(
 ) -> None:
     monkeypatch.setattr(extract_module, "SAMPLE", 7)
     # Where bf16 is fast, the sample would be encoded once more to measure its error.
-    extract(bert, Contents.of_texts(["red pump", None, "blue pump", "red pump"]), tmp_path, precision="fp32")
+    extract(bert, contents_of(["red pump", None, "blue pump", "red pump"]), tmp_path, precision="fp32")
     assert sorted(encoded) == sorted(2 * ["red pump", "blue pump"])  # once for the sample, once for the store
     encoded.clear()
-    extract(bert, Contents.of_texts(["blue pump", "green pump", "red pump"]), tmp_path, precision="fp32")
+    extract(bert, contents_of(["blue pump", "green pump", "red pump"]), tmp_path, precision="fp32")
     assert encoded == ["green pump"]
     encoded.clear()
-    extract(bert, Contents.of_texts(["green pump"]), tmp_path, precision="fp32")
+    extract(bert, contents_of(["green pump"]), tmp_path, precision="fp32")
     assert encoded == []
 
 
 def test_new_contents_are_appended(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
-    first = Contents.of_texts(catalogue.texts[:20])
+    first = contents_of(catalogue.texts[:20])
     before = extract(bert, first, tmp_path, shard_rows=16)
     old = files_of(before.folder)
     after = extract(bert, Contents.of(catalogue, "text"), tmp_path, shard_rows=16)
@@ -251,7 +252,7 @@ def test_auto_continues_a_store_of_either_precision_and_measures_nothing(
     catalogue: Any, bert: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: str
 ) -> None:
     monkeypatch.setattr(extract_module, "MAX_ERROR", 100)
-    store = extract(bert, Contents.of_texts(catalogue.texts[:5]), tmp_path, precision=existing)
+    store = extract(bert, contents_of(catalogue.texts[:5]), tmp_path, precision=existing)
     monkeypatch.delattr(precision_module, "time_products")
     again = extract(bert, Contents.of(catalogue, "text"), tmp_path)
     assert (again.folder, again.manifest.precision, len(again)) == (store.folder, existing, 36)
@@ -323,7 +324,7 @@ def test_a_model_that_moved_is_found_again_once_it_is_cached_again(
 
 def test_nothing_to_encode(bert: TextEncoder, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no item has text"):
-        extract(bert, Contents.of_texts([None, None]), tmp_path)
+        extract(bert, contents_of([None, None]), tmp_path)
 
 
 def test_unusable_arguments(catalogue: Any, bert: TextEncoder, tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_a_bad_image_names_its_item_and_leaves_the_text(
 
 
 def test_a_store_from_before_there_were_counts_is_read_and_added_to(bert: TextEncoder, tmp_path: Path) -> None:
-    contents = Contents.of_texts(["red pump", "blue pump"])
+    contents = contents_of(["red pump", "blue pump"])
     store = extract(bert, contents, tmp_path, precision="fp32")
     before = store.read(torch.from_numpy(store.rows_of(contents.keys())))
     path = store.folder / "shard-00000.parquet"
@@ -376,7 +377,7 @@ def test_a_store_from_before_there_were_counts_is_read_and_added_to(bert: TextEn
     manifest = json.loads((store.folder / "manifest.json").read_text())
     manifest["shards"][0]["keys"] |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     (store.folder / "manifest.json").write_text(json.dumps(manifest))
-    more = Contents.of_texts(["red pump", "blue pump", "green pump"])
+    more = contents_of(["red pump", "blue pump", "green pump"])
     again = extract(bert, more, tmp_path, precision="fp32")
     rows = again.rows_of(more.keys())
     assert sorted(rows) == [0, 1, 2]

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+from contents import contents_of
 from iisan.data.dataset import Dataset
 from iisan.encoders.contents import Contents
 from iisan.encoders.text import TextEncoder
@@ -158,7 +159,7 @@ def test_a_file_in_the_place_of_the_folder_is_noticed_before_anything_is_compute
 def test_a_finished_store_that_is_added_to_is_unfinished_meanwhile(
     catalogue: Any, bert: TextEncoder, tmp_path: Path, stopped: Any
 ) -> None:
-    extract(bert, Contents.of_texts(catalogue.texts[:20]), tmp_path)
+    extract(bert, contents_of(catalogue.texts[:20]), tmp_path)
     stopped(0)
     with pytest.raises(KeyboardInterrupt):
         extract(bert, Contents.of(catalogue, "text"), tmp_path)
@@ -202,7 +203,7 @@ def test_contents_that_differ_at_no_level_are_refused_whatever_the_encoder(
         extract(bert, contents, tmp_path)
     assert [*tmp_path.iterdir()] == []
     # One content is like itself; it is found out when others are added.
-    one = extract(bert, Contents.of_texts(["red pump"]), tmp_path)
+    one = extract(bert, contents_of(["red pump"]), tmp_path)
     assert one.manifest.error == [None] * 4
     with pytest.raises(StoreError, match="36 different contents"):
         extract(bert, contents, tmp_path)

@@ -510,13 +510,14 @@ def test_what_would_rank_nobody_is_refused_before_the_first_epoch(tmp_path):
     items = pl.DataFrame({"item_id": ["a", "b", "c"]})
     # Everyone's last two items are known to them.
     log = pl.DataFrame({"user_id": list("uuuuvvvv"), "item_id": list("abababab")})
-    dataset = Dataset.from_frames(items, log)
+    Dataset.from_frames(items, log).save(tmp_path / "data")
+    config = recipe("ids").override([*QUICK, f"dataset={tmp_path / 'data'}"])
     with pytest.raises(DataError, match="all 2 targets of the leave-one-out test are in their") as caught:
-        train(recipe("ids").override(QUICK), tmp_path / "run", dataset=dataset)
+        train(config, tmp_path / "run")
     assert "the policy all" in caught.value.cure
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    everything = recipe("ids").override([*QUICK, "evaluation.policy=all"])
-    assert train(everything, tmp_path / "run", dataset=dataset)["test"]["users"] == 2
+    everything = config.override(["evaluation.policy=all"])
+    assert train(everything, tmp_path / "run")["test"]["users"] == 2
 
 
 def test_a_protocol_with_nothing_unknown_is_refused(quick, tmp_path, monkeypatch):
@@ -652,7 +653,7 @@ def test_bad_paths(override, error, sentence, quick, tmp_path):
 
 @pytest.mark.parametrize(("name", "what"), [("default", "states"), ("partial", "token states")])
 def test_a_folder_without_stores_is_named(name, what, quick, tmp_path):
-    with pytest.raises(ConfigError, match=f"'{tmp_path}' holds no {what}; expected"):
+    with pytest.raises(ConfigError, match=f"'{tmp_path}' holds no {what} of this dataset; expected"):
         train(quick(name, f"states={tmp_path}"), tmp_path / "run")
 
 

@@ -74,13 +74,8 @@ def assemble(
 ) -> Parts:
     """Clean, check, filter and index two tables with canonical column names.
 
-    Args:
-        items: Table with ``item_id`` and optional ``text``, ``image`` and further columns.
-        interactions: Table with ``user_id``, ``item_id`` and optional ``timestamp``.
-        options: Columns and images.
-        filters: Filters of interactions.
-        problems: Policy for bad rows.
-        image_root: Folder that image paths are relative to, unless ``options.images`` names it.
+    Image paths are relative to ``image_root``, unless ``options.images`` names their folder. The columns are
+    those of :func:`item_roles` and :func:`interaction_roles`.
 
     Raises:
         DataError: A bad row (policy ``stop``), an invalid name of a further column, or no user is left.

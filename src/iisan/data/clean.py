@@ -59,11 +59,8 @@ def clean_texts(texts: pl.Series) -> pl.Series:
     """
     inner = texts.dtype.inner if isinstance(texts.dtype, pl.List | pl.Array) else texts.dtype
     if inner.is_nested() or inner in (pl.Binary, pl.Duration, pl.Object):
-        raise DataError(
-            f"texts of type {texts.dtype} in the column '{texts.name}'",
-            "strings, or lists of them",
-            "choose another column",
-        )
+        got = f"texts of type {texts.dtype} in the column '{texts.name}'"
+        raise DataError(got, "strings, or lists of them", "choose another column")
     if texts.dtype.is_nested():
         texts = texts.cast(pl.List(pl.String)).list.join(" ", ignore_nulls=True)
     texts = (texts.fill_nan(None) if texts.dtype.is_float() else texts).cast(pl.String)

@@ -225,11 +225,7 @@ class Dataset:
         return {name: origin["column"] for name, origin in self.manifest["provenance"].get("captions", {}).items()}
 
     def check_new_column(self, name: str) -> None:
-        """Check the name of a new column of texts.
-
-        Raises:
-            DataError: The name is taken or invalid.
-        """
+        """Raise DataError if the name of a new column of texts is taken or invalid."""
         if name in self.items.columns:
             raise DataError(f"the items have a column '{name}' already", "a new name", "choose another name")
         check_modality(name, TEXT)

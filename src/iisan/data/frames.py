@@ -13,14 +13,9 @@ from iisan.errors import DataError, MissingExtraError
 
 
 def read_frame(frame: Any, roles: Sequence[Role], name: str, problems: Problems, *, rest: bool) -> Table:
-    """Make a table from a polars or pandas DataFrame.
+    """Make a table from a polars or pandas DataFrame, see :func:`iisan.data.tables.read_table`.
 
-    Args:
-        frame: The DataFrame.
-        roles: Columns to find; Python objects in them become strings.
-        name: Name of the frame in messages.
-        problems: Receives values that are not texts.
-        rest: Keep all other columns too.
+    Python objects in columns that are used become strings; ``name`` is that of the frame in messages.
 
     Raises:
         DataError: Not a DataFrame, an empty one, a missing column, or a bad row (policy ``stop``).

@@ -72,17 +72,11 @@ def are_addresses(values: pl.Series) -> bool:
 def find_images(folder: Path, item_ids: pl.Series, required: bool, problems: Problems) -> pl.Series:
     """Find the files ``<item_id>.jpg`` (or another of ``SUFFIXES``) in a folder and its subfolders.
 
-    Args:
-        folder: Folder of the images.
-        item_ids: Names of the files, ``[N]``.
-        required: Whether some item must have an image.
-        problems: Receives items with several files, which count as missing.
-
     Returns:
-        Paths relative to the folder, ``[N]``, null where missing.
+        Paths relative to the folder, ``[N]``, null where missing; items with several files are reported.
 
     Raises:
-        DataError: No such folder, no image of any item, or several images of one (policy ``stop``).
+        DataError: No such folder, several images of one item (policy ``stop``), or none at all if ``required``.
     """
     if not folder.is_dir():
         raise DataError(f"no folder '{folder}'", "the folder of the images", "check the path")

@@ -82,9 +82,7 @@ class Objects:
 def text_lines(path: Path, bad: Bad) -> Iterator[tuple[int, str]]:
     """Numbers (from 1) and texts of a file's lines, without a byte order mark.
 
-    Args:
-        path: Text file, perhaps compressed by gzip.
-        bad: Receives the lines that are not UTF-8.
+    The file may be compressed by gzip; lines that are not UTF-8 are appended to ``bad``.
     """
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         for number, ended in enumerate(file, 1):

@@ -57,11 +57,8 @@ def inside(root: Path, relative: str) -> Path:
     except ValueError:  # null byte or another drive
         contained = False
     if not contained:
-        raise DataError(
-            f"the path '{relative}' leads out of '{root}'",
-            "a path inside that folder",
-            "give the files' folder, or move the file there",
-        )
+        got = f"the path '{relative}' leads out of '{root}'"
+        raise DataError(got, "a path inside that folder", "give the files' folder, or move the file there")
     return Path(joined)
 
 
@@ -102,13 +99,7 @@ def checked_files(
 ) -> tuple[pl.DataFrame, pl.Series]:
     """Read every file of a column; bad ones are reported and become null.
 
-    Args:
-        items: Items with ``item_id`` and the column (paths relative to ``root``, or bytes).
-        column: Name of the column.
-        kind: Kind of the files.
-        root: Folder of the files.
-        decode: Also decode the files.
-        problems: Receives bad files.
+    Paths are relative to ``root``; with ``decode``, files are also decoded.
 
     Returns:
         The items, and the content keys of their files: strings [N], null where missing.

@@ -77,11 +77,7 @@ _DEFAULTS: dict[Format, Filters] = {
 
 
 def parse_options(values: dict[str, Any]) -> PrepareOptions:
-    """Validate options given as keywords.
-
-    Raises:
-        DataError: An unknown option or an invalid value.
-    """
+    """Validate options given as keywords, or raise DataError."""
     try:
         return PrepareOptions.model_validate(values)
     except ValidationError as error:

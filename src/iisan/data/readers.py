@@ -18,14 +18,7 @@ _HISTORY = "history"
 
 @dataclass(frozen=True)
 class RawTables:
-    """The result of a reader.
-
-    Attributes:
-        items: Table with ``item_id`` and optional ``text``, ``image`` and further columns.
-        interactions: Table with ``user_id``, ``item_id`` and optional ``timestamp``.
-        image_root: Folder that image paths are relative to.
-        files: The two files.
-    """
+    """The two tables, the folder that image paths are relative to, and the files."""
 
     items: Table
     interactions: Table

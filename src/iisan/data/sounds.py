@@ -48,11 +48,8 @@ def open_sound(data: bytes, rate: int, seconds: float) -> np.ndarray:
                 f"a sound at {file.samplerate:,} Hz", f"a sampling rate of {RATES[0]:,} to {RATES[1]:,} Hz", _CURE
             )
         if file.frames < MIN_SECONDS * file.samplerate:
-            raise DataError(
-                f"a sound of {1000 * file.frames / file.samplerate:.0f} ms",
-                f"at least {1000 * MIN_SECONDS:.0f} ms",
-                _CURE,
-            )
+            got = f"a sound of {1000 * file.frames / file.samplerate:.0f} ms"
+            raise DataError(got, f"at least {1000 * MIN_SECONDS:.0f} ms", _CURE)
         wanted = min(file.frames, math.ceil(seconds * file.samplerate))
         start = (file.frames - wanted) // 2
         # MP3 frames may use bits of earlier frames, so the first frames after a seek decode wrongly.

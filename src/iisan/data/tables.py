@@ -147,11 +147,8 @@ def suffix_of(path: Path) -> str:
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in SUFFIXES or name.endswith(".parquet.gz"):
-        raise DataError(
-            f"'{path}' has an unknown extension",
-            f"one of {', '.join(SUFFIXES)} (text formats may end in .gz)",
-            "rename or convert it",
-        )
+        got = f"'{path}' has an unknown extension"
+        raise DataError(got, f"one of {', '.join(SUFFIXES)} (text formats may end in .gz)", "rename or convert it")
     if not path.stat().st_size:
         raise _empty(path)
     return suffix
@@ -223,11 +220,8 @@ def _read_separated(
         raise DataError(f"'{path}' ends its lines with CR alone", "LF or CR LF", "convert its line ends")
     records = _records(lines, separator, quotes)
     if header is None and records[_FIELDS][0] is None:
-        raise DataError(
-            f"'{path}' has a stray quote in its header",
-            "quotes that open and close a field",
-            f"mend it, or {_NO_QUOTES}",
-        )
+        got = f"'{path}' has a stray quote in its header"
+        raise DataError(got, "quotes that open and close a field", f"mend it, or {_NO_QUOTES}")
     columns = records[_FIELDS][0].to_list() if header is None else list(header)
     if len(set(columns)) < len(columns):
         raise DataError(f"'{path}' has two columns of one name: {columns}", "unique names", "rename one")

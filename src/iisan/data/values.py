@@ -22,10 +22,7 @@ _EXACT = 2.0**53
 def as_texts(name: str, values: Sequence[Any], join: bool) -> tuple[pl.Series, list[int]]:
     """Convert values to strings; numbers that are not finite become null, whole numbers lose their fraction.
 
-    Args:
-        name: Name of the column.
-        values: Values of its rows.
-        join: Join lists with spaces (empty ones become null); otherwise they are unusable.
+    With ``join``, lists are joined with spaces (empty ones become null); otherwise they are unusable.
 
     Returns:
         Strings, and the positions of unusable values: objects, bytes, and invalid Unicode.

@@ -100,11 +100,7 @@ def _stream(container: Any) -> Any:
 
 
 def import_av(purpose: str = "reading videos") -> Any:
-    """Import the optional library PyAV.
-
-    Raises:
-        MissingExtraError: The extra ``video`` is not installed.
-    """
+    """Import the optional library PyAV, or raise MissingExtraError."""
     try:
         import av
     except ImportError:

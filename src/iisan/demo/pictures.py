@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from iisan.demo.products import ATTRIBUTES, Attributes
+from iisan.demo.products import ATTRIBUTES, IMAGE_ATTRIBUTES, Attributes, columns
 
 SIZE: Final = 64
 Field = npt.NDArray[np.floating[Any]]
@@ -87,9 +87,7 @@ def render(attributes: Attributes, rng: np.random.Generator) -> Pixels:
     Position (±0.15 of half the width), scale, rotation (±17°), tint and noise are random.
     """
     count = len(attributes)
-    category, shape, colour, pattern = (
-        attributes[:, ATTRIBUTES.index(name)] for name in ("category", "shape", "colour", "pattern")
-    )
+    category, shape, colour, pattern = attributes[:, columns(IMAGE_ATTRIBUTES)].T
 
     def uniform(low: float, high: float, *size: int) -> Field:
         return rng.uniform(low, high, (count, *size)).astype(np.float32)

@@ -177,11 +177,8 @@ def _check_catalogue(path: Path, catalogue: Catalogue, prepared: bool) -> None:
     theirs = read_manifest(path, KIND, SCHEMA, DataError, cure)
     for name, value in ours.items():
         if theirs.get(name) != value:
-            raise DataError(
-                f"'{path.parent}' holds a catalogue with {name} = {theirs.get(name)!r}, not {value!r}",
-                "a new folder, or one with the same catalogue",
-                cure,
-            )
+            got = f"'{path.parent}' holds a catalogue with {name} = {theirs.get(name)!r}, not {value!r}"
+            raise DataError(got, "a new folder, or one with the same catalogue", cure)
 
 
 def _run(name: str, base: str, *changes: str, out: Path, seed: int, say: Callable[[str], None]) -> Run:

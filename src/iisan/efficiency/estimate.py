@@ -249,11 +249,8 @@ def _modalities(config: Config, models: Mapping[str, Blueprint], hardware: Hardw
     if not wanted and not table:
         raise ConfigError("no model is given", f"at least one for items.kind {config.items.kind}", "add one")
     if config.training.precision not in ("auto", hardware.precision):
-        raise ConfigError(
-            f"training.precision '{config.training.precision}' on hardware measured in {hardware.precision}",
-            "the same",
-            "measure in the precision that is trained in",
-        )
+        got = f"training.precision '{config.training.precision}' on hardware measured in {hardware.precision}"
+        raise ConfigError(got, "the same", "measure in the precision that is trained in")
     for modality in wanted:
         model = models.get(modality)
         if model is None or model.modality != modality:

@@ -69,11 +69,9 @@ class AudioEncoder(Encoder):
         if pooling == "cls":
             check_class_token(model, source.name)
         if pooling == "tokens" and (self._whisper or not self._window):
-            raise EncoderError(
-                f"the token states of '{source.name}'",
-                "an audio model with equally many tokens for all sounds (AST)",
-                "exclude audio from partial training, or use such a model",
-            )
+            got = f"the token states of '{source.name}'"
+            cure = "exclude audio from partial training, or use such a model"
+            raise EncoderError(got, "an audio model with equally many tokens for all sounds (AST)", cure)
         for owner in (model, model.config):
             for name, off in _NOISE.items():
                 if hasattr(owner, name):
@@ -146,11 +144,9 @@ class AudioEncoder(Encoder):
         if requested is None:
             return window or DEFAULT_MAX_SECONDS
         if not MIN_SECONDS <= requested <= (window or float("inf")):
-            raise EncoderError(
-                f"max_seconds {requested} for '{self.source.name}'",
-                f"{MIN_SECONDS} to {window:g}" if window else f"at least {MIN_SECONDS}",
-                "choose a length in this range",
-            )
+            got = f"max_seconds {requested} for '{self.source.name}'"
+            expected = f"{MIN_SECONDS} to {window:g}" if window else f"at least {MIN_SECONDS}"
+            raise EncoderError(got, expected, "choose a length in this range")
         return requested
 
 

@@ -69,19 +69,13 @@ class Captioner:
         self._source = source = find_model(name_or_folder, trust_remote_code)
         config = load_processor(hf.AutoConfig, source, "configuration", trust_remote_code)
         if type(config) not in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
-            raise EncoderError(
-                f"'{source.name}' ({config.model_type}) writes no text about pictures",
-                "an image-to-text model such as BLIP, GIT or ViT-GPT2",
-                "choose another model",
-            )
+            got = f"'{source.name}' ({config.model_type}) writes no text about pictures"
+            raise EncoderError(got, "an image-to-text model such as BLIP, GIT or ViT-GPT2", "choose another model")
         decoder = config.get_text_config(decoder=True)
         positions = getattr(decoder, "max_position_embeddings", None)
         if positions is not None and max_tokens >= positions:
-            raise ConfigError(
-                f"captions of at most {max_tokens} tokens",
-                f"fewer than the {positions} positions of '{source.name}'",
-                "lower max_tokens",
-            )
+            got = f"captions of at most {max_tokens} tokens"
+            raise ConfigError(got, f"fewer than the {positions} positions of '{source.name}'", "lower max_tokens")
         whole = load_processor(hf.AutoProcessor, source, "processor", trust_remote_code, backend="pil")
         has_chat = hasattr(whole, "image_processor") and getattr(whole, "chat_template", None)
         self._chat: Any = whole if has_chat else None

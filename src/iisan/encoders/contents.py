@@ -57,12 +57,6 @@ class Contents:
             known_keys=(lambda: dataset.keys[modality]) if files else None,
         )
 
-    @classmethod
-    def of_texts(cls, texts: Sequence[str | None]) -> "Contents":
-        """Return contents from a list of texts."""
-        present = np.array([text is not None for text in texts], dtype=bool)
-        return cls(TEXT, TEXT, present, texts.__getitem__, lambda index: f"text {index}")
-
     @contextlib.contextmanager
     def naming(self, index: int) -> Iterator[None]:
         """Name the item in any ``DataError`` that is raised in this context."""

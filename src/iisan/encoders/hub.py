@@ -65,11 +65,8 @@ def locate(name: str) -> Source:
             return Source(name, folder, None)
     hub_id = _HUB_ID.fullmatch(name)
     if not hub_id:
-        raise EncoderError(
-            f"there is no folder '{name}'",
-            "a model folder or a hub id such as 'owner/name' or 'owner/name@revision'",
-            "check the path",
-        )
+        expected = "a model folder or a hub id such as 'owner/name' or 'owner/name@revision'"
+        raise EncoderError(f"there is no folder '{name}'", expected, "check the path")
     repository, revision = hub_id.groups()
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -106,11 +103,10 @@ def _download(name: str, repository: str, revision: str | None) -> Path:
             "check the id and the revision, or run: hf auth login",
         ) from None
     except Exception as error:  # each version of the hub's client has transport errors of its own
-        raise EncoderError(
-            f"'{name}' is not on this machine and the hub cannot be reached ({type(error).__name__})",
-            "a downloaded model",
-            f"with a network: hf download {name.replace('@', ' --revision ')} --local-dir FOLDER; pass FOLDER",
-        ) from None
+        got = f"'{name}' is not on this machine and the hub cannot be reached ({type(error).__name__})"
+        pinned = name.replace("@", " --revision ")
+        cure = f"on a machine with network run: hf download {pinned} --local-dir FOLDER, and pass FOLDER instead"
+        raise EncoderError(got, "a downloaded model", cure) from None
 
 
 def has_weights(folder: Path) -> bool:
@@ -138,11 +134,8 @@ def check_folder(source: Source, trust_remote_code: bool, weights: bool = True) 
         config = None
     if not isinstance(config, dict) or (weights and not has_weights(source.folder)):
         missing = "readable config.json" if not isinstance(config, dict) else "weights (model.safetensors)"
-        raise EncoderError(
-            f"'{source.name}' has no {missing}",
-            "a Hugging Face model folder",
-            "save it with save_pretrained, or download all of its files",
-        )
+        cure = "save it with save_pretrained, or download all of its files"
+        raise EncoderError(f"'{source.name}' has no {missing}", "a Hugging Face model folder", cure)
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
@@ -165,8 +158,6 @@ def _check_pointers(source: Source) -> None:
         with file.open("rb") as content:
             pointer = content.read(len(_POINTER)) == _POINTER
         if pointer:
-            raise EncoderError(
-                f"'{file.name}' of '{source.name}' is a git-lfs pointer, not the file itself",
-                "all files of the model",
-                "run `git lfs pull` in that folder, or download the model again",
-            )
+            got = f"'{file.name}' of '{source.name}' is a git-lfs pointer, not the file itself"
+            cure = "run `git lfs pull` in that folder, or download the model again"
+            raise EncoderError(got, "all files of the model", cure)

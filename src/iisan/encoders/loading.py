@@ -63,11 +63,9 @@ class Loading:
         if not self.placed:
             return arguments
         if self.quantise is not None and not torch.cuda.is_available():
-            raise EncoderError(
-                f"quantise '{self.quantise}' for '{name}' on a machine without CUDA",
-                "a GPU for bitsandbytes",
-                "leave quantise out; dtype bf16 halves the memory anywhere",
-            )
+            got = f"quantise '{self.quantise}' for '{name}' on a machine without CUDA"
+            cure = "leave quantise out; dtype bf16 halves the memory anywhere"
+            raise EncoderError(got, "a GPU for bitsandbytes", cure)
         _require("accelerate", "a device map")
         arguments["device_map"] = self.device_map or "auto"
         if self.quantise is not None:
@@ -161,11 +159,8 @@ def load_image_processor(source: Source, trust_remote_code: bool) -> Any:
 
     processor = load_processor(AutoImageProcessor, source, "image processor", trust_remote_code, backend="pil")
     if getattr(processor, "backend", "pil") != "pil":
-        raise EncoderError(
-            f"the image processor of '{source.name}' requires torchvision",
-            "one that works with Pillow",
-            "use another image model",
-        )
+        got = f"the image processor of '{source.name}' requires torchvision"
+        raise EncoderError(got, "one that works with Pillow", "use another image model")
     return processor
 
 
@@ -185,22 +180,18 @@ def load_model(
                 source.folder, local_files_only=True, output_loading_info=True, **arguments
             )
     except Exception as error:  # any error of the model's constructor
-        raise EncoderError(
-            f"'{source.name}' cannot be loaded ({' '.join(str(error).split())[:200]})",
-            "a complete Hugging Face model",
-            "download it again, or use another model",
-        ) from None
+        got = f"'{source.name}' cannot be loaded ({' '.join(str(error).split())[:200]})"
+        cure = "download it again, or use another model"
+        raise EncoderError(got, "a complete Hugging Face model", cure) from None
     return model, set(report["missing_keys"])
 
 
 def check_weights(source: Source, part: str, missing: set[str]) -> None:
     """Raise an ``EncoderError`` if weights of a part of a model are missing."""
     if missing:
-        raise EncoderError(
-            f"'{source.name}' lacks {len(missing)} weights of {part}, such as {min(missing)}",
-            "trained values for all of them",
-            "download the model again, or use the folder of the whole model",
-        )
+        got = f"'{source.name}' lacks {len(missing)} weights of {part}, such as {min(missing)}"
+        cure = "download the model again, or use the folder of the whole model"
+        raise EncoderError(got, "trained values for all of them", cure)
 
 
 def read_config(source: Source) -> Any:
@@ -259,11 +250,8 @@ def _part_for(kind: str, model: Any, source: Source) -> tuple[str, Any]:
     if kind == IMAGE and hasattr(part.config, "num_frames"):
         reads = "videos"
     if reads not in (None, *_MAIN_INPUTS[medium]):
-        raise EncoderError(
-            f"'{source.name}' ({type(part).__name__}) reads {reads}",
-            f"a model for {kind}",
-            "pass it for the right kind of content, or choose another model",
-        )
+        cure = "pass it for the right kind of content, or choose another model"
+        raise EncoderError(f"'{source.name}' ({type(part).__name__}) reads {reads}", f"a model for {kind}", cure)
     for name in ("pooler", "head"):
         if isinstance(getattr(part, name, None), nn.Module):
             setattr(part, name, _NoHead())

@@ -37,11 +37,8 @@ def own_pooling(source: Source) -> str | None:
         named = config["pooling_mode"]
         modes = [str(each) for each in (named if isinstance(named, list) else [named])]
     if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise EncoderError(
-            f"'{source.name}' pools its tokens by {' and '.join(modes) or 'no known method'}",
-            f"one of {', '.join(_POOLINGS)}",
-            "choose a pooling yourself, such as mean",
-        )
+        got = f"'{source.name}' pools its tokens by {' and '.join(modes) or 'no known method'}"
+        raise EncoderError(got, f"one of {', '.join(_POOLINGS)}", "choose a pooling yourself, such as mean")
     return _POOLINGS[modes[0]]
 
 

@@ -102,18 +102,13 @@ class TextEncoder(Encoder):
         )
         highest = int(encoded["input_ids"].max()) if encoded["input_ids"].numel() else 0
         if highest >= self._vocabulary_size:
-            raise EncoderError(
-                f"the tokenizer of '{self.source.name}' gives token {highest}",
-                f"tokens below the {self._vocabulary_size} that the model knows",
-                "download the model again, tokenizer and weights together",
-            )
+            got = f"the tokenizer of '{self.source.name}' gives token {highest}"
+            cure = "download the model again, tokenizer and weights together"
+            raise EncoderError(got, f"tokens below the {self._vocabulary_size} that the model knows", cure)
         empty = (encoded["attention_mask"].sum(1) == 0).nonzero()
         if len(empty):
-            raise EncoderError(
-                f"the text {contents[int(empty[0])]!r} has no tokens",
-                f"at least one for '{self.source.name}'",
-                "leave the text of such items empty",
-            )
+            got = f"the text {contents[int(empty[0])]!r} has no tokens"
+            raise EncoderError(got, f"at least one for '{self.source.name}'", "leave the text of such items empty")
         return {name: encoded[name] for name in sorted(self._accepted & set(encoded))}
 
     def row_counts(self, inputs: dict[str, Tensor], rows: int) -> list[int]:
@@ -148,11 +143,9 @@ class TextEncoder(Encoder):
         if requested is None:
             requested = min(default, limit)
         if not least <= requested <= limit:
-            raise EncoderError(
-                f"max_tokens {requested} for '{self.source.name}'",
-                f"{least} to {limit}, special tokens included",
-                "choose a number in this range",
-            )
+            got = f"max_tokens {requested} for '{self.source.name}'"
+            expected = f"{least} to {limit}, special tokens included"
+            raise EncoderError(got, expected, "choose a number in this range")
         return requested
 
     @torch.inference_mode()

@@ -74,11 +74,9 @@ def tune(
         MissingExtraError: peft is not installed.
     """
     if encoder.loading.placed:
-        raise EncoderError(
-            f"'{encoder.source.name}' is sharded over devices or quantised",
-            "plain weights to train",
-            "load it without device_map and quantise, or use its cached states",
-        )
+        got = f"'{encoder.source.name}' is sharded over devices or quantised"
+        cure = "load it without device_map and quantise, or use its cached states"
+        raise EncoderError(got, "plain weights to train", cure)
     encoder.weight_digest  # noqa: B018  (cached before the weights change)
     add_modules(encoder, method, last_n_layers, rank, alpha, bottleneck)
     choose_trained(encoder, method, last_n_layers, gradient_checkpointing)
@@ -109,11 +107,9 @@ def choose_trained(encoder: Encoder, method: str, last_n_layers: int | None, gra
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name in used and re.search(METHODS[method], name) is not None)
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
-        raise EncoderError(
-            f"no weight of method '{method}' takes part in the output of {type(encoder.tower).__name__}",
-            "a model that calls its submodules as modules",
-            "use another tuning method, or another model",
-        )
+        got = f"no weight of method '{method}' takes part in the output of {type(encoder.tower).__name__}"
+        cure = "use another tuning method, or another model"
+        raise EncoderError(got, "a model that calls its submodules as modules", cure)
     for layer in layers if gradient_checkpointing else ():
         # Non-reentrant, because the input of the first layer need not require a gradient.
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
@@ -128,11 +124,8 @@ def first_trained_layer(encoder: Encoder, last_n_layers: int | None) -> int:
     if last_n_layers is None:
         return 0
     if not 1 <= last_n_layers <= encoder.depth:
-        raise EncoderError(
-            f"the last {last_n_layers} layers of '{encoder.source.name}'",
-            f"1 to {encoder.depth}",
-            "choose fewer layers",
-        )
+        got = f"the last {last_n_layers} layers of '{encoder.source.name}'"
+        raise EncoderError(got, f"1 to {encoder.depth}", "choose fewer layers")
     return encoder.depth - last_n_layers
 
 

@@ -148,11 +148,8 @@ def _blocks(scorer: Scorer, query: Any, excluded: tuple[Index, Index], width: in
         origin = min(first, scorer.num_items - width)
         scores = scorer.score(query, slice(origin, origin + width))
         if not scores.max() < torch.inf:
-            raise RunError(
-                f"a score of items {origin} to {origin + width - 1} is NaN or infinite",
-                "finite scores, or -inf for an item that must not be recommended",
-                DIVERGED,
-            )
+            got = f"a score of items {origin} to {origin + width - 1} is NaN or infinite"
+            raise RunError(got, "finite scores, or -inf for an item that must not be recommended", DIVERGED)
         here = slice(*np.searchsorted(items, (first, origin + width)))
         scores[_indices(rows[here], items[here] - origin, scores.device)] = -torch.inf
         yield first, scores[:, first - origin :]

@@ -34,11 +34,9 @@ class Comparison:
     Attributes:
         metric: Metric name, such as ``"ndcg@10"``.
         users: Number of users.
-        mean_a: Mean of a over users, a share of 1.
-        mean_b: Mean of b over users, a share of 1.
+        mean_a, mean_b: Means over users, shares of 1.
         difference: ``mean_a − mean_b``.
-        low: Lower end of the 95% interval of the difference, by bootstrap over users (percentiles).
-        high: Upper end of the interval.
+        low, high: 95% interval of the difference, by bootstrap over users (percentiles).
         p_t: Two-sided paired t-test: 1.0 if no user differs, 0.0 if all differ by the same amount.
         p_mcnemar: Two-sided exact McNemar test for HR of single runs, else None. A user is a hit if the expected
             hit rate over ties is above 0.5.

@@ -242,11 +242,8 @@ def _row(name: str, records: Sequence[Record], comparable: bool) -> Row:
     for run in runs:
         # Two runs of one seed are not two samples: the deviation would be too small.
         if run.seed in by_seed:
-            raise ConfigError(
-                f"seed {run.seed} of '{name}' finished twice ('{by_seed[run.seed].source}' and '{run.source}')",
-                "one finished record for each seed of a row",
-                "leave one of the two out",
-            )
+            got = f"seed {run.seed} of '{name}' finished twice ('{by_seed[run.seed].source}' and '{run.source}')"
+            raise ConfigError(got, "one finished record for each seed of a row", "leave one of the two out")
         by_seed[run.seed] = run
 
     def cost(key: str) -> float | None:

@@ -31,11 +31,7 @@ Costs = Literal["logged", "measured", "none"]
 
 
 def run_experiment(
-    name: str,
-    scale: Scale,
-    out: Path,
-    seeds: Sequence[int] = (0,),
-    say: Callable[[str], None] = lambda line: None,
+    name: str, scale: Scale, out: Path, seeds: Sequence[int] = (0,), say: Callable[[str], None] = lambda line: None
 ) -> Path:
     """Run every row of an experiment with every seed.
 

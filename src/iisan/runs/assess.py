@@ -67,11 +67,8 @@ def assess(
         subsets = subsets.after(split(dataset.sequences, dataset.num_items, own))
         queries = subsets.subset(subset)
         if not len(queries):
-            raise DataError(
-                f"the run was trained or selected on all {total:,} targets of the {other} {subset} under {own}",
-                "at least one that it was not",
-                f"evaluate it under {own}",
-            )
+            got = f"the run was trained or selected on all {total:,} targets of the {other} {subset} under {own}"
+            raise DataError(got, "at least one that it was not", f"evaluate it under {own}")
         later = subsets.trained_later(queries)
         remark = (
             f" of a run trained under {own} ({total - len(queries):,} of {total:,} targets left out, which it was "

@@ -153,11 +153,9 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
         values = {run.result.get(f"previous_{key}", run.result[key]): run.folder for run in runs}
         if len(values) > 1:
             (one, first), (other, second), *_ = values.items()
-            raise ConfigError(
-                f"'{first}' and '{second}' have different {key} ({one} and {other})",
-                "runs evaluated on the same targets",
-                "evaluate both on the same data with the same protocol",
-            )
+            got = f"'{first}' and '{second}' have different {key} ({one} and {other})"
+            cure = "evaluate both on the same data with the same protocol"
+            raise ConfigError(got, "runs evaluated on the same targets", cure)
     groups = _groups(runs)
     mixed = why_not_compared({group.name: group.conditions() for group in groups})
     costs = {} if mixed else {group.name: group.measurement() for group in groups}
@@ -186,11 +184,9 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
         method["continued"] = run.result.get("continued_from") is not None
         seeds = members.setdefault(str(sorted(method.items(), key=lambda pair: pair[0])), {})
         if (before := seeds.setdefault(run.config.training.seed, run)) is not run:
-            raise ConfigError(
-                f"'{before.folder}' and '{run.folder}' have the same settings and the same seed",
-                "each run once, as the seeds show how much a method varies",
-                "leave one of them out",
-            )
+            got = f"'{before.folder}' and '{run.folder}' have the same settings and the same seed"
+            expected = "each run once, as the seeds show how much a method varies"
+            raise ConfigError(got, expected, "leave one of them out")
     groups = [tuple(seeds.values()) for seeds in members.values()]
     recipes = [same[0].config.recipe for same in groups]
     folders = short_names([same[0].folder.absolute() for same in groups])

@@ -65,11 +65,8 @@ def check_finite(values: Tensor, levels: Sequence[Level], label: Callable[[int],
     finite = torch.isfinite(values).reshape(*values.shape[:2], -1).all(-1)
     if not finite.all():
         row, level = (int(index) for index in (~finite).nonzero()[0])
-        raise StoreError(
-            f"level {levels[level]} of {label(row)} is infinite or not a number in {dtype}",
-            "finite states",
-            "use --dtype bf16 or fp32 and --precision fp32, or omit this level",
-        )
+        got = f"level {levels[level]} of {label(row)} is infinite or not a number in {dtype}"
+        raise StoreError(got, "finite states", "use --dtype bf16 or fp32 and --precision fp32, or omit this level")
 
 
 def encode_checked(

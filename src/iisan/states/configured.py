@@ -124,11 +124,8 @@ def _load_encoder(config: Config, modality: str, store: StateStore | None) -> En
     stored = store.settings if store else {}
     name = wanted.encoder or stored.get("encoder")
     if name is None:
-        raise ConfigError(
-            f"source '{config.source}' has no encoder for {modality}",
-            "a hub id or a folder",
-            f"set {modality}.encoder, or columns.{modality}.encoder",
-        )
+        got = f"source '{config.source}' has no encoder for {modality}"
+        raise ConfigError(got, "a hub id or a folder", f"set {modality}.encoder, or columns.{modality}.encoder")
     limits: dict[str, Any] = {limit: getattr(wanted, limit) or stored.get(limit) for limit in _LIMITS}
     encoder = load_encoder(str(wanted.kind), name, pooling=wanted.pooling, **limits)
     if store is not None:

@@ -55,11 +55,8 @@ class CorruptedStates(StateSource):
     ) -> None:
         super().__init__(source.widths, source.levels, source.present)
         if modality not in source.widths:
-            raise ConfigError(
-                f"the run has no modality '{modality}'",
-                f"one of {', '.join(source.widths)}",
-                "choose one of these",
-            )
+            got = f"the run has no modality '{modality}'"
+            raise ConfigError(got, f"one of {', '.join(source.widths)}", "choose one of these")
         self.source = source
         if corruption == "remove":
             self.present[modality] = source.present[modality] & ~torch.from_numpy(items)

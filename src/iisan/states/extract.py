@@ -237,11 +237,8 @@ def check_errors(errors: Sequence[float | None], levels: Sequence[Level], how: s
     """
     worst, level = max((error or 0.0, str(level)) for error, level in zip(errors, levels, strict=True))
     if worst > MAX_ERROR:
-        raise StoreError(
-            f"{how} changes level {level} by {worst:.1%} of the spread between items",
-            f"at most {MAX_ERROR:.0%}",
-            cure,
-        )
+        got = f"{how} changes level {level} by {worst:.1%} of the spread between items"
+        raise StoreError(got, f"at most {MAX_ERROR:.0%}", cure)
 
 
 def chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:

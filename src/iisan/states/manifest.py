@@ -40,11 +40,7 @@ class File(_Entry):
         return path.is_file() and path.stat().st_size == self.bytes
 
     def verify(self, folder: Path) -> None:
-        """Compare the file with its checksum.
-
-        Raises:
-            StoreError: It is absent or has changed.
-        """
+        """Raise StoreError if the file is absent or differs from its checksum."""
         if not self.is_whole(folder) or sha256_file(folder / self.name) != self.sha256:
             raise damaged(folder / self.name)
 

@@ -56,10 +56,7 @@ class StateSource(nn.Module):
     stored = False
 
     def __init__(
-        self,
-        widths: Mapping[str, int],
-        levels: Mapping[str, tuple[Level, ...]],
-        present: Mapping[str, Tensor],
+        self, widths: Mapping[str, int], levels: Mapping[str, tuple[Level, ...]], present: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
         self.widths, self.levels, self.present = dict(widths), dict(levels), dict(present)
@@ -184,12 +181,6 @@ class ComputedStates(StateSource):
     values of a store. While the weights are held (see :meth:`hold`), the states of the whole catalogue are
     computed once, in evaluation mode and fp32, and cached in main memory (4·K·D bytes per item): a training step
     then costs as much as with a store, and no gradient reaches the encoders.
-
-    Args:
-        encoders: Encoders, by modality.
-        levels: The K requested levels, by modality.
-        present: Mask [N] of the items that have a modality, by modality.
-        batch_size: Number of contents per forward pass, also in the subclasses.
 
     Raises:
         EncoderError: A level beyond the encoder's depth.

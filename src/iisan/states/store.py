@@ -81,19 +81,15 @@ class StateStore:
         folder = Path(folder)
         manifest = Manifest.read(folder)
         if manifest.settings.get(DRAFT):
-            raise StoreError(
-                f"the states in '{folder}' were made from JPEGs decoded in draft mode",
-                "states of whole images, the only kind there is now",
-                f"delete the folder and {RECACHE}",
-            )
+            got = f"the states in '{folder}' were made from JPEGs decoded in draft mode"
+            expected = "states of whole images, the only kind there is now"
+            raise StoreError(got, expected, f"delete the folder and {RECACHE}")
         store = cls(folder, manifest)
         if not manifest.finished:
             command = "import-states" if store.kind == IMPORTED else "cache"
-            raise StoreError(
-                f"the writing of '{folder}' was interrupted or is in progress: {len(store):,} rows are there",
-                "a finished store",
-                f"run the same `iisan {command}` again, which continues from there",
-            )
+            got = f"the writing of '{folder}' was interrupted or is in progress: {len(store):,} rows are there"
+            cure = f"run the same `iisan {command}` again, which continues from there"
+            raise StoreError(got, "a finished store", cure)
         for file in manifest.files():
             if not file.is_whole(folder):
                 raise StoreError(
@@ -101,11 +97,8 @@ class StateStore:
                 )
         for name, value in (expect or {}).items():
             if not _fits(manifest.settings, name, value):
-                raise StoreError(
-                    f"the states in '{folder}' were made with {name} {manifest.settings.get(name)!r}",
-                    f"{name} {value!r}",
-                    f"{RECACHE} with this setting, or change the setting",
-                )
+                got = f"the states in '{folder}' were made with {name} {manifest.settings.get(name)!r}"
+                raise StoreError(got, f"{name} {value!r}", f"{RECACHE} with this setting, or change the setting")
         # No error at any level: either all contents are alike, or there was only one at first.
         if all(error is None for error in manifest.error):
             some = torch.arange(len(store))[:: len(store) // 512 + 1]
@@ -164,11 +157,8 @@ class StateStore:
             raise StoreError(f"'{folder}' holds no {kind}", "a folder of state stores", cure)
         if len(candidates) > 1:
             names = ", ".join(path.name for path in candidates)
-            raise StoreError(
-                f"'{folder}' holds several {modality} stores ({names})",
-                "one that fits",
-                f"move the others elsewhere, or say which with settings such as {modality}.encoder or pooling",
-            )
+            cure = f"move the others elsewhere, or say which with settings such as {modality}.encoder or pooling"
+            raise StoreError(f"'{folder}' holds several {modality} stores ({names})", "one that fits", cure)
         return cls.open(candidates[0], expect)
 
     def facts(self) -> dict[str, Any]:
@@ -176,11 +166,7 @@ class StateStore:
         return {"folder": str(self.folder), "rows": len(self), **self.manifest.model_dump(mode="json")}
 
     def verify(self) -> None:
-        """Compare every file with its checksum.
-
-        Raises:
-            StoreError: A file that changed after it was written.
-        """
+        """Raise StoreError if a file is absent or differs from its checksum."""
         for file in self.manifest.files():
             file.verify(self.folder)
 
@@ -230,11 +216,9 @@ class StateStore:
         """
         for level in levels:
             if level not in self.levels:
-                raise StoreError(
-                    f"level {level} is not in the store '{self.folder}'",
-                    f"one of {', '.join(map(str, self.levels))}",
-                    f"choose among these, or {RECACHE} with that level",
-                )
+                got = f"level {level} is not in the store '{self.folder}'"
+                cure = f"choose among these, or {RECACHE} with that level"
+                raise StoreError(got, f"one of {', '.join(map(str, self.levels))}", cure)
         return [self.levels.index(level) for level in levels]
 
     def read(self, rows: Tensor, levels: Sequence[Level] | None = None) -> Tensor:

@@ -51,13 +51,7 @@ class StateWriter:
         self._held.close()
 
     def start(self, keys: Sequence[str | None], indices: Sequence[int], **entries: Any) -> list[int]:
-        """Return those of ``indices`` whose content key is not stored, and record whether there are any.
-
-        Args:
-            keys: Content keys, by index.
-            indices: Indices of the contents that the store shall hold.
-            entries: Further entries of the manifest to record.
-        """
+        """Begin to add contents: return those of ``indices`` whose key is not stored, and record ``entries``."""
         stored = StateStore(self.folder, self.manifest).rows_of([keys[index] for index in indices])
         new = [index for index, row in zip(indices, stored.tolist(), strict=True) if row < 0]
         self.record(finished=not new, **entries)

@@ -41,11 +41,9 @@ def check_same_model(run: Run, config: Config) -> None:
     before, after = (_model_settings(each, frozen) for each in (run.config, config))
     if found := difference(before, after):
         key, theirs, ours = found
-        raise RunError(
-            f"the run in '{run.folder}' has {key} = {theirs!r}, and with {ours!r} it would be another model",
-            f"{key} = {theirs!r}",
-            "leave this setting as it is, or train a new run without --from",
-        )
+        got = f"the run in '{run.folder}' has {key} = {theirs!r}, and with {ours!r} it would be another model"
+        cure = "leave this setting as it is, or train a new run without --from"
+        raise RunError(got, f"{key} = {theirs!r}", cure)
 
 
 def _model_settings(config: Config, frozen: bool) -> dict[str, Any]:
@@ -93,11 +91,9 @@ def _check_same_states(run: Run, setup: Setup) -> None:
         theirs = {name: run.result[name] for name in ours}
     if found := difference(theirs, ours):
         key, before, now = found
-        raise RunError(
-            f"the states come from another encoder than those of the run in '{run.folder}': {key} is {now!r}",
-            repr(before),
-            "name states that were made with the same encoder and pooling, or train a new run without --from",
-        )
+        got = f"the states come from another encoder than those of the run in '{run.folder}': {key} is {now!r}"
+        cure = "name states that were made with the same encoder and pooling, or train a new run without --from"
+        raise RunError(got, repr(before), cure)
 
 
 def _rows_in(run: Run, dataset: Dataset) -> Index:

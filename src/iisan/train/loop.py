@@ -39,7 +39,7 @@ def batch_loss(
 ) -> Tensor:
     """Compute the loss of a batch over all positions with a next item, a scalar.
 
-    Each of several processes computes that of its part of the batch (``Batch.part``), and the parts add up.
+    With several processes, each computes the loss of its part (``Batch.part``); the sum is that of the batch.
     ``states`` are the hidden states of this process's share of the items, if they have been read already.
     """
     items = processes.gather(network.encode_items(processes.share(batch.rows), states), len(batch.rows))
@@ -54,7 +54,7 @@ def batch_loss(
 def parameter_groups(
     network: SequentialRecommender, config: OptimizerConfig, encoder_rate: float
 ) -> list[dict[str, Any]]:
-    """Group the trained parameters by learning rate, that inside the encoders being ``encoder_rate``."""
+    """Group the trained parameters by learning rate; ``encoder_rate`` is that of weights inside the encoders."""
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in network.trainable():
         match name.split("."):

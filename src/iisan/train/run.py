@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save_file
 
 from iisan.config import FOLDERS, Config
-from iisan.data.dataset import Dataset
 from iisan.data.splits import Queries, Subset
 from iisan.errors import IisanError, RunError
 from iisan.evaluate.evaluation import left_out
@@ -49,13 +48,7 @@ _UNFINISHED = re.compile(
 )
 
 
-def train(
-    config: Config,
-    out: Path,
-    dataset: Dataset | None = None,
-    say: Say = lambda line: None,
-    start: Run | None = None,
-) -> dict[str, Any]:
+def train(config: Config, out: Path, say: Say = lambda line: None, start: Run | None = None) -> dict[str, Any]:
     """Train and evaluate a configuration, or resume an interrupted run.
 
     Processes that ``torchrun`` started train together (:mod:`iisan.train.processes`) and share ``out``.
@@ -63,7 +56,6 @@ def train(
     Args:
         config: Configuration.
         out: Run folder.
-        dataset: Dataset that replaces the configured one.
         say: Callback for progress messages.
         start: Finished run of the same model that provides the initial weights; its items may differ.
 
@@ -80,14 +72,14 @@ def train(
     with joined(device) as processes, _claimed(out, config) if processes.first else nullcontext():
         processes.wait()
         if (finished := _finished_result(out)) is not None:
-            inputs = {"continued_from": start and start.fingerprint, **_inputs_there(config, dataset)}
+            inputs = {"continued_from": start and start.fingerprint, **_inputs_there(config)}
             check_inputs(out, finished, inputs)
             if processes.first:
                 say(f"{out} is finished already; nothing to do")
             return finished
         forget_peak(device)
         try:
-            setup = build(config, dataset, processes)
+            setup = build(config, processes)
             if processes.first:
                 _write_config(out, setup.config)
             _train(setup, out, say if processes.first else lambda line: None, processes, start)
@@ -163,12 +155,11 @@ def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
     return config.override([f"training.precision={chosen}"])
 
 
-def _inputs_there(config: Config, dataset: Dataset | None) -> dict[str, Any]:
+def _inputs_there(config: Config) -> dict[str, Any]:
     """Hash the configured dataset and states, as far as they exist."""
-    if dataset is None and config.dataset is not None and config.dataset.exists():
-        dataset = open_dataset(config)
-    if dataset is None:
+    if config.dataset is None or not config.dataset.exists():
         return {}
+    dataset = open_dataset(config)
     if config.states is not None and config.states.exists():
         return fingerprints(dataset, open_stores(config))
     return {name: value for name, value in fingerprints(dataset, {}).items() if name != "states"}

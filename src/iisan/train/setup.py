@@ -13,7 +13,7 @@ from iisan.encoders.precision import Product, choose_precision, feed_forward
 from iisan.errors import ConfigError
 from iisan.machine import choose_device
 from iisan.model import SequentialRecommender
-from iisan.names import KINDS
+from iisan.names import IMPORTED, KINDS
 from iisan.states.configured import STATES_CURE, open_dataset, open_stores, state_source
 from iisan.states.sources import CachedStates
 from iisan.states.store import StateStore
@@ -64,13 +64,15 @@ def resolve(config: Config) -> Config:
         stored = StateStore.kinds(config.states, tokens=config.source == "partial")
     if modalities is None:
         live = (name for name in dict.fromkeys((*KINDS, *columns)) if config.states_of(name).encoder is not None)
-        modalities = tuple(live if config.source == "live" else stored)
+        # A folder of stores may serve several datasets, of which this one lacks some columns.
+        known = {*open_dataset(config).kinds, *(name for name, kind in stored.items() if kind == IMPORTED)}
+        modalities = tuple(name for name in (live if config.source == "live" else stored) if name in known)
         if not modalities:
             got, expected = "no modality is named", "'modalities' (such as [text]), or a folder of state stores"
             if config.source == "live":
                 raise ConfigError(got, "an encoder of each", "set text.encoder, image.encoder or both")
             if config.states is not None:
-                got = f"'{config.states}' holds no {'token ' * (config.source == 'partial')}states"
+                got = f"'{config.states}' holds no {'token ' * (config.source == 'partial')}states of this dataset"
             raise ConfigError(got, expected, STATES_CURE)
     for name in modalities:
         if config.kind_of(name) is None and name in stored:
@@ -96,12 +98,9 @@ def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> 
     return products
 
 
-def build(config: Config, dataset: Dataset | None = None, processes: Processes = ALONE) -> Setup:
-    """Open the folders of a complete configuration and build the network, in the precision that process 0 chooses.
-
-    A given ``dataset`` replaces the configured one.
-    """
-    dataset = dataset or open_dataset(config)
+def build(config: Config, processes: Processes = ALONE) -> Setup:
+    """Open the folders of a complete configuration, and build its network in the precision chosen by process 0."""
+    dataset = open_dataset(config)
     device = choose_device(config.training.device)
     stores = open_stores(config)
     source = state_source(config, dataset, stores)
