@@ -144,15 +144,20 @@ def test_costs_of_unlike_conditions_are_left_out_with_one_line(runs, capsys, fac
 
 def test_quality_is_averaged_over_machines_and_moved_folders(runs, prepared, tmp_path):
     """One configuration, whose second seed was trained on another machine with the folders elsewhere."""
-    first, second = runs("ids"), elsewhere(runs("ids", 1), **OTHER)
+    first, second = runs("ids"), elsewhere(runs("ids", 1), **OTHER, precision="bf16")
     config = second / "config.yaml"
     text = config.read_text().replace(str(prepared.dataset), "/data/dataset")
-    config.write_text(text.replace("device: auto", "device: cpu"))
+    config.write_text(text.replace("device: auto", "device: cpu").replace("precision: fp32", "precision: bf16"))
     report = compare_runs([first, second], PAPER)
     (group,) = report.groups
     assert group.metric("hr@10").count == 2
     assert report.costs == {}
     assert [condition.startswith("Abacus, 8 cores") for condition in report.conditions["ids"]] == [False, True]
+
+
+def test_runs_asked_for_other_precisions_are_other_methods(runs):
+    fp32 = runs("ids", 0, "training.precision=fp32")
+    assert len(compare_runs([fp32, runs("ids", 1)], PAPER).groups) == 2
 
 
 def test_runs_on_other_states_are_other_methods(runs):

@@ -181,6 +181,8 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
         settings = dict(flatten(run.config.model_dump(mode="json")))
         method = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
         method["states"] = sorted(run.result["states"].items())
+        # What auto chose depends on the machine.
+        method["training.precision"] = run.result.get("requested_precision", run.config.training.precision)
         method["continued"] = run.result.get("continued_from") is not None
         seeds = members.setdefault(str(sorted(method.items(), key=lambda pair: pair[0])), {})
         if (before := seeds.setdefault(run.config.training.seed, run)) is not run:

@@ -65,6 +65,7 @@ def train(config: Config, out: Path, say: Say = lambda line: None, start: Run | 
     Raises:
         RunError: ``out`` contains something else, ``start`` is another model, or training diverged.
     """
+    requested = config.training.precision
     config = _as_begun(out, resolve(config))
     if start is not None:
         check_same_model(start, config)
@@ -82,7 +83,7 @@ def train(config: Config, out: Path, say: Say = lambda line: None, start: Run | 
             setup = build(config, processes)
             if processes.first:
                 _write_config(out, setup.config)
-            _train(setup, out, say if processes.first else lambda line: None, processes, start)
+            _train(setup, out, say if processes.first else lambda line: None, processes, start, requested)
         except Exception as error:
             if processes.first:
                 message = str(error) if isinstance(error, IisanError) else f"{type(error).__name__}: {error}"
@@ -191,7 +192,9 @@ def _header(config: Config) -> dict[str, Any]:
     }
 
 
-def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run | None) -> None:
+def _train(
+    setup: Setup, out: Path, say: Say, processes: Processes, start: Run | None, requested_precision: str
+) -> None:
     config, split, network = setup.config, setup.split, setup.network
     evaluation, training = config.evaluation, config.training
     length = config.sequence.max_length
@@ -281,6 +284,7 @@ def _train(setup: Setup, out: Path, say: Say, processes: Processes, start: Run |
         "validation_seconds": sum(record["validation_seconds"] for record in progress.history),
         **peak_memory(setup.device),
         "precision": config.training.precision,
+        "requested_precision": requested_precision,
         "device": device_name(setup.device),
         "threads": torch.get_num_threads(),
         "processes": processes.size,
