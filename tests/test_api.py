@@ -88,6 +88,7 @@ def test_saved_and_loaded_it_recommends_the_same(recommender, tmp_path):
     [
         ({"history": ["i0", "i99"]}, "i99"),
         ({"history": []}, "the history is empty"),
+        ({"history": "i1"}, "is a string"),
         ({"user": "nobody"}, "nobody"),
         ({}, "neither or both"),
         ({"user": "u1", "history": ["i1"]}, "neither or both"),

@@ -144,12 +144,14 @@ class Recommender:
             Table of ``rank`` from 1, ``item_id``, ``score`` (dot product), ``text``.
 
         Raises:
-            DataError: Unknown user or item, an empty history, or neither or both arguments.
+            DataError: Unknown user or item, an empty history or a string, or neither or both arguments.
         """
         if (user is None) == (history is None):
             raise DataError(
                 "neither or both of user and history are given", "one of them", "pass user=… or history=[…]"
             )
+        if isinstance(history, str):
+            raise DataError(f"the history '{history}' is a string", "a sequence of item ids", "pass history=[…]")
         if history is None:
             sequences, users = self.dataset.sequences, np.array([self.dataset.user_index(str(user))])
         elif len(history):
