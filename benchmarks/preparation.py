@@ -35,8 +35,8 @@ from iisan.recipes import recipe
 from iisan.train.batches import Batches
 from iisan.train.setup import build, resolve
 config = resolve(recipe("ids").override([f"dataset={sys.argv[1]}"]))
-setup, drawn = build(config), config.training
-batches = Batches(setup.split, config.sequence.max_length, drawn.batch_size, config.loss, drawn.windows, drawn.seed)
+split, drawn, length = build(config).split, config.training, config.sequence.max_length
+batches = Batches(split, length, drawn.batch_size, config.loss, drawn.windows, drawn.seed)
 next(batches.epoch(1))
 """
 
