@@ -74,7 +74,7 @@ def test_named_modalities_need_no_look_at_other_stores(many, tmp_path):
         resolve(config)
 
 
-def test_live_modalities_are_those_with_a_encoder(many):
+def test_live_modalities_are_those_with_an_encoder(many):
     _, models = many
     given = {
         "columns.image.encoder": models["image"],
@@ -83,6 +83,24 @@ def test_live_modalities_are_those_with_a_encoder(many):
     }
     live = [f"{key}='{value}'" for key, value in given.items()]
     assert resolve(configured(many, "source=live", *live)).modalities == ("image", "text", "note")
+
+
+def test_a_live_encoder_for_a_column_that_the_dataset_lacks_is_refused(many):
+    _, models = many
+    text, other = (f"{key}='{models['text']}'" for key in ("text.encoder", "columns.other.encoder"))
+    config = resolve(configured(many, "source=live", text, other, "columns.other.kind=text"))
+    assert config.modalities == ("text", "other")
+    with pytest.raises(ConfigError, match="no contents in a column 'other'"):
+        build(config)
+
+
+def test_stored_modalities_are_those_that_the_dataset_has(many, tmp_path):
+    """A folder of stores may serve several datasets."""
+    whole = Dataset.load(many[0] / "dataset")
+    without = Dataset.from_frames(whole.items.select("item_id", "text"), whole.interactions())
+    config = configured(many).model_copy(update={"dataset": without.save(tmp_path / "texts").folder})
+    assert "note" in resolve(configured(many)).modalities
+    assert resolve(config).modalities == ("image", "text")  # the columns of every dataset
 
 
 def test_four_modalities_train_cached_as_live(many, tmp_path):

@@ -63,10 +63,13 @@ def resolve(config: Config) -> Config:
     if incomplete and config.source != "live" and config.states is not None:
         stored = StateStore.kinds(config.states, tokens=config.source == "partial")
     if modalities is None:
-        live = (name for name in dict.fromkeys((*KINDS, *columns)) if config.states_of(name).encoder is not None)
-        # A folder of stores may serve several datasets, of which this one lacks some columns.
-        known = {*open_dataset(config).kinds, *(name for name, kind in stored.items() if kind == IMPORTED)}
-        modalities = tuple(name for name in (live if config.source == "live" else stored) if name in known)
+        if config.source == "live":
+            named = dict.fromkeys((*KINDS, *columns))
+            modalities = tuple(name for name in named if config.states_of(name).encoder is not None)
+        else:
+            # A folder of stores may serve several datasets, of which this one lacks some columns.
+            kinds = open_dataset(config).kinds if stored else {}
+            modalities = tuple(name for name, kind in stored.items() if kind == IMPORTED or name in kinds)
         if not modalities:
             got, expected = "no modality is named", "'modalities' (such as [text]), or a folder of state stores"
             if config.source == "live":
