@@ -15,7 +15,10 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
         ("training.bacth=1", "unknown configuration key 'training.bacth'.*did you mean 'training.batch_size'"),
         ("training.batch_size=-1", "'training.batch_size' has the value -1; expected greater than 0"),
         ("training.batch_size=many", "'training.batch_size' has the value 'many'"),
-        ("items.kind=tabel", "'items.kind' has the value 'tabel'; expected 'side', 'projection' or 'table'"),
+        (
+            "items.kind=tabel",
+            "'items.kind' has the value 'tabel'; expected 'side', 'projection', 'table' or 'none'",
+        ),
         ("optimizer.gate_learning_rates.foo=1", "settings of a tower 'foo', which is none of audio, image"),
         ("training.batch_size.x=1", "looks inside 'batch_size', which is a value"),
         ("foo", "'foo' is no assignment"),

@@ -121,8 +121,15 @@ class Recommender:
 
     @property
     def item_embeddings(self) -> np.ndarray[Any, Any]:
-        """Item embeddings ``[N, E]``, fp32, in the order of ``run.items``."""
-        return self.run.scorer.items.cpu().numpy()
+        """Learned item embeddings ``[N, E]``, fp32, in the order of ``run.items``.
+
+        Raises:
+            RunError: The run has no learned part.
+        """
+        if self.run.learned is None:
+            got = f"the run in '{self.run.folder}' has no learned item embeddings"
+            raise RunError(got, "a trained run", "train one with another recipe, such as default")
+        return self.run.learned.items.cpu().numpy()
 
     def recommend(
         self,

@@ -115,7 +115,8 @@ class ItemEncoderConfig(Section):
     """The item encoder, from hidden states to an item embedding (IISAN, eqs. 1–3).
 
     Attributes:
-        kind: ``side`` (side networks), ``projection`` (linear map of the last states), or ``table`` (item ids).
+        kind: ``side`` (side networks), ``projection`` (linear map of the last states), ``table`` (item ids), or
+            ``none`` (nothing is trained; see ``anchor``).
         embedding_dim: Width E of item embeddings.
         intra: Whether each modality has a tower.
         inter: Whether there is a tower across modalities, given at least two.
@@ -140,10 +141,12 @@ class ItemEncoderConfig(Section):
             (IISAN), or ``inter-last`` (published code).
         fusion_scale: Factor on the fusion's initial weights. With 1 (Xavier) normalised states give initial scores
             far larger than the loss calls for, which take epochs to unlearn.
-        level_norm: ``layer`` applies a parameter-free LayerNorm to every state before the gates.
+        level_norm: Normalisation of every state before the gates or the projection, without parameters: ``layer``
+            is a LayerNorm, ``centred`` a LayerNorm of the difference from the mean of the level, which is measured
+            once. What all items have in common otherwise makes their cosines alike.
     """
 
-    kind: Literal["side", "projection", "table"] = "side"
+    kind: Literal["side", "projection", "table", "none"] = "side"
     embedding_dim: PositiveInt = 64
     intra: bool = True
     inter: bool = True
@@ -160,7 +163,7 @@ class ItemEncoderConfig(Section):
     projection: Literal["single", "double", "narrow"] = "single"
     concatenation: Literal["inter-between", "inter-last"] = "inter-between"
     fusion_scale: PositiveFloat = 1.0
-    level_norm: Literal["none", "layer"] = "none"
+    level_norm: Literal["none", "layer", "centred"] = "none"
 
 
 class SequenceConfig(Section):
@@ -172,6 +175,9 @@ class SequenceConfig(Section):
         num_layers: Number of transformer blocks, GRU layers or residual convolution blocks.
         num_heads: Number of attention heads (SASRec only).
         dropout: Dropout probability.
+        similarity: Learned score of an item: the ``dot`` product of its embedding and the query vector (IISAN), or
+            their ``cosine`` divided by a learned temperature.
+        temperature: Initial temperature of ``similarity: cosine``.
     """
 
     kind: Literal["sasrec", "gru4rec", "nextitnet"] = "sasrec"
@@ -179,6 +185,32 @@ class SequenceConfig(Section):
     num_layers: PositiveInt = 2
     num_heads: PositiveInt = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    similarity: Literal["dot", "cosine"] = "dot"
+    temperature: PositiveFloat = 0.07
+
+
+class AnchorConfig(Section):
+    """The terms that are added to the learned score after training: anchor, popularity, transitions, repeats.
+
+    Their weights are chosen on the validation subset. ``anchor: false`` is short for ``anchor.enabled: false``.
+
+    Attributes:
+        enabled: Whether the terms are added.
+        modalities: Modalities with an anchor. Defaults to those of the model, and for item ids to every modality
+            in the state store that the dataset has. Levels are those of ``text``, ``image`` and ``columns``.
+        width: Numbers per item and modality, A, that the whitened levels are reduced to; None keeps all.
+        shrinkage: Fraction λ of the mean variance of a level that is added to every variance before whitening.
+    """
+
+    enabled: bool = False
+    modalities: tuple[Modality, ...] | None = None
+    width: PositiveInt | None = 512
+    shrinkage: PositiveFloat = 0.3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {"enabled": value} if isinstance(value, bool) else value
 
 
 class LossConfig(Section):
@@ -321,6 +353,7 @@ class Config(Section):
     tuning: TuningConfig = TuningConfig()
     items: ItemEncoderConfig = ItemEncoderConfig()
     sequence: SequenceConfig = SequenceConfig()
+    anchor: AnchorConfig = AnchorConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -338,13 +371,15 @@ class Config(Section):
         if modalities is not None:
             if len(set(modalities)) != len(modalities):
                 yield f"modalities {list(modalities)} names one twice"
-            if (items.kind == "table") != (not modalities):
+            if items.kind != "none" and (items.kind == "table") != (not modalities):
                 yield (
                     f"items.kind '{items.kind}' with modalities {list(modalities)}: 'table' learns from ids alone "
                     "(modalities []), every other kind needs a modality"
                 )
             if items.kind == "side" and not (items.intra or (items.inter and len(modalities) > 1)):
                 yield "no tower is left: items.intra is off and there is no inter tower"
+        if items.kind == "none" and not self.anchor.enabled:
+            yield "items.kind 'none' with anchor 'false': nothing is left that scores items"
         if self.source == "cached" and tuning.method != "none":
             yield (
                 f"tuning.method '{tuning.method}' with source 'cached': stored states cannot be trained; set "

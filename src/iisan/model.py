@@ -14,23 +14,27 @@ from iisan.errors import ConfigError, RunError
 from iisan.names import PAD
 from iisan.nn.hidden import without_autocast
 from iisan.nn.items import ItemTable, Projection, SideNetwork
-from iisan.nn.sequences import GRU4Rec, NextItNet, SASRec
+from iisan.nn.sequences import GRU4Rec, NextItNet, Normalised, SASRec
 from iisan.states.corruption import hide_modalities
 from iisan.states.sources import ItemBatch, StateSource
 
 #: Items are encoded in batches of a multiple of this size.
 _MULTIPLE = 32
+#: Most items whose states determine the means of ``items.level_norm: centred``.
+_MEASURED = 512
 
 
 def sequence_encoder(config: SequenceConfig, width: int) -> nn.Module:
     """Build the configured sequence encoder for embeddings of width E."""
+    encoder: nn.Module
     match config.kind:
         case "sasrec":
-            return SASRec(width, config.max_length, config.num_layers, config.num_heads, config.dropout)
+            encoder = SASRec(width, config.max_length, config.num_layers, config.num_heads, config.dropout)
         case "gru4rec":
-            return GRU4Rec(width, config.num_layers, config.dropout)
+            encoder = GRU4Rec(width, config.num_layers, config.dropout)
         case "nextitnet":
-            return NextItNet(width, config.num_layers, config.dropout)
+            encoder = NextItNet(width, config.num_layers, config.dropout)
+    return Normalised(encoder, config.temperature) if config.similarity == "cosine" else encoder
 
 
 def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Module:
@@ -50,7 +54,10 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
         case "table":
             return ItemTable(num_items, items.embedding_dim)
         case "projection":
-            return Projection(source.widths, items.embedding_dim, missing, items.fusion_scale)
+            width, scale = items.embedding_dim, items.fusion_scale
+            return Projection(source.widths, width, missing, scale, items.level_norm)
+        case "none":
+            raise AssertionError("a configuration without a learned part has no network")
         case "side":
             levels = {name: len(kept) for name, kept in source.levels.items()}
             settings = items.model_dump(exclude={"kind", "embedding_dim"})
@@ -67,6 +74,7 @@ class SequentialRecommender(nn.Module):
         num_items: Number of items N.
         length: Maximum history length S.
         modality_dropout: Probability of hiding a modality of an item in training.
+        normalised: Whether item embeddings are scaled to length 1.
     """
 
     #: Whether items are encoded in bf16 in training.
@@ -80,8 +88,10 @@ class SequentialRecommender(nn.Module):
         num_items: int,
         length: int,
         modality_dropout: float = 0.0,
+        normalised: bool = False,
     ) -> None:
         super().__init__()
+        self.normalised = normalised
         self.source = source
         self.items = items
         self.sequence = sequence
@@ -93,11 +103,16 @@ class SequentialRecommender(nn.Module):
     def build(cls, config: Config, num_items: int, source: StateSource) -> "SequentialRecommender":
         """Build the configured model; ``config.training.seed`` determines the initial weights."""
         torch.manual_seed(config.training.seed)
-        items = item_encoder(config, num_items, source)
+        items: Any = item_encoder(config, num_items, source)
         sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
-        return cls(
-            source, items, sequence, num_items, config.sequence.max_length, config.training.modality_dropout
-        )
+        normalised, dropout = config.sequence.similarity == "cosine", config.training.modality_dropout
+        network = cls(source, items, sequence, num_items, config.sequence.max_length, dropout, normalised)
+        if config.items.level_norm == "centred" and source.widths:
+            some = torch.arange(0, num_items, -(-num_items // _MEASURED))
+            network.eval()
+            with torch.no_grad():
+                items.norm.measure(network.read_items(some).modalities)
+        return network
 
     def read_items(self, rows: Tensor) -> ItemBatch:
         """Read the hidden states of distinct items ``[U]``, padded by copies of item 0 if that is faster."""
@@ -114,7 +129,8 @@ class SequentialRecommender(nn.Module):
             batch = hide_modalities(batch, self.modality_dropout)
         with self._precision(rows.device):
             embeddings: Tensor = self.items(batch.rows, batch.modalities)
-        return embeddings[: len(rows)].float()
+        embeddings = embeddings[: len(rows)].float()
+        return nn.functional.normalize(embeddings, dim=1) if self.normalised else embeddings
 
     @property
     def _in_bf16(self) -> bool:
@@ -142,22 +158,28 @@ class SequentialRecommender(nn.Module):
         return torch.cat([self.encode_items(part) for part in rows.split(block)])
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over names and values of the trained parameters; only these are saved."""
+        """Iterate over names and values of the trained parameters."""
         return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
+
+    def saved(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over names and values of what is saved: the trained parameters and measured means."""
+        yield from self.trainable()
+        kept = self.items.state_dict().keys()
+        yield from ((f"items.{name}", value) for name, value in self.items.named_buffers() if name in kept)
 
 
 def trainable_state(network: SequentialRecommender) -> dict[str, Tensor]:
-    """Copy the trained parameters to the CPU, by name."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.trainable()}
+    """Copy what training determines to the CPU, by name."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.saved()}
 
 
 def load_trainable(network: SequentialRecommender, state: dict[str, Tensor]) -> None:
-    """Load saved parameters into a network.
+    """Load the values of ``trainable_state`` into a network.
 
     Raises:
         RunError: Names or shapes differ from those of the network.
     """
-    parameters = dict(network.trainable())
+    parameters = dict(network.saved())
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     saved = {name: tuple(value.shape) for name, value in state.items()}
     if shapes != saved:

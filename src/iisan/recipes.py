@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iisan.config import (
+    AnchorConfig,
     Config,
     EvaluationConfig,
     ItemEncoderConfig,
@@ -17,7 +18,6 @@ from iisan.config import (
     parse,
 )
 from iisan.errors import ConfigError
-from iisan.names import LAST
 from iisan.nested import flatten, merge, read_yaml
 
 Method = Literal["full", "bias", "lora", "adapter"]
@@ -29,6 +29,7 @@ def default() -> Config:
         recipe="default",
         items=ItemEncoderConfig(embedding_dim=128, bottleneck=128, level_norm="layer", fusion_scale=0.15),
         sequence=SequenceConfig(dropout=0.2),
+        anchor=AnchorConfig(enabled=True),
         loss=LossConfig(negatives=1600, pool="trained"),
         optimizer=OptimizerConfig(learning_rate=1e-3, san_learning_rate=1e-3),
         training=TrainingConfig(batch_size=64, early_stopping_patience=5),
@@ -81,16 +82,19 @@ def versa() -> Config:
 
 def frozen() -> Config:
     """``default`` with a projection of the encoders' final output instead of the side network."""
-    last = StatesConfig(levels=(LAST,))
     items = ItemEncoderConfig(kind="projection", embedding_dim=128, fusion_scale=0.15)
-    return _changed(default(), recipe="frozen", text=last, image=last, items=items)
+    return _changed(default(), recipe="frozen", items=items)
 
 
 def ids() -> Config:
-    """``default`` with item ids only (SASRec)."""
-    return _changed(
-        default(), recipe="ids", modalities=(), items=ItemEncoderConfig(kind="table", embedding_dim=128)
-    )
+    """``default`` with item ids only (SASRec), and without the anchor, which needs states."""
+    items = ItemEncoderConfig(kind="table", embedding_dim=128)
+    return _changed(default(), recipe="ids", modalities=(), items=items, anchor=AnchorConfig())
+
+
+def similarity() -> Config:
+    """No training: similarity of frozen states, popularity and transitions."""
+    return _changed(default(), recipe="similarity", items=ItemEncoderConfig(kind="none"))
 
 
 def _changed(config: Config, **changes: Any) -> Config:
@@ -132,7 +136,9 @@ def uncached() -> Config:
     return _changed(default(), recipe="uncached", source="live")
 
 
-_FUNCTIONS = (default, paper, reference, versa, frozen, ids, uncached, fft, adapter, lora, bitfit, partial)
+_FUNCTIONS = (
+    *(default, similarity, paper, reference, versa, frozen, ids, uncached, fft, adapter, lora, bitfit, partial),
+)
 RECIPES: dict[str, Callable[[], Config]] = {function.__name__: function for function in _FUNCTIONS}
 
 #: Recipes that differ in method, by ascending training cost.
@@ -162,7 +168,8 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
         expected = f"one of {', '.join(RECIPES)}, or the path of a YAML file"
         raise ConfigError(f"'{source}' is neither a recipe nor a file", expected, "check the name")
     values = read_yaml(path)
-    if values.keys() >= Config.model_fields.keys():
+    # Complete configurations of version 0.1 have no anchor.
+    if values.keys() >= Config.model_fields.keys() - {"anchor"}:
         return parse(values).override(overrides)
     base = recipe(str(values.get("recipe", "default"))).model_dump(mode="json")
     return parse(merge(base, flatten(values))).override(overrides)

@@ -275,4 +275,4 @@ def test_tokens_that_do_not_fit(planted, bert, model_folders, tmp_path):
 
 
 def test_every_recipe_is_a_method_or_a_faithful_configuration():
-    assert set(RECIPES) == {"paper", "reference", "versa", *(name for name, *_ in METHODS.values())}
+    assert set(RECIPES) == {"similarity", "paper", "reference", "versa", *(name for name, *_ in METHODS.values())}

@@ -54,12 +54,14 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(name, quick, prepared, tmp_
     result = train(quick(name, *own), tmp_path / "run", say=said.append)
     assert result["status"] == "finished"
     assert not any("not used" in line for line in said)
-    assert result["items_without_content"] == (0 if name == "ids" else 1)  # item 5
-    assert any("1 of 30 items have no content" in line for line in said) == (name != "ids")
+    without_states = name in ("ids", "similarity")
+    assert result["items_without_content"] == (0 if without_states else 1)  # item 5
+    assert any("1 of 30 items have no content" in line for line in said) == (not without_states)
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files >= {"config.yaml", "model.safetensors", "items.parquet", "per_user.parquet", "metrics.jsonl"}
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert files >= {"config.yaml", "model.safetensors", "items.parquet", "per_user.parquet"}
+    if name != "similarity":
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     frame = pl.read_parquet(tmp_path / "run" / "per_user.parquet")
     assert metrics_from_frame(frame, (5, 10, 20))["hr@10"] == pytest.approx(result["test"]["hr@10"])
     run = Run.load(tmp_path / "run")
@@ -128,6 +130,12 @@ CHANGES = {
     "sequence.num_layers": "1",
     "sequence.num_heads": "4",
     "sequence.dropout": "0.5",
+    "sequence.similarity": "cosine",
+    "sequence.temperature": None,  # of cosines; see test_the_initial_temperature_changes_the_run
+    "anchor.enabled": "false",
+    "anchor.modalities": "[text]",
+    "anchor.width": "4",
+    "anchor.shrinkage": "30",
     "loss.candidates": None,  # see test_full_softmax_changes_the_run
     "loss.negatives": "9",
     "loss.pool": None,  # every item of the tiny data is trained on; see test_loss_and_batches.py
@@ -193,6 +201,15 @@ def test_settings_of_one_kind_of_block_change_the_run(quick, tmp_path):
             for value in values
         )
         assert one != other
+
+
+def test_the_initial_temperature_changes_the_run(quick, tmp_path):
+    cosine = "sequence.similarity=cosine"
+    runs = [
+        outcome(quick("default", cosine, f"sequence.temperature={value}"), tmp_path / value)
+        for value in ("0.07", "0.2")
+    ]
+    assert runs[0] != runs[1]
 
 
 def test_full_softmax_changes_the_run(quick, tmp_path, plain_outcome):

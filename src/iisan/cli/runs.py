@@ -64,7 +64,10 @@ def train(
     test = result["test"]
     shown = [name for name in test if name.endswith("@10") and not name.startswith("cold")]
     metrics = "  ".join(f"{name.upper()} {100 * test[name]:.2f}%" for name in shown)
-    print(f"best epoch {result['best_epoch']} of {result['epochs']}: test {metrics}")
+    trained = (
+        f"best epoch {result['best_epoch']} of {result['epochs']}" if result["epochs"] else "nothing to train"
+    )
+    print(f"{trained}: test {metrics}")
     print(f"protocol: {result['protocol']}")
     print(f"next: iisan evaluate {out}   |   iisan recommend {out} --user ID")
 

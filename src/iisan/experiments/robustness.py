@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 from iisan.errors import ConfigError
 from iisan.evaluate.evaluation import Evaluation
 from iisan.model import load_trainable
+from iisan.runs.anchoring import frozen_states
 from iisan.runs.assess import measure
 from iisan.runs.run import Run, network_scorer
 from iisan.states.corruption import CorruptedStates, Corruption
-from iisan.train.setup import build
+from iisan.train.setup import Setup, build, open_inputs
 
 #: Description of each corruption, to be followed by the name of the modality.
 CORRUPTED: dict[Corruption, str] = {"remove": "no", "noise": "noisy", "swap": "wrong"}
@@ -82,17 +84,24 @@ def decline(
     if seed < 0:
         raise ConfigError(f"the seed {seed}", "0 or more", "choose another seed")
     run = Run.load(folder)
-    setup = build(run.config.model_copy(update=moved))
-    network, dataset = setup.network, setup.dataset
-    load_trainable(network, run.weights())
-    whole = network.source
+    config = run.config.model_copy(update=moved)
+    setup = open_inputs(config) if run.learned is None else build(config)
+    dataset = setup.dataset
     run.check_items(dataset)
+    network = setup.network if isinstance(setup, Setup) else None
+    states = None if network is None else network.source
+    frozen = None if run.anchoring is None else frozen_states(config, dataset)
+    if network is not None:
+        load_trainable(network, run.weights())
     candidates = np.arange(dataset.num_items) if ids is None else dataset.item_index(ids)
     order = np.random.default_rng(seed).permutation(candidates)
     found: list[Evaluation] = []
     for rate in rates:
         corrupted = np.isin(np.arange(dataset.num_items), order[: round(rate * len(order))])
-        network.source = CorruptedStates(whole, modality, corrupted, corruption, seed)
-        scorers = {folder.name: network_scorer(network)}
-        found += measure(scorers, run.config.evaluation, dataset, setup.split).values()
+        corrupt = partial(CorruptedStates, modality=modality, items=corrupted, corruption=corruption, seed=seed)
+        if network is not None and states is not None:
+            network.source = corrupt(states)
+        learned = None if network is None else network_scorer(network)
+        scorer = run.rescored(learned, None if frozen is None else corrupt(frozen))
+        found += measure({folder.name: scorer}, run.config.evaluation, dataset, setup.split).values()
     return Decline(name or folder.name, tuple(rates), tuple(found))

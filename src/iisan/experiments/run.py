@@ -116,7 +116,7 @@ def _portable(config: Config) -> dict[str, Any]:
 
 def _inputs(config: Config) -> dict[str, Any]:
     """Fingerprints of what a resolved row reads, under their keys in a record."""
-    found = fingerprints(open_dataset(config), open_stores(config))
+    found = fingerprints(config, open_dataset(config), open_stores(config))
     if config.source == "live":  # fingerprints of stores include those of their encoders
         for modality in config.modalities or ():
             wanted = config.states_of(modality)

@@ -1,11 +1,11 @@
 """Hidden states of one modality, the input of item encoders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 
@@ -48,6 +48,10 @@ class Hidden(NamedTuple):
         mean = self.values.detach().mean(0)
         return self._replace(values=(self.values - mean).to(dtype), mean=mean)
 
+    def centred_on(self, mean: Tensor) -> "Hidden":
+        """Return the differences of the states from a mean ``[K, D]``, in fp32."""
+        return Hidden(self.whole() - mean, self.positions)
+
     def normalised(self) -> "Hidden":
         """Return each state normalised over its D channels, without parameters, split as before."""
         values = layer_norm(self.whole(), self.values.shape[-1:])
@@ -55,6 +59,42 @@ class Hidden(NamedTuple):
             return self._replace(values=values)
         mean = layer_norm(self.mean, self.mean.shape[-1:])
         return self._replace(values=values - mean, mean=mean)
+
+
+LevelNormKind = Literal["none", "layer", "centred"]
+
+
+class LevelNorm(nn.Module):
+    """Normalisation of hidden states without trained parameters.
+
+    Args:
+        kind: ``none``, ``layer`` (see ``Hidden.normalised``), or ``centred``, of the differences from the mean of
+            the states that ``measure`` was given.
+        shapes: Number of levels and width ``(K, D)`` of each modality.
+    """
+
+    def __init__(self, kind: LevelNormKind, shapes: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__()
+        self.kind = kind
+        for name, shape in shapes.items() if kind == "centred" else ():
+            self.register_buffer(name, torch.zeros(shape))
+
+    def measure(self, states: Mapping[str, Hidden]) -> None:
+        """Set the means of ``centred`` to those of some items' states; other kinds have none."""
+        for name, mean in self.named_buffers():
+            if len(states[name].positions):
+                mean.copy_(states[name].whole().mean(0))
+
+    def forward(self, states: Mapping[str, Hidden]) -> Mapping[str, Hidden]:
+        """Normalise the states of each modality."""
+        match self.kind:
+            case "none":
+                return states
+            case "layer":
+                return {name: hidden.normalised() for name, hidden in states.items()}
+            case "centred":
+                means = dict(self.named_buffers())
+                return {name: hidden.centred_on(means[name]).normalised() for name, hidden in states.items()}
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from iisan.names import INTER
 from iisan.nn.blocks import SANBlocks, linear
 from iisan.nn.fused import tower_outputs
-from iisan.nn.hidden import Hidden, precision, without_autocast
+from iisan.nn.hidden import Hidden, LevelNorm, LevelNormKind, precision, without_autocast
 from iisan.nn.towers import InterTower, IntraTower
 
 #: Hidden states of the items that have a modality, by modality.
@@ -74,7 +74,7 @@ class SideNetwork(nn.Module):
             ``narrow`` (D→E, E→E for intra-modal towers, ``double`` for the inter-modal one).
         concatenation: Position of the inter-modal tower: after the first modality, or last.
         fusion_scale: Factor on the initial weights of the fusion.
-        level_norm: With ``layer``, hidden states are first normalised over their channels, without parameters.
+        level_norm: See ``LevelNorm``.
         missing: Whether items may lack a modality in training.
     """
 
@@ -98,11 +98,11 @@ class SideNetwork(nn.Module):
         projection: Literal["single", "double", "narrow"] = "single",
         concatenation: Literal["inter-between", "inter-last"] = "inter-between",
         fusion_scale: float = 1.0,
-        level_norm: Literal["none", "layer"] = "none",
+        level_norm: LevelNormKind = "none",
         missing: bool = False,
     ) -> None:
         super().__init__()
-        self.level_norm = level_norm
+        self.norm = LevelNorm(level_norm, {name: (count, widths[name]) for name, count in levels.items()})
         order = list(levels) if intra else []
         if inter and len(levels) > 1:
             order.insert(min(1, len(order)) if concatenation == "inter-between" else len(order), INTER)
@@ -125,8 +125,7 @@ class SideNetwork(nn.Module):
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """Return embeddings ``[U, E]``."""
-        if self.level_norm == "layer":
-            states = {name: hidden.normalised() for name, hidden in states.items()}
+        states = self.norm(states)
         dtype = precision(rows.device, self.fusion.linear.weight.dtype)
         # Tensors as large as the hidden states have their precision, all others that of the parameters.
         with without_autocast(rows.device):
@@ -185,9 +184,15 @@ class Projection(nn.Module):
     """
 
     def __init__(
-        self, widths: Mapping[str, int], width: int = 64, missing: bool = False, fusion_scale: float = 1.0
+        self,
+        widths: Mapping[str, int],
+        width: int = 64,
+        missing: bool = False,
+        fusion_scale: float = 1.0,
+        level_norm: LevelNormKind = "none",
     ) -> None:
         super().__init__()
+        self.norm = LevelNorm(level_norm, {name: (1, value) for name, value in widths.items()})
         self.projections = nn.ModuleDict({name: linear(value, width) for name, value in widths.items()})
         self.fusion = Fusion(tuple(widths), width, missing, fusion_scale)
 
@@ -195,7 +200,7 @@ class Projection(nn.Module):
         """Return embeddings ``[U, E]`` of the last level of the states."""
         parts = {
             name: (nn.functional.gelu(self.projections[name](hidden.whole()[:, -1])), hidden.positions)
-            for name, hidden in states.items()
+            for name, hidden in self.norm(states).items()
         }
         return self.fusion(parts, len(rows))
 
@@ -207,6 +212,11 @@ class ItemTable(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(num_items, width)
         nn.init.xavier_normal_(self.embedding.weight)
+
+    @torch.no_grad()
+    def clear(self, rows: Tensor) -> None:
+        """Set the embeddings of items ``[n]`` that training cannot reach to zero, so that they say nothing."""
+        self.embedding.weight[rows] = 0
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """Return embeddings ``[U, E]``; ``states`` is ignored."""

@@ -6,6 +6,8 @@ Histories are left-padded; padded positions have no influence on others.
 Arguments of the constructors: embedding width E, number of layers ``blocks``, dropout probability.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -136,3 +138,21 @@ class NextItNet(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return x
+
+
+class Normalised(nn.Module):
+    """A sequence encoder whose output vectors have the length 1/τ, with a learned temperature τ.
+
+    The dot product of such a query vector and an item embedding of length 1 is their cosine divided by τ.
+    """
+
+    def __init__(self, encoder: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return ``[B, S, E]``."""
+        # Entries of unit vectors are small beside the encoders' other inputs, such as positions.
+        queries = self.encoder(x * x.shape[-1] ** 0.5, mask)
+        return nn.functional.normalize(queries, dim=-1) * torch.exp(-self.log_temperature)

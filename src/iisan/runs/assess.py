@@ -76,6 +76,8 @@ def assess(
             "interactions are later than the target, on average)"
         )
     scorers = baselines(config, dataset, subsets) if with_baselines else {}
+    if with_baselines:
+        scorers |= run.parts
     scorers[run.config.recipe] = run.scorer
     return measure(scorers, config.evaluation, dataset, subsets, subset, remark)
 

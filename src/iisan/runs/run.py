@@ -1,9 +1,10 @@
 """A finished run: item embeddings and a sequence encoder that score without states or encoders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from safetensors import SafetensorError
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 from iisan.config import FOLDERS, Config, parse
 from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
-from iisan.evaluate.scorer import EmbeddingScorer
+from iisan.evaluate.scorer import EmbeddingScorer, Scorer
+from iisan.evaluate.terms import Weights
 from iisan.files import read_manifest, relocated, sha256_file
 from iisan.legacy import OLD_PARAMETERS, upgraded_config, upgraded_keys
 from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
 from iisan.nested import read_yaml
+from iisan.runs.anchoring import ANCHOR, TERMS, Anchoring
+from iisan.states.sources import StateSource
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -28,6 +32,8 @@ ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
 #: Key of the item embeddings in the file of the weights.
 EMBEDDINGS = "item_embeddings"
+#: Names of the two parts of an anchored run, in results and tables.
+LEARNED, SIMILARITY = "learned part alone", "similarity"
 SCHEMA = 2
 
 
@@ -49,14 +55,25 @@ class Run:
         config: Complete configuration; ``training.device`` is ``auto`` if the run's device is not available here.
         result: Content of ``result.json``.
         items: ``item_id`` and ``text`` of the catalogue, in row order.
-        scorer: Item embeddings and sequence encoder of the best epoch.
+        scorer: Scorer of the run: the learned part, the terms beside it, or both.
+        learned: Item embeddings and sequence encoder of the best epoch; None if nothing was trained.
+        anchoring: Terms beside the learned part, with the weights chosen without it; None without an anchor.
     """
 
     folder: Path
     config: Config
     result: dict[str, Any]
     items: pl.DataFrame
-    scorer: EmbeddingScorer
+    scorer: Scorer
+    learned: EmbeddingScorer | None
+    anchoring: Anchoring | None = None
+
+    @property
+    def parts(self) -> dict[str, Scorer]:
+        """The learned part and the terms of an anchored run, each alone; empty for other runs."""
+        if self.learned is None or self.anchoring is None:
+            return {}
+        return {LEARNED: self.learned, SIMILARITY: self.anchoring.scorer}
 
     @property
     def fingerprint(self) -> str:
@@ -66,8 +83,19 @@ class Run:
     def weights(self) -> dict[str, Tensor]:
         """Name -> trained parameter of the best epoch, on the CPU."""
         weights = load_file(self.folder / MODEL)
-        del weights[EMBEDDINGS]
-        return {name.replace(*OLD_PARAMETERS): value for name, value in weights.items()}
+        return {
+            name.replace(*OLD_PARAMETERS): value
+            for name, value in weights.items()
+            if name != EMBEDDINGS and not name.startswith((ANCHOR, TERMS))
+        }
+
+    def rescored(self, learned: EmbeddingScorer | None, source: StateSource | None) -> Scorer:
+        """Return the run's scorer with other embeddings and other states: its own weights, corrupted contents."""
+        if self.anchoring is None or source is None:
+            assert learned is not None, "a run has a learned part or an anchor"
+            return learned
+        weights = Weights.from_json(self.result["terms"]["weights"])
+        return self.anchoring.of_states(source).beside([] if learned is None else [learned], weights)
 
     def check_items(self, dataset: Dataset) -> None:
         """Check that a dataset has the run's items in the same order, as rows identify them.
@@ -106,14 +134,23 @@ class Run:
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS)
-            embeddings = weights[EMBEDDINGS]
-            sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
-            prefix = "sequence."
-            sequence.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-            )
+            learned = None if config.items.kind == "none" else _learned(config, weights)
+            anchoring, scorer = None, cast(Scorer, learned)
+            if (terms := result.get("terms")) is not None:
+                alone = Weights.from_json(terms[SIMILARITY]["weights"])
+                anchoring = Anchoring.from_tensors(weights, alone, config.sequence.max_length)
+                members = [] if learned is None else [learned]
+                scorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
         except (OSError, SafetensorError, KeyError, RuntimeError, pl.exceptions.PolarsError) as error:
             raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
-        device = choose_device(config.training.device)
-        scorer = _scorer(sequence.to(device), embeddings.to(device), config.sequence.max_length)
-        return cls(folder, config, result, items, scorer)
+        return cls(folder, config, result, items, scorer, learned, anchoring)
+
+
+def _learned(config: Config, weights: Mapping[str, Tensor]) -> EmbeddingScorer:
+    prefix = "sequence."
+    sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
+    sequence.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    )
+    device = choose_device(config.training.device)
+    return _scorer(sequence.to(device), weights[EMBEDDINGS].to(device), config.sequence.max_length)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from iisan.config import Config, Level, Levels
+from iisan.config import Config, ItemEncoderConfig, Level, Levels, TuningConfig
 from iisan.data.dataset import Dataset
 from iisan.encoders.contents import Contents
 from iisan.encoders.encoder import Encoder
@@ -116,6 +116,28 @@ def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateSto
     return PartialStates(
         {name: (encoders[name], store, *store.spans_for(dataset)) for name, store in stores.items()}
     )
+
+
+def anchor_config(config: Config) -> Config:
+    """The configuration of the frozen states that a resolved configuration's anchor is fitted on.
+
+    They are stored states if there are any, else those of the encoders before any tuning.
+
+    Raises:
+        ConfigError: There are neither states nor encoders.
+    """
+    modalities = config.anchor.modalities
+    if not modalities or (config.states is None and config.source != "live"):
+        got = "an anchor without states to fit it on"
+        raise ConfigError(got, "the folder that `iisan cache` wrote", f"{STATES_CURE}, or set anchor to false")
+    changes = {
+        "source": "cached" if config.states is not None else "live",
+        "modalities": modalities,
+        "tuning": TuningConfig(),
+        # The levels that towers would read.
+        "items": ItemEncoderConfig(),
+    }
+    return config.model_copy(update=changes)
 
 
 def _load_encoder(config: Config, modality: str, store: StateStore | None) -> Encoder:

@@ -125,6 +125,9 @@ class Batches:
         #: Position of an item in the rows of this batch, or of an earlier one; allocated once.
         self._places = np.zeros(split.num_items, np.int64)
         self.pool = np.flatnonzero(counts) if loss.pool == "trained" else np.arange(split.num_items)
+        #: Items that are never a candidate, ``[n]``.
+        drawn = self.pool if loss.negatives or loss.candidates == "all" else ()
+        self.unreachable = np.setdiff1d(np.flatnonzero(counts == 0), drawn)
 
     def __len__(self) -> int:
         return -(-len(self.windows.users) // self.batch)

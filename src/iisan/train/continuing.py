@@ -87,7 +87,10 @@ def _check_same_states(run: Run, setup: Setup) -> None:
     source, theirs = setup.network.source, run.result.get("state_origins")
     ours: dict[str, Any] = source.origins
     if theirs is None:  # A run of an earlier version.
-        ours = {"states": fingerprints(setup.dataset, setup.stores)["states"], "encoders": source.digests}
+        ours = {
+            "states": fingerprints(setup.config, setup.dataset, setup.stores)["states"],
+            "encoders": source.digests,
+        }
         theirs = {name: run.result[name] for name in ours}
     if found := difference(theirs, ours):
         key, before, now = found

@@ -4,8 +4,10 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,28 +15,44 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from iisan.config import FOLDERS, Config
+from iisan.config import FOLDERS, AnchorConfig, Config
 from iisan.data.splits import Queries, Subset
 from iisan.errors import IisanError, RunError
 from iisan.evaluate.evaluation import left_out
 from iisan.evaluate.metrics import ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets
+from iisan.evaluate.scorer import EmbeddingScorer, Scorer
+from iisan.evaluate.weights import Choice
 from iisan.files import LOCK, aside, locked, write_json
 from iisan.machine import choose_device, device_name, forget_peak, peak_memory, processor_name
 from iisan.model import SequentialRecommender
 from iisan.names import IMPORTED, ITEM_ID, TEXT
 from iisan.nested import difference, flatten, read_yaml
-from iisan.nn.items import SideNetwork
+from iisan.nn.items import ItemTable, SideNetwork
+from iisan.runs.anchoring import Anchoring, fit_similarity, frozen_states
 from iisan.runs.assess import measure
-from iisan.runs.run import CONFIG, EMBEDDINGS, ITEMS, MODEL, PER_USER, RESULT, SCHEMA, Run, network_scorer
+from iisan.runs.run import (
+    CONFIG,
+    EMBEDDINGS,
+    ITEMS,
+    LEARNED,
+    MODEL,
+    PER_USER,
+    RESULT,
+    SCHEMA,
+    SIMILARITY,
+    Run,
+    network_scorer,
+)
 from iisan.states.configured import open_dataset, open_stores
 from iisan.train.batches import Batches
 from iisan.train.checkpoint import check_inputs
 from iisan.train.continuing import K, check_same_model, list_overlap, start_from
 from iisan.train.loop import CHECKPOINT, METRICS, Trainer
 from iisan.train.processes import Processes, joined
-from iisan.train.setup import Setup, build, fingerprints, resolve
+from iisan.train.setup import Inputs, Setup, build, fingerprints, open_inputs, resolve
 
 Say = Callable[[str], None]
 
@@ -42,6 +60,13 @@ Say = Callable[[str], None]
 EVENTS = "tensorboard"
 #: Files of a run that failed or was stopped before its first epoch, which cannot be resumed from.
 _BEFORE_AN_EPOCH = {CONFIG, RESULT, EVENTS}
+#: Facts in the result of a run without a learned part.
+_NOT_TRAINED: dict[str, Any] = {
+    **{name: {} for name in ("encoders", "state_origins", "encoder_parameters", "validation", "gates")},
+    **dict.fromkeys(("items_without_content", "best_epoch", "epochs"), 0),
+    **dict.fromkeys(("trainable_parameters", "total_parameters"), 0),
+    **dict.fromkeys(("train_seconds", "validation_seconds"), 0.0),
+}
 #: Partly written file of a run that was killed.
 _UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, (CONFIG, RESULT, MODEL, ITEMS, PER_USER, CHECKPOINT, METRICS)))})\..*\.part"
@@ -80,7 +105,7 @@ def train(config: Config, out: Path, say: Say = lambda line: None, start: Run | 
             return finished
         forget_peak(device)
         try:
-            setup = build(config, processes)
+            setup = open_inputs(config) if config.items.kind == "none" else build(config, processes)
             if processes.first:
                 _write_config(out, setup.config)
             _train(setup, out, say if processes.first else lambda line: None, processes, start, requested)
@@ -116,7 +141,7 @@ def _leftovers(out: Path, config: Config) -> list[Path]:
     unfinished = [entry for entry in entries if _UNFINISHED.fullmatch(entry.name)]
     names = {entry.name for entry in entries} - {entry.name for entry in unfinished} - {LOCK}
     theirs = _written(out)
-    whole = theirs.keys() >= Config.model_fields.keys() - set(FOLDERS)
+    whole = theirs.keys() >= Config.model_fields.keys() - {*FOLDERS, "anchor"}
     begun = CHECKPOINT in names or _finished_result(out) is not None
     if begun or (whole and not names <= _BEFORE_AN_EPOCH):
         if found := _difference(theirs, config):
@@ -162,8 +187,9 @@ def _inputs_there(config: Config) -> dict[str, Any]:
         return {}
     dataset = open_dataset(config)
     if config.states is not None and config.states.exists():
-        return fingerprints(dataset, open_stores(config))
-    return {name: value for name, value in fingerprints(dataset, {}).items() if name != "states"}
+        return fingerprints(config, dataset, open_stores(config))
+    without = config.model_copy(update={"anchor": AnchorConfig()})
+    return {name: value for name, value in fingerprints(without, dataset, {}).items() if name != "states"}
 
 
 def _finished_result(out: Path) -> dict[str, Any] | None:
@@ -193,12 +219,10 @@ def _header(config: Config) -> dict[str, Any]:
 
 
 def _train(
-    setup: Setup, out: Path, say: Say, processes: Processes, start: Run | None, requested_precision: str
+    inputs: Inputs, out: Path, say: Say, processes: Processes, start: Run | None, requested_precision: str
 ) -> None:
-    config, split, network = setup.config, setup.split, setup.network
-    evaluation, training = config.evaluation, config.training
-    length = config.sequence.max_length
-    batches = Batches(split, length, training.batch_size, config.loss, training.windows, training.seed)
+    config, split, dataset = inputs.config, inputs.split, inputs.dataset
+    evaluation = config.evaluation
 
     def ranked(subset: Subset) -> Queries:
         queries = split.subset(subset)
@@ -210,6 +234,134 @@ def _train(
     ranked("test")  # An error now, not after the last epoch.
     every = ranked("validation")
     validation = every.sample(evaluation.validation_users)
+    selection = f"{evaluation.select} of the {split.name} validation, {len(validation):,} users"
+    if len(validation) < len(every):
+        selection += f", a fixed sample of {len(every):,}"
+        say(f"the best epoch is selected by {selection}")
+    if (modalities := config.modalities) and (unused := dataset.kinds.keys() - set(modalities)):
+        say(f"modalities: {', '.join(modalities)}; not used: {', '.join(sorted(unused))}")
+    known = {
+        **fingerprints(config, dataset, inputs.stores),
+        "continued_from": start and start.fingerprint,
+    }
+    # Fitted first, so that states without use are found before they are trained on.
+    terms = _fit_terms(inputs, validation, say) if config.anchor.enabled and processes.first else None
+    learned = None
+    if isinstance(inputs, Setup):
+        learned = _fit_network(inputs, out, say, processes, start, validation, known)
+    if not processes.first:
+        return
+    device = choose_device(config.training.device)
+    scorer, tensors, facts = _joined(learned, terms, validation, config, say)
+    scorers = {config.recipe: scorer}
+    if learned and terms:
+        scorers = {LEARNED: learned.scorer, SIMILARITY: terms.anchoring.scorer, **scorers}
+    tests = measure(scorers, evaluation, dataset, split)
+    test = tests.pop(config.recipe)
+    with aside(out / MODEL) as temporary:
+        save_file(tensors, temporary)
+    with aside(out / ITEMS) as temporary:
+        dataset.items.select(ITEM_ID, TEXT).write_parquet(temporary)
+    with aside(out / PER_USER) as temporary:
+        test.per_user.write_parquet(temporary)
+    result = {
+        **_header(config),
+        "status": "finished",
+        "folder": str(out.resolve()),
+        **known,
+        "store_bytes": {modality: store.size for modality, store in inputs.stores.items()},
+        "protocol": test.protocol,
+        "selection": selection,
+        **facts,
+        "test": test.metrics,
+        "parts": {name: each.metrics for name, each in tests.items()},
+        **peak_memory(device),
+        "precision": config.training.precision,
+        "requested_precision": requested_precision,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "processes": processes.size,
+    }
+    if start is not None:
+        overlap, users = list_overlap(start, scorer, dataset, split.test)
+        result["lists"] = {f"overlap@{K}": overlap, "users": users}
+        if overlap is not None:
+            say(f"{K * overlap:.1f} of {K} recommended items are the same as before (mean of {users:,} users)")
+    write_json(out / RESULT, result)
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A trained network: its scorer, tensors to save, and facts for the result."""
+
+    scorer: EmbeddingScorer
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Fitted terms, the search for their weights without a learned part, and the seconds that both took."""
+
+    anchoring: Anchoring
+    choice: Choice
+    seconds: float
+
+
+def _fit_terms(inputs: Inputs, validation: Queries, say: Say) -> _Terms:
+    began = time.perf_counter()
+    config = inputs.config
+    source = frozen_states(config, inputs.dataset)
+    anchoring, choice = fit_similarity(config, inputs.dataset, inputs.split, validation, source)
+    terms = _Terms(anchoring, choice, time.perf_counter() - began)
+    say(f"similarity  {_validated(config, choice.record['validation'])}{terms.seconds:.1f} s")
+    return terms
+
+
+def _validated(config: Config, value: float) -> str:
+    return f"validation {config.evaluation.select.upper()} {100 * value:.2f}%  "
+
+
+def _joined(
+    learned: _Learned | None, terms: _Terms | None, validation: Queries, config: Config, say: Say
+) -> tuple[Scorer, dict[str, Tensor], dict[str, Any]]:
+    """Add the terms to the learned scores: the scorer of the run, its tensors, and facts for the result."""
+    if terms is None:
+        assert learned is not None, "a configuration has a learned part or an anchor"
+        return learned.scorer, learned.tensors, learned.facts
+    evaluation, anchoring, choice = config.evaluation, terms.anchoring, terms.choice
+    scorer, tensors, facts = anchoring.scorer, anchoring.tensors(), _NOT_TRAINED
+    found: dict[str, Any] = {"similarity": {"weights": choice.weights.as_json(), **choice.record}}
+    seconds = terms.seconds
+    if learned:
+        began = time.perf_counter()
+        scorer, choice = anchoring.choose((learned.scorer,), validation, evaluation.policy, evaluation.select)
+        tensors, facts = {**learned.tensors, **tensors}, learned.facts
+        seconds += time.perf_counter() - began
+        found["learned_validation"] = facts["validation"]
+        say(f"with the anchor  {_validated(config, choice.record['validation'])}{seconds:.1f} s")
+    ranks = rank_targets(scorer, validation, evaluation.policy)
+    metrics = summarise(ranks.above, ranks.ties, evaluation.cutoffs)
+    found |= {"weights": choice.weights.as_json(), **choice.record, "seconds": seconds}
+    return scorer, tensors, {**facts, "validation": {**facts["validation"], **metrics}, "terms": found}
+
+
+def _fit_network(
+    setup: Setup,
+    out: Path,
+    say: Say,
+    processes: Processes,
+    start: Run | None,
+    validation: Queries,
+    known: Mapping[str, Any],
+) -> _Learned:
+    config, network = setup.config, setup.network
+    evaluation, training = config.evaluation, config.training
+    batches = Batches(
+        setup.split, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
+    )
+    if isinstance(network.items, ItemTable):
+        network.items.clear(torch.from_numpy(batches.unreachable).to(setup.device))
     rows = torch.arange(len(validation))
 
     def validate(network: SequentialRecommender) -> dict[str, float]:
@@ -227,15 +379,9 @@ def _train(
                 events(key, record[key], record["epoch"])
         seconds = record["train_seconds"] + record["validation_seconds"]
         select = evaluation.select
-        validated = f"validation {select.upper()} {100 * record[select]:.2f}%  " if select in record else ""
+        validated = _validated(config, record[select]) if select in record else ""
         say(f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  {validated}{seconds:.1f} s")
 
-    selection = f"{evaluation.select} of the {split.name} validation, {len(validation):,} users"
-    if len(validation) < len(every):
-        selection += f", a fixed sample of {len(every):,}"
-        say(f"the best epoch is selected by {selection}")
-    if (modalities := config.modalities) and (unused := setup.dataset.kinds.keys() - set(modalities)):
-        say(f"modalities: {', '.join(modalities)}; not used: {', '.join(sorted(unused))}")
     if empty := len(network.source.empty):
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content and share one learned vector")
     for name, store in setup.stores.items():
@@ -243,58 +389,27 @@ def _train(
         if absent and store.kind == IMPORTED:
             say(f"{absent:,} of {setup.dataset.num_items:,} items have no imported states of {name}")
     if start is not None:
-        known = start_from(start, setup)
-        say(f"starting from '{start.folder}', which knows {known:,} of {setup.dataset.num_items:,} items")
-    inputs = {
-        **fingerprints(setup.dataset, setup.stores),
-        "encoders": network.source.digests,
-        "continued_from": start and start.fingerprint,
-    }
+        shared = start_from(start, setup)
+        say(f"starting from '{start.folder}', which knows {shared:,} of {setup.dataset.num_items:,} items")
+    inputs = {**known, "encoders": network.source.digests}
     trainer = Trainer(network, batches, config, validate, out, log, processes=processes, inputs=inputs)
     progress = trainer.fit()
-    if not processes.first:
-        return
     scorer = network_scorer(network)
-    (test,) = measure({config.recipe: scorer}, evaluation, setup.dataset, split).values()
-    with aside(out / MODEL) as temporary:
-        save_file({**trainer.best, EMBEDDINGS: scorer.items.cpu().contiguous()}, temporary)
-    with aside(out / ITEMS) as temporary:
-        setup.dataset.items.select(ITEM_ID, TEXT).write_parquet(temporary)
-    with aside(out / PER_USER) as temporary:
-        test.per_user.write_parquet(temporary)
-    result = {
-        **_header(config),
-        "status": "finished",
-        "folder": str(out.resolve()),
-        **inputs,
+    facts = {
+        "encoders": network.source.digests,
         "state_origins": network.source.origins,
         "items_without_content": empty,
         "encoder_parameters": network.source.encoder_parameters,
-        "store_bytes": {modality: store.size for modality, store in setup.stores.items()},
-        "protocol": test.protocol,
-        "selection": selection,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "validation": progress.history[progress.best_epoch - 1],
-        "test": test.metrics,
         "gates": network.items.gate_values() if isinstance(network.items, SideNetwork) else {},
         "trainable_parameters": sum(value.numel() for _, value in network.trainable()),
         "total_parameters": sum(value.numel() for value in network.parameters()),
         "train_seconds": sum(record["train_seconds"] for record in progress.history),
         "validation_seconds": sum(record["validation_seconds"] for record in progress.history),
-        **peak_memory(setup.device),
-        "precision": config.training.precision,
-        "requested_precision": requested_precision,
-        "device": device_name(setup.device),
-        "threads": torch.get_num_threads(),
-        "processes": processes.size,
     }
-    if start is not None:
-        overlap, users = list_overlap(start, scorer, setup.dataset, split.test)
-        result["lists"] = {f"overlap@{K}": overlap, "users": users}
-        if overlap is not None:
-            say(f"{K * overlap:.1f} of {K} recommended items are the same as before (mean of {users:,} users)")
-    write_json(out / RESULT, result)
+    return _Learned(scorer, {**trainer.best, EMBEDDINGS: scorer.items.cpu().contiguous()}, facts)
 
 
 def _event_writer(out: Path) -> Callable[[str, float, int], object]:

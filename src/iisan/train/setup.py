@@ -14,39 +14,57 @@ from iisan.errors import ConfigError
 from iisan.machine import choose_device
 from iisan.model import SequentialRecommender
 from iisan.names import IMPORTED, KINDS
-from iisan.states.configured import STATES_CURE, open_dataset, open_stores, state_source
+from iisan.states.configured import STATES_CURE, anchor_config, open_dataset, open_stores, state_source
 from iisan.states.sources import CachedStates
 from iisan.states.store import StateStore
 from iisan.train.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Parts of a run before training.
+class Inputs:
+    """What a run reads.
 
     Attributes:
-        config: Complete configuration, with the chosen precision.
+        config: Complete configuration.
         dataset: Items and interactions.
         split: Training part, validation and test queries.
         stores: State stores by modality; empty for item ids and live states.
-        network: Network with initial weights.
-        device: Device of the network.
     """
 
     config: Config
     dataset: Dataset
     split: Split
     stores: Mapping[str, StateStore]
+
+
+@dataclass(frozen=True)
+class Setup(Inputs):
+    """Parts of a run before training; the configuration has the chosen precision.
+
+    Attributes:
+        network: Network with initial weights.
+        device: Device of the network.
+    """
+
     network: SequentialRecommender
     device: torch.device
 
 
-def fingerprints(dataset: Dataset, stores: Mapping[str, StateStore]) -> dict[str, Any]:
+def fingerprints(config: Config, dataset: Dataset, stores: Mapping[str, StateStore]) -> dict[str, Any]:
     """Hashes that identify dataset and states in checkpoints, results and records."""
-    states = {modality: store.fingerprint for modality, store in stores.items()}
-    previous = dataset.manifest.get("previous_hash")
-    earlier = {} if previous is None else {"previous_data": previous}
-    return {"data": dataset.content_hash, **earlier, "states": states}
+    found: dict[str, Any] = {"data": dataset.content_hash, "states": _fingerprints(stores)}
+    if (previous := dataset.manifest.get("previous_hash")) is not None:
+        found["previous_data"] = previous
+    if config.anchor.enabled and config.states is not None:
+        anchored = _fingerprints(open_stores(anchor_config(config)))
+        # Only what the learned part does not read as well: other modalities, or tokens instead of states.
+        states = found["states"]
+        found["anchor_states"] = {name: each for name, each in anchored.items() if states.get(name) != each}
+    return found
+
+
+def _fingerprints(stores: Mapping[str, StateStore]) -> dict[str, str]:
+    return {modality: store.fingerprint for modality, store in stores.items()}
 
 
 def resolve(config: Config) -> Config:
@@ -67,9 +85,7 @@ def resolve(config: Config) -> Config:
             named = dict.fromkeys((*KINDS, *columns))
             modalities = tuple(name for name in named if config.states_of(name).encoder is not None)
         else:
-            # A folder of stores may serve several datasets, of which this one lacks some columns.
-            kinds = open_dataset(config).kinds if stored else {}
-            modalities = tuple(name for name, kind in stored.items() if kind == IMPORTED or name in kinds)
+            modalities = _stored_for(config, stored)
         if not modalities:
             got, expected = "no modality is named", "'modalities' (such as [text]), or a folder of state stores"
             if config.source == "live":
@@ -77,11 +93,23 @@ def resolve(config: Config) -> Config:
             if config.states is not None:
                 got = f"'{config.states}' holds no {'token ' * (config.source == 'partial')}states of this dataset"
             raise ConfigError(got, expected, STATES_CURE)
-    for name in modalities:
+    anchor = config.anchor
+    if anchor.enabled and anchor.modalities is None:
+        if not modalities and config.states is not None:
+            stored = StateStore.kinds(config.states)
+        anchored = modalities or _stored_for(config, stored)
+        anchor = anchor.model_copy(update={"modalities": anchored})
+    for name in {*modalities, *(anchor.modalities or ())}:
         if config.kind_of(name) is None and name in stored:
             columns[name] = columns.get(name, ColumnConfig()).model_copy(update={"kind": stored[name]})
-    resolved = config.model_copy(update={"modalities": modalities, "columns": columns, **paths})
+    resolved = config.model_copy(update={"modalities": modalities, "columns": columns, "anchor": anchor, **paths})
     return parse(resolved.model_dump())
+
+
+def _stored_for(config: Config, stored: Mapping[str, str]) -> tuple[str, ...]:
+    """The stored modalities of a dataset; a folder of stores may serve several, which lack some columns."""
+    kinds = open_dataset(config).kinds if stored else {}
+    return tuple(name for name, kind in stored.items() if kind == IMPORTED or name in kinds)
 
 
 def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> list[Product]:
@@ -101,11 +129,18 @@ def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> 
     return products
 
 
+def open_inputs(config: Config) -> Inputs:
+    """Open the folders of a complete configuration."""
+    dataset = open_dataset(config)
+    subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
+    return Inputs(config, dataset, subsets, open_stores(config))
+
+
 def build(config: Config, processes: Processes = ALONE) -> Setup:
     """Open the folders of a complete configuration, and build its network in the precision chosen by process 0."""
-    dataset = open_dataset(config)
+    inputs = open_inputs(config)
+    dataset, stores = inputs.dataset, inputs.stores
     device = choose_device(config.training.device)
-    stores = open_stores(config)
     source = state_source(config, dataset, stores)
     if device.type == "cuda" and isinstance(source, CachedStates):
         source.reside(device, config.training.resident_gb * 1e9)
@@ -114,5 +149,4 @@ def build(config: Config, processes: Processes = ALONE) -> Setup:
     low = processes.first and choose_precision(device, config.training.precision, products, True) == "bf16"
     network.autocast = bool(processes.add(torch.tensor(float(low), device=device)))
     config = config.override([f"training.precision={'bf16' if network.autocast else 'fp32'}"])
-    subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
-    return Setup(config, dataset, subsets, stores, network, device)
+    return Setup(config, dataset, inputs.split, stores, network, device)

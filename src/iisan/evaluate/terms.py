@@ -1,0 +1,229 @@
+"""The score of an item as a sum of terms: learned, anchor, popularity, transitions, repeats.
+
+Legend: B users, S positions of a history, N items, A anchor width, E embedding width.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from iisan.data.sequences import Index, ragged
+from iisan.data.splits import Split
+from iisan.evaluate.scorer import EmbeddingScorer
+from iisan.names import PAD
+from iisan.progress import track
+
+#: Number of similar items, itself included, whose transitions an item shares.
+NEIGHBOURS = 50
+#: Factor on similarities before the softmax over these neighbours.
+_SHARPNESS = 20.0
+#: Items whose neighbours are searched at a time.
+_BLOCK = 1024
+#: Weight of an item that is in the history already, relative to that of the anchor, where no data determine it.
+REPEAT = -0.5
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the terms of a score.
+
+    Attributes:
+        learned: Weight of the dot product of each member's query vector and item embedding.
+        anchor: Weight of the similarity of anchors, by modality.
+        decay: Weight of an item of the history relative to the one after it.
+        popularity: Weight of log(1 + number of training interactions).
+        transitions: Weight of the smoothed share of transitions from the history's last item.
+        repeats: Weight of being among the last S items of the history.
+    """
+
+    learned: tuple[float, ...] = ()
+    anchor: Mapping[str, float] = field(default_factory=dict)
+    decay: float = 0.7
+    popularity: float = 0.0
+    transitions: float = 0.0
+    repeats: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the weights as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Weights":
+        """Return the weights of ``as_json``."""
+        return replace(cls(**values), learned=tuple(values["learned"]))
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """First-order transitions between items, smoothed by content.
+
+    The smoothed share of j after i is the mean of the shares of j after the items most similar to i, weighted by a
+    softmax over their similarities. So items without interactions have transitions too.
+
+    Attributes:
+        shares: Share of each next item after an item in training, sparse ``[N, N]``.
+        neighbours: Weights of the most similar items, sparse ``[N + 1, N]``; the last row, of ``PAD``, is empty.
+    """
+
+    shares: sparse.csr_array
+    neighbours: sparse.csr_array
+
+    def after(self, items: Index) -> sparse.csr_array:
+        """Return the smoothed shares of the next items after ``items [B]`` (or ``PAD``), sparse ``[B, N]``."""
+        return self.neighbours[items] @ self.shares
+
+
+def transition_shares(split: Split) -> sparse.csr_array:
+    """Count the training transitions from every item to its next, as shares of all from that item, ``[N, N]``."""
+    users, items = ragged(split.sequences.items, split.train_starts, split.train_ends)
+    follows = users[1:] == users[:-1]
+    pairs = items[:-1][follows], items[1:][follows]
+    shape = split.num_items, split.num_items
+    counts = sparse.csr_array((np.ones(follows.sum(), np.float32), pairs), shape=shape)
+    counts.data /= np.maximum(counts.sum(axis=1), 1).astype(np.float32).repeat(np.diff(counts.indptr))
+    return counts
+
+
+def nearest(vectors: Tensor, wanted: Tensor) -> sparse.csr_array:
+    """Find the items most similar to the ``wanted`` vectors ``[n, A]`` among the ``vectors [N, A]`` of all items.
+
+    Returns:
+        Their weights, a softmax over the similarities, sparse ``[n, N]``.
+    """
+    count = min(NEIGHBOURS, len(vectors))
+    values, columns = [], []
+    for block in track(wanted.split(_BLOCK), "similar items"):
+        best = (block @ vectors.T).topk(count, dim=1)
+        values.append(torch.softmax(_SHARPNESS * best.values, dim=1).cpu())
+        columns.append(best.indices.cpu())
+    offsets = np.arange(0, count * len(wanted) + 1, count)
+    found = torch.cat(values).flatten().numpy(), torch.cat(columns).flatten().numpy(), offsets
+    return sparse.csr_array(found, shape=(len(wanted), len(vectors)))
+
+
+def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
+    """Find the ``neighbours`` of ``Transitions`` by the anchors ``[N, A]`` of all modalities alike."""
+    joint = torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
+    neighbours = nearest(joint, joint)
+    neighbours.resize(len(joint) + 1, len(joint))
+    return neighbours
+
+
+class TermQuery(NamedTuple):
+    """Query of a ``TermScorer``: the vectors ``[B, V]`` of the dense terms, and the sparse terms ``[B, N]``."""
+
+    vectors: Tensor
+    sparse: sparse.csr_array
+
+
+class TermScorer:
+    """Scores items by the weighted sum of terms, all but the sparse ones in a single dot product.
+
+    The vector of an item is ``[learned ; anchors ; log(1 + count)]``, that of a query ``[learned · weight ;
+    weighted sum of the anchors in the history · weight ; weight]``. Transitions and repeats are sparse.
+
+    Args:
+        learned: Scorers of the trained members, if any; their embeddings are ``[N, E]``.
+        anchors: Anchors ``[N, A]`` by modality, zero for items without it.
+        counts: Training interactions of every item, ``[N]``.
+        transitions: Smoothed transitions.
+        weights: Weights of the terms.
+        length: Maximum history length S.
+    """
+
+    def __init__(
+        self,
+        learned: Sequence[EmbeddingScorer],
+        anchors: Mapping[str, Tensor],
+        counts: Tensor,
+        transitions: Transitions,
+        weights: Weights,
+        length: int,
+    ) -> None:
+        self.learned, self.anchors, self.counts = tuple(learned), dict(anchors), counts
+        self.transitions, self.weights = transitions, weights
+        self.num_items, self.history_length = len(counts), length
+        popularity = torch.log1p(counts.float())[:, None]
+        parts = [*(member.items for member in learned), *anchors.values(), popularity]
+        self.items = torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+        self._dense = EmbeddingScorer(self.items, self.query_vectors, length)
+
+    def reweighted(self, weights: Weights) -> "TermScorer":
+        """Return a scorer of the same terms with other weights."""
+        other = copy.copy(self)
+        other.weights = weights
+        other._dense = EmbeddingScorer(self.items, other.query_vectors, self.history_length)
+        return other
+
+    def anchor_sums(self, histories: Index, decay: float) -> dict[str, Tensor]:
+        """Sum the anchors of histories ``[B, S]``, each step back weighing ``decay``, by modality: ``[B, A]``."""
+        steps = np.arange(histories.shape[1] - 1, -1, -1)
+        factors = torch.from_numpy(np.where(histories == PAD, 0.0, decay**steps)).float()
+        rows = torch.from_numpy(histories).clamp_min(0)
+        return {
+            name: torch.bmm(factors[:, None].to(anchors), anchors[rows.to(anchors.device)])[:, 0]
+            for name, anchors in self.anchors.items()
+        }
+
+    def query_vectors(self, histories: Index) -> Tensor:
+        """Return the vectors of the dense terms for histories ``[B, S]``: ``[B, V]``."""
+        weights = self.weights
+        parts = [w * each.start(histories) for w, each in zip(weights.learned, self.learned, strict=True)]
+        parts += [weights.anchor[name] * each for name, each in self.anchor_sums(histories, weights.decay).items()]
+        parts.append(torch.full((len(histories), 1), weights.popularity))
+        return torch.cat([part.to(self.items.device) for part in parts], dim=1)
+
+    def repeats(self, histories: Index) -> sparse.csr_array:
+        """Mark the items of histories ``[B, S]``, sparse ``[B, N]``."""
+        rows, places = np.nonzero(histories != PAD)
+        marks = np.ones(len(rows), np.float32), (rows, histories[rows, places])
+        marked = sparse.csr_array(marks, shape=(len(histories), self.num_items))
+        marked.data[:] = 1  # An item that is in the history several times is marked once.
+        return marked
+
+    def start(self, histories: Index) -> TermQuery:
+        """Return the query of histories ``[B, S]``."""
+        weights = self.weights
+        extra = weights.transitions * self.transitions.after(histories[:, -1])
+        return TermQuery(self._dense.start(histories), (extra + weights.repeats * self.repeats(histories)).tocsr())
+
+    def score(self, query: TermQuery, items: Tensor | slice) -> Tensor:
+        """Return the sums of the terms, ``[B, n]``."""
+        scores = self._dense.score(query.vectors, items)
+        columns = items if isinstance(items, slice) else items.cpu().numpy()
+        extra = query.sparse[:, columns].toarray()
+        return scores + torch.from_numpy(extra).to(scores.device, torch.float32)
+
+    def features(self, histories: Index, items: Index) -> Tensor:
+        """Compute the unweighted terms of some items ``[B, C]`` for every history ``[B, S]``: ``[B, C, F]``.
+
+        The score is their product with ``feature_weights``. The F features are one per member, S per modality (the
+        similarities to the items of the history), popularity, transitions and repeats.
+        """
+        rows, slots = torch.from_numpy(items), torch.from_numpy(histories)
+        found = []
+        for member in self.learned:
+            vectors = member.items[rows.to(member.items.device)]
+            found.append(torch.bmm(vectors, member.start(histories)[:, :, None]))
+        for anchors in self.anchors.values():
+            device = anchors.device
+            past = anchors[slots.clamp_min(0).to(device)] * (slots != PAD)[..., None].to(device)
+            found.append(torch.bmm(anchors[rows.to(device)], past.transpose(1, 2)))
+        found.append(torch.log1p(self.counts.float())[rows][..., None])
+        index = np.arange(len(items)).repeat(items.shape[1]), items.ravel()
+        for term in (self.transitions.after(histories[:, -1]), self.repeats(histories)):
+            found.append(torch.from_numpy(np.asarray(term[index]).reshape(*items.shape, 1)))
+        return torch.cat([each.cpu() for each in found], dim=2)
+
+    def feature_weights(self, weights: Weights) -> Tensor:
+        """Return the weights of ``features``, ``[F]``."""
+        steps = weights.decay ** np.arange(self.history_length - 1, -1, -1)
+        similarities = [weights.anchor[name] * steps for name in self.anchors]
+        rest = weights.popularity, weights.transitions, weights.repeats
+        return torch.from_numpy(np.concatenate([weights.learned, *similarities, rest])).float()
