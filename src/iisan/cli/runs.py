@@ -74,7 +74,7 @@ def evaluate(
     run: RunFolder,
     subset: Annotated[Literal["validation", "test"], typer.Option(help="Subset to evaluate on.")] = "test",
     split: Annotated[
-        Literal["leave-one-out", "temporal"] | None,
+        Literal["given", "leave-one-out", "temporal"] | None,
         typer.Option(
             help="Defaults to the run's own split. With a different split, targets that the run was trained or "
             "selected on are left out."

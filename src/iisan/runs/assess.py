@@ -6,7 +6,7 @@ import torch
 
 from iisan.config import Config, EvaluationConfig
 from iisan.data.dataset import Dataset
-from iisan.data.splits import Split, Subset, split
+from iisan.data.splits import Split, Subset
 from iisan.errors import DataError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.evaluation import Evaluation, evaluate
@@ -60,18 +60,17 @@ def assess(
     dataset = open_dataset(config)
     run.check_items(dataset)
     own, other = run.config.evaluation.split, config.evaluation.split
-    subsets = split(dataset.sequences, dataset.num_items, other)
-    remark = ""
+    subsets, remark = dataset.split(other), ""
     if other != own:
         total = len(subsets.subset(subset))
-        subsets = subsets.after(split(dataset.sequences, dataset.num_items, own))
-        queries = subsets.subset(subset)
-        if not len(queries):
+        subsets = subsets.after(dataset.split(own))
+        left = subsets.subset(subset)
+        if not len(left):
             got = f"the run was trained or selected on all {total:,} targets of the {other} {subset} under {own}"
             raise DataError(got, "at least one that it was not", f"evaluate it under {own}")
-        later = subsets.trained_later(queries)
+        later = subsets.trained_later(left)
         remark = (
-            f" of a run trained under {own} ({total - len(queries):,} of {total:,} targets left out, which it was "
+            f" of a run trained under {own} ({total - len(left):,} of {total:,} targets left out, which it was "
             f"trained or selected on; {'an unknown share' if later is None else f'{later:.1%}'} of its training "
             "interactions are later than the target, on average)"
         )

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from iisan.config import FOLDERS, ColumnConfig, Config, parse
-from iisan.data.dataset import Dataset
-from iisan.data.splits import Split, split
+from iisan.data.dataset import Dataset, default_split, manifest_of
+from iisan.data.splits import Split
 from iisan.encoders.precision import Product, choose_precision, feed_forward
 from iisan.errors import ConfigError
 from iisan.machine import choose_device
@@ -50,7 +50,7 @@ def fingerprints(dataset: Dataset, stores: Mapping[str, StateStore]) -> dict[str
 
 
 def resolve(config: Config) -> Config:
-    """Fill in absolute paths, and missing modalities and their kinds from the state store.
+    """Fill in absolute paths, the split, and missing modalities and their kinds from the state store.
 
     Raises:
         ConfigError: No modality is named, and none is found.
@@ -80,8 +80,15 @@ def resolve(config: Config) -> Config:
     for name in modalities:
         if config.kind_of(name) is None and name in stored:
             columns[name] = columns.get(name, ColumnConfig()).model_copy(update={"kind": stored[name]})
-    resolved = config.model_copy(update={"modalities": modalities, "columns": columns, **paths})
+    resolved = with_split(config).model_copy(update={"modalities": modalities, "columns": columns, **paths})
     return parse(resolved.model_dump())
+
+
+def with_split(config: Config) -> Config:
+    """Replace the split ``auto`` by the one that it stands for, if the dataset exists."""
+    if config.evaluation.split != "auto" or config.dataset is None or not config.dataset.exists():
+        return config
+    return config.override([f"evaluation.split={default_split(manifest_of(config.dataset))}"])
 
 
 def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> list[Product]:
@@ -114,5 +121,4 @@ def build(config: Config, processes: Processes = ALONE) -> Setup:
     low = processes.first and choose_precision(device, config.training.precision, products, True) == "bf16"
     network.autocast = bool(processes.add(torch.tensor(float(low), device=device)))
     config = config.override([f"training.precision={'bf16' if network.autocast else 'fp32'}"])
-    subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
-    return Setup(config, dataset, subsets, stores, network, device)
+    return Setup(config, dataset, dataset.split(config.evaluation.split), stores, network, device)

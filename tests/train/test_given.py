@@ -1,0 +1,139 @@
+"""Runs on given queries: the split is recorded,  what makes no sense is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+
+from iisan.data.dataset import Dataset
+from iisan.efficiency.workload import DataShape
+from iisan.errors import DataError, RunError
+from iisan.nested import read_yaml
+from iisan.recipes import recipe
+from iisan.runs.assess import assess
+from iisan.runs.run import Run
+from iisan.train.run import train
+
+QUICK = ("training.epochs=1", "training.batch_size=16", "training.precision=fp32", "evaluation.policy=all")
+ITEMS = pl.DataFrame({"item_id": [f"i{n}" for n in range(12)], "title": ["a pump"] * 12})
+LOG = pl.DataFrame(
+    {"user_id": [f"u{n // 4}" for n in range(40)], "item_id": [f"i{n * 7 % 11}" for n in range(40)]}
+)
+VALIDATION = pl.DataFrame(
+    {
+        "user_id": ["u0", "u0", "u1", "new"],
+        "history": ["i1", "i1 i2", "i3 i4", "i5"],
+        "target": ["i2", "i3", "i0", "i11"],
+    }
+)
+TEST = pl.DataFrame(
+    {"user_id": ["u2", "u2", "u3"], "history": ["i1", "i0 i0 i7", "i7"], "target": ["i0", "i3", "i11"]}
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("given") / "dataset"
+    return Dataset.from_frames(ITEMS, LOG, VALIDATION, TEST).save(folder)
+
+
+def config_of(dataset, *overrides):
+    return recipe("ids").override([*QUICK, f"dataset={dataset.folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("given") / "run"
+    train(config_of(dataset), folder)
+    return Run.load(folder)
+
+
+def test_a_run_records_the_split_and_evaluates_the_rows(dataset, run):
+    assert read_yaml(run.folder / "config.yaml")["evaluation"]["split"] == "given"
+    assert run.result["protocol"] == (
+        "given test, full ranking of 12 items, nothing excluded (all), 3 queries of 2 users"
+    )
+    assert run.result["selection"] == "hr@10 of the given validation, 4 queries of 3 users"
+    assert (run.result["validation"]["users"], run.result["validation"]["queries"]) == (3, 4)
+    assert (run.result["test"]["users"], run.result["test"]["queries"]) == (2, 3)
+    # Item 11 is in no interaction.
+    assert (run.result["test"]["cold_users"], run.result["data"]) == (1, dataset.content_hash)
+    ranks = pl.read_parquet(run.folder / "per_user.parquet")
+    assert ranks.select("user_id", "item_id", "cold", "seen").rows() == [
+        ("u2", "i0", False, False),
+        ("u2", "i3", False, False),
+        ("u3", "i11", True, False),
+    ]
+    # Ten users with four interactions each, one window each.
+    assert DataShape.of_dataset(dataset, config_of(dataset)).windows == 10
+
+
+def test_a_finished_run_is_found_again_without_its_dataset(dataset, tmp_path):
+    copy = Dataset.load(shutil.copytree(dataset.folder, tmp_path / "copy"))
+    train(config_of(copy), tmp_path / "run")
+    shutil.rmtree(copy.folder)
+    said = []
+    train(config_of(copy), tmp_path / "run", say=said.append)
+    assert "finished already" in said[0]
+    with pytest.raises(RunError, match=r"evaluation\.split = 'given', not 'leave-one-out'"):
+        train(config_of(copy, "evaluation.split=leave-one-out"), tmp_path / "run")
+
+
+def test_splits_that_are_not_there(run, dataset, prepared, tmp_path):
+    plain = recipe("ids").override([*QUICK, f"dataset={prepared.dataset}", "evaluation.split=given"])
+    with pytest.raises(DataError, match="the dataset has no given queries"):
+        train(plain, tmp_path / "plain")
+    with pytest.raises(DataError, match="a run that was trained on all interactions"):
+        assess(run, run.config.override(["evaluation.split=leave-one-out"]))
+    # The other way around all given queries are new.
+    train(config_of(dataset, "evaluation.split=leave-one-out"), tmp_path / "run")
+    other = Run.load(tmp_path / "run")
+    assert other.result["protocol"].startswith("leave-one-out test, ")
+    found = assess(other, other.config.override(["evaluation.split=given"]))["ids"]
+    assert found.protocol.startswith("given test of a run trained under leave-one-out (0 of 3 targets left out, ")
+    assert found.metrics["queries"] == 3
+
+
+def test_describe_counts_rows_and_users(dataset, iisan):
+    code, out, _ = iisan("describe", dataset.folder, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["users"], facts["users_without_interactions"]) == (11, 1)
+    assert (facts["validation_queries"], facts["validation_users"]) == (4, 3)
+    assert (facts["test_queries"], facts["test_users"]) == (3, 2)
+    # Of those who have interactions.
+    assert (facts["mean_length"], facts["min_length"]) == (4, 4)
+    code, out, _ = iisan("describe", dataset.folder, "--split", "leave-one-out", "--json")
+    assert (code, "test_queries" in json.loads(out)) == (0, False)
+
+
+def test_recommending_for_users_of_queries(dataset, run, iisan, tmp_path):
+    code, out, error = iisan("recommend", run.folder, "--user", "new")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "the user 'new' has given queries only, no interactions" in error
+    code, _, _ = iisan("recommend", run.folder, "--all-users", "--out", tmp_path / "all.parquet")
+    assert (code, pl.read_parquet(tmp_path / "all.parquet")["user_id"].n_unique()) == (0, 10)
+
+
+def test_the_command_line(iisan, tmp_path):
+    ITEMS.write_csv(tmp_path / "items.tsv", separator="\t", include_header=False)
+    users = LOG.group_by("user_id", maintain_order=True).agg(pl.col("item_id").str.join(" "))
+    users.write_csv(tmp_path / "users.tsv", separator="\t", include_header=False)
+    for name, frame in (("validation", VALIDATION), ("test", TEST)):
+        frame.write_csv(tmp_path / f"{name}.tsv", separator="\t", include_header=False)
+    out, run = tmp_path / "dataset", tmp_path / "run"
+    files = ["--validation", tmp_path / "validation.tsv", "--test", tmp_path / "test.tsv"]
+    code, said, error = iisan("prepare", "reference", tmp_path, *files, "--out", out)
+    assert code == 0, error
+    assert "given queries: validation, 4 queries of 3 users; test, 3 queries of 2 users" in said
+    assert iisan("train", "ids", "--dataset", out, "--out", run, *(f"--set={each}" for each in QUICK))[0] == 0
+
+
+def test_a_sample_of_the_rows_selects(dataset, tmp_path):
+    result = train(config_of(dataset, "evaluation.validation_users=2"), tmp_path / "run")
+    assert result["selection"].endswith(", a fixed sample of 4")
+    chosen = np.sort(np.random.default_rng(0).choice(4, 2, replace=False))
+    users = VALIDATION["user_id"].gather(chosen).n_unique()
+    assert result["validation"]["users"] == users
