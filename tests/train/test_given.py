@@ -10,9 +10,11 @@ import pytest
 from iisan.data.dataset import Dataset
 from iisan.efficiency.workload import DataShape
 from iisan.errors import DataError, RunError
+from iisan.evaluate.tpme import PAPER
 from iisan.nested import read_yaml
 from iisan.recipes import recipe
 from iisan.runs.assess import assess
+from iisan.runs.compare import compare_runs
 from iisan.runs.run import Run
 from iisan.train.run import train
 
@@ -79,6 +81,16 @@ def test_a_finished_run_is_found_again_without_its_dataset(dataset, tmp_path):
     assert "finished already" in said[0]
     with pytest.raises(RunError, match=r"evaluation\.split = 'given', not 'leave-one-out'"):
         train(config_of(copy, "evaluation.split=leave-one-out"), tmp_path / "run")
+
+
+def test_runs_on_given_queries_are_compared_over_users(run, dataset, tmp_path):
+    train(config_of(dataset, "optimizer.learning_rate=0.1"), tmp_path / "other")
+    report = compare_runs([run.folder, tmp_path / "other"], PAPER)
+    assert {found.users for _, found, _ in report.tests} == {2}
+    assert {found.p_mcnemar for _, found, _ in report.tests} == {None}
+    test = Run.load(tmp_path / "other").result["test"]
+    hits = next(found for _, found, _ in report.tests if found.metric == "hr@10")
+    assert (hits.mean_a, hits.mean_b) == pytest.approx((run.result["test"]["hr@10"], test["hr@10"]))
 
 
 def test_splits_that_are_not_there(run, dataset, prepared, tmp_path):
