@@ -80,7 +80,7 @@ def test_your_own_data_and_the_cookbook(follow):
     purchases.with_columns(sku, user_id + 4700).write_csv("purchases.csv")
 
     queries = "user_id,history,target\n4711,SKU-1 SKU-2,SKU-3\n4711,SKU-1,SKU-7\nelse,SKU-5,SKU-6\n"
-    for name in ("valid", "test"):
+    for name in ("valid", "test", "january"):
         Path(f"{name}.csv").write_text(queries)
 
     follow("your-own-data.md")

@@ -1,4 +1,4 @@
-"""Runs on given queries: the split is recorded,  what makes no sense is refused."""
+"""Runs on given queries: the split is recorded, a file is evaluated, and what makes no sense is refused."""
 
 import json
 import shutil
@@ -83,6 +83,34 @@ def test_a_finished_run_is_found_again_without_its_dataset(dataset, tmp_path):
         train(config_of(copy, "evaluation.split=leave-one-out"), tmp_path / "run")
 
 
+def test_a_file_with_the_rows_of_the_test_gives_its_metrics(run, tmp_path):
+    words, lists = tmp_path / "rows.tsv", tmp_path / "rows.jsonl"
+    TEST.write_csv(words, separator="\t", include_header=False)
+    TEST.with_columns(pl.col("history").str.split(" ")).write_ndjson(lists)
+    TEST.write_csv(tmp_path / "rows.csv")
+    expected = assess(run, run.config)
+    for path in (words, lists, tmp_path / "rows.csv"):
+        found = assess(run, run.config, queries=path)
+        assert list(found) == ["most popular", "recently popular", "Markov", "ids"]
+        assert {name: each.metrics for name, each in found.items()} == {
+            name: each.metrics for name, each in expected.items()
+        }
+        assert found["ids"].protocol == (
+            f"given queries {path.name}, full ranking of 12 items, nothing excluded (all), 3 queries of 2 users"
+        )
+    assert run.result["test"] == expected["ids"].metrics
+
+
+def test_baselines_on_given_queries_by_hand(run, tmp_path):
+    path = tmp_path / "one.csv"
+    # New users; their items are those of the run's catalogue.
+    path.write_text("user_id,history,target\nx,i8 i7,i3\ny,i3,i11\n")
+    found = assess(run, run.config, queries=path)["Markov"].per_user
+    follows = sum(a == "i7" and b == "i3" for a, b in zip(LOG["item_id"], LOG["item_id"][1:], strict=False))
+    assert follows  # and nothing else ever follows 7
+    assert found.select("user_id", "above", "ties", "cold").rows() == [("x", 0, 1, False), ("y", 11, 1, True)]
+
+
 def test_runs_on_given_queries_are_compared_over_users(run, dataset, tmp_path):
     train(config_of(dataset, "optimizer.learning_rate=0.1"), tmp_path / "other")
     report = compare_runs([run.folder, tmp_path / "other"], PAPER)
@@ -141,6 +169,47 @@ def test_the_command_line(iisan, tmp_path):
     assert code == 0, error
     assert "given queries: validation, 4 queries of 3 users; test, 3 queries of 2 users" in said
     assert iisan("train", "ids", "--dataset", out, "--out", run, *(f"--set={each}" for each in QUICK))[0] == 0
+    rows = ["--queries", tmp_path / "validation.tsv"]
+    code, said, _ = iisan("evaluate", run, *rows, "--policy", "unseen", "--json")
+    assert code == 0
+    found = json.loads(said)
+    assert {each["protocol"] for each in found.values()} == {
+        "given queries validation.tsv, full ranking of 12 items, history excluded (unseen), 4 queries of 3 users"
+    }
+    code, said, _ = iisan("evaluate", run, *rows)
+    assert "cold: the 1 users whose target was never trained on" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("u0\ti1\ti2\nu0\ti1 i99\ti2\n", "bad.tsv, line 2: unknown item 'i99' (1 such row)"),
+        ("u0\ti1\ti99\n", "expected an item id of the run's catalogue: correct it"),
+        ("u0\t\ti1\n", "bad.tsv, line 1: empty history of user 'u0'"),
+        ("u0\ti1\t\n", "bad.tsv, line 1: zero-length target"),
+        ("u0\ti1\n", "bad.tsv, line 1: malformed row"),
+        ("user_id\thistory\nu0\ti1\n", "bad.tsv' has no column 'target'"),
+        ("user_id\thistory\ttarget\n", "bad.tsv' is empty"),
+        ("", "bad.tsv' is empty"),
+    ],
+)
+def test_bad_files_of_queries(run, iisan, tmp_path, content, sentence):
+    bad, out = tmp_path / "bad.tsv", tmp_path / "ranks.csv"
+    bad.write_text(content)
+    code, said, error = iisan("evaluate", run.folder, "--queries", bad, "--out", out)
+    assert (code, said, error.count("\n")) == (2, "", 1)
+    assert sentence in error
+    assert "skip" not in error
+    assert not out.exists()
+
+
+def test_queries_and_a_subset_or_split_exclude_each_other(run, iisan, tmp_path):
+    for option, value in (("--subset", "test"), ("--split", "given")):
+        code, _, error = iisan("evaluate", run.folder, "--queries", tmp_path / "no.tsv", option, value)
+        assert (code, error.count("\n")) == (2, 1)
+        assert f"--queries together with {option}" in error
+    code, _, error = iisan("evaluate", run.folder, "--queries", tmp_path / "no.tsv")
+    assert (code, "no file" in error) == (2, True)
 
 
 def test_a_sample_of_the_rows_selects(dataset, tmp_path):
