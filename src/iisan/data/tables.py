@@ -23,7 +23,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*_SEPARATORS, *_JSON_LINES, ".parquet")
 #: Description of valid values in columns that are used.
-USABLE = "a text or a number, or a list of them in a column of texts"
+USABLE = "a text or a number, or a list of them in a column of texts or histories"
 _NO_QUOTES = "pass --no-quotes (quotes=False) where quotes mean nothing"
 #: Separates the fields of a record after its quotes have been read; a Unicode noncharacter, so not part of a text.
 _FIELD_END = "\ufdd0"
