@@ -21,10 +21,8 @@ def recommender(prepared, tmp_path_factory):
 
 def test_recommendation_and_evaluation_use_the_same_scores(recommender):
     """Ask for whole lists from each test history: the target's place must be the rank that was evaluated."""
-    from iisan.data.splits import split
-
     dataset = recommender.dataset
-    queries = split(dataset.sequences, dataset.num_items, "leave-one-out").test
+    queries = dataset.split("leave-one-out").test
     rows = ranked_rows(queries, "unseen")
     ranks = rank_targets(recommender.run.scorer, queries[rows], "unseen")
     per_user = pl.read_parquet(recommender.run.folder / "per_user.parquet")

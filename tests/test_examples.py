@@ -79,6 +79,10 @@ def test_your_own_data_and_the_cookbook(follow):
     items.with_columns(sku, description="title").write_csv("items.csv")
     purchases.with_columns(sku, user_id + 4700).write_csv("purchases.csv")
 
+    queries = "user_id,history,target\n4711,SKU-1 SKU-2,SKU-3\n4711,SKU-1,SKU-7\nelse,SKU-5,SKU-6\n"
+    for name in ("valid", "test", "january"):
+        Path(f"{name}.csv").write_text(queries)
+
     follow("your-own-data.md")
     assert pl.read_parquet("recommendations.parquet")["user_id"].n_unique() == 80
     session = follow("cookbook.md")

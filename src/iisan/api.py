@@ -161,6 +161,9 @@ class Recommender:
             raise DataError(f"the history '{history}' is a string", "a sequence of item ids", "pass history=[…]")
         if history is None:
             sequences, users = self.dataset.sequences, np.array([self.dataset.user_index(str(user))])
+            if not sequences.lengths[users[0]]:
+                got = f"the user '{user}' has given queries only, no interactions"
+                raise DataError(got, "a user with a history", "pass history=[…] (--history)")
         elif len(history):
             items = index_of(self.run.items[ITEM_ID], history, "item").astype(np.int32)
             sequences, users = Sequences(np.array([0, len(items)]), items), np.array([0])

@@ -298,18 +298,20 @@ class EvaluationConfig(Section):
     """The evaluation protocol, printed beside every number.
 
     Attributes:
-        split: ``leave-one-out`` (as in the papers) or a global ``temporal`` split.
+        split: ``leave-one-out`` (as in the papers), a global ``temporal`` split, or ``given`` queries that the
+            dataset was prepared with. ``auto`` is ``given`` if there are such queries, else ``leave-one-out``; the
+            run's ``config.yaml`` records the choice.
         policy: Items that compete with a target: ``unseen`` (those not in the history; queries whose target is in
             it are left out), ``all``, or ``exclude-all`` (as ``unseen``, but a target in the history counts as a
             miss; published code).
         cutoffs: Values of k for HR@k, NDCG@k and MRR@k.
         select: Validation metric that selects the best epoch.
         every: Number of epochs from one validation to the next; the last epoch is always validated.
-        validation_users: Size of a fixed sample of users for validation, which depends on the dataset but not on
-            the seed. None validates on all users. Testing always covers all users.
+        validation_users: Size of a fixed sample of users (of queries, where a user has several) for validation,
+            which depends on the dataset but not on the seed. None validates on all. Testing always covers all.
     """
 
-    split: Literal["leave-one-out", "temporal"] = "leave-one-out"
+    split: Literal["auto", "given", "leave-one-out", "temporal"] = "auto"
     policy: Policy = "unseen"
     cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
     select: Annotated[str, Field(pattern=r"^(hr|ndcg|mrr)@[1-9][0-9]*$")] = "hr@10"

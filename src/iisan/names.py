@@ -8,6 +8,9 @@ from iisan.errors import DataError
 USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
+#: Columns of given queries, beside the user.
+HISTORY = "history"
+TARGET = "target"
 
 #: Kinds of content. A modality is a column of the items with a kind; the default column of a kind has its name.
 TEXT: Final = "text"

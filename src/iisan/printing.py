@@ -45,7 +45,8 @@ def print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequence
     ]
     print_table(f"{last.protocol}; in %", heads, rows)
     if last.metrics.get("cold_users"):
-        print(f"cold: the {int(last.metrics['cold_users']):,} users whose target was never trained on")
+        unit = "queries" if "cold_queries" in last.metrics else "users"
+        print(f"cold: the {int(last.metrics[f'cold_{unit}']):,} {unit} whose target was never trained on")
 
 
 def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -255,7 +255,7 @@ def test_damage_of_equal_size_is_refused(tmp_path, name):
     ("change", "match"),
     [
         ({"kind": "other"}, "was not written as an iisan-dataset"),
-        ({"schema": 3}, "schema 3"),
+        ({"schema": 4}, "schema 4"),
         ({"files": {"../x": 1}}, "leads out"),
         ({"files": None}, "is damaged"),
         ({"counts": {"items": 4, "users": 2, "interactions": 6}}, "expected .4, 2, 2, 6."),

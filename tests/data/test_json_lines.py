@@ -111,7 +111,7 @@ def test_further_columns_keep_their_type_where_they_have_one(tmp_path):
 
 def test_ids_and_times_are_strings_whatever_they_look_like(tmp_path):
     rows = [{"id": value} for value in ("007", 7, 7.0, 7.25, True, 2**70, None, float("nan"), float("inf"))]
-    found = read(tmp_path, [*rows, {}], {"id": False}).frame["id"]
+    found = read(tmp_path, [*rows, {}], {"id": "refuse"}).frame["id"]
     assert found.to_list() == ["007", "7", "7", "7.25", "true", str(2**70), None, None, None, None]
 
 
@@ -137,7 +137,7 @@ def test_lines_that_are_no_objects_have_numbers(tmp_path):
 def test_columns_that_begin_late_and_parts_of_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("iisan.data.json_lines._AT_ONCE", 4)
     rows = [{"id": n, "x": n} if n % 3 else {"x": n, "late": str(n)} for n in range(11)]
-    objects = read(tmp_path, rows, {"id": False})
+    objects = read(tmp_path, rows, {"id": "refuse"})
     assert objects.frame["id"].to_list() == [None if n % 3 == 0 else str(n) for n in range(11)]
     assert objects.frame["x"].to_list() == list(range(11))
     assert objects.frame["late"].to_list() == [str(n) if n % 3 == 0 else None for n in range(11)]
@@ -151,7 +151,7 @@ def test_a_table_is_no_larger_than_its_file_where_keys_are_data(tmp_path, nested
     for n in range(4000):
         data = {f"key {(n * 4 + k) % 2000}": "value" for k in range(4)}
         rows.append({"id": f"i{n}", **({"details": data} if nested else data)})
-    objects = read(tmp_path, rows, {"id": False})
+    objects = read(tmp_path, rows, {"id": "refuse"})
     assert objects.frame.columns == ["line", "id"] + ["details"] * nested
     assert objects.frame.estimated_size() < 3 * (tmp_path / "rows.jsonl").stat().st_size
 

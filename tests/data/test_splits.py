@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from iisan.data.sequences import Sequences
-from iisan.data.splits import leave_one_out, split, temporal
+from iisan.data.splits import given, given_queries, leave_one_out, split, temporal
 from iisan.errors import DataError
 from iisan.names import PAD
 
@@ -99,3 +99,49 @@ def test_share_of_the_training_after_the_targets_by_hand():
     test = temporal(sequences, 5, shares=(0.4, 0.7)).test
     assert trained.trained_later(test) == pytest.approx((1 / 5 + 0 + 1 / 5) / 3)
     assert leave_one_out(Sequences(OFFSETS, ITEMS), 5).trained_later(test) is None
+
+
+# Of user 2, then two of user 0: 3 -> 1, 4 0 -> 2, 4 -> 4.
+GIVEN = given_queries(
+    Sequences(np.array([0, 2, 5, 7]), np.array([3, 1, 4, 0, 2, 4, 4], np.int32)), np.array([2, 0, 0])
+)
+
+
+def test_given_by_hand():
+    sequences = Sequences(OFFSETS, ITEMS)
+    subsets = split(sequences, 5, "given", {"validation": GIVEN[:1], "test": GIVEN[1:]})
+    assert (subsets.name, subsets.validation.targets.tolist(), subsets.test.targets.tolist()) == (
+        "given",
+        [1],
+        [2, 4],
+    )
+    assert subsets.test.histories(3).tolist() == [[PAD, 4, 0], [PAD, PAD, 4]]
+    # Everything is trained on, and nothing but interactions.
+    assert subsets.train_ends.tolist() == [4, 6, 9]
+    assert subsets.train_counts().tolist() == np.bincount(ITEMS).tolist()
+    assert [str(subsets.validation), str(subsets.test), str(GIVEN)] == [
+        "1 users",
+        "2 queries of 1 users",
+        "3 queries of 2 users",
+    ]
+    with pytest.raises(DataError, match="the dataset has no given queries") as caught:
+        split(sequences, 5, "given")
+    assert "--validation FILE and --test FILE" in caught.value.cure
+
+
+def test_given_queries_under_another_split():
+    sequences = Sequences(OFFSETS, ITEMS, TIMES)
+    other = given(sequences, 5, {"validation": GIVEN, "test": GIVEN})
+    trained = leave_one_out(sequences, 5)
+    # All are new to a run that was trained on less than all interactions, and its training is as it was.
+    found = other.after(trained)
+    assert (found.name, len(found.test), len(found.validation)) == ("given", 3, 3)
+    assert found.train_counts().tolist() == trained.train_counts().tolist()
+    assert found.trained_later(found.test) is None
+    # A run that was trained on all of them has nothing new among them.
+    for rule in (trained, temporal(sequences, 5)):
+        with pytest.raises(
+            DataError, match=f"trained on all interactions .* under the split {rule.name}"
+        ) as caught:
+            rule.after(other)
+        assert caught.value.cure == f"evaluate it under given, or train a run under {rule.name}"

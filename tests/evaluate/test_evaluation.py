@@ -11,11 +11,11 @@ from iisan.evaluate.metrics import metrics_from_frame
 ITEMS = np.array([0, 1, 2, 0, 1, 3, 1, 0, 0, 1, 0, 4], dtype=np.int32)
 
 
-def run(policy, **settings):
+def run(policy, rows=slice(None), **settings):
     split = leave_one_out(Sequences(np.array([0, 4, 8, 12]), ITEMS), 5)
     return evaluate(
         most_popular(split),
-        split.test,
+        split.test[rows],
         name="leave-one-out test",
         policy=policy,
         cutoffs=(1, 2),
@@ -43,6 +43,22 @@ def test_evaluation_by_hand():
         "leave-one-out test, full ranking of 5 items, history excluded (unseen), 2 users; 1 of 3 users left out "
         "because their target is in their history (warning: more than 20%; the policy all ranks every target)"
     )
+
+
+def test_several_queries_of_a_user_are_counted_as_such():
+    result = run("all", rows=np.array([0, 1, 1, 2]), coverage_k=2)
+    assert result.metrics["users"] == 3
+    assert result.metrics["queries"] == 4
+    assert result.metrics["cold_users"] == 1
+    assert "cold_queries" not in result.metrics
+    # Ranked are 1, 0, 3 and the tie of 2 and 4: the targets 0, 0, 0 of the first two users are second.
+    assert result.metrics["hr@2"] == pytest.approx(3 / 4)
+    assert result.protocol.endswith("nothing excluded (all), 4 queries of 3 users")
+    # The targets of the users who are left are still one each.
+    result = run("unseen", rows=np.array([0, 0, 1, 2]), coverage_k=2)
+    assert "(unseen), 2 users; 2 of 4 queries left out because their target" in result.protocol
+    assert (result.metrics["users"], result.metrics["hr@2"]) == (2, pytest.approx(1.5 / 2))
+    assert "queries" not in result.metrics
 
 
 @pytest.mark.parametrize("policy", ["unseen", "exclude-all"])

@@ -69,16 +69,21 @@ def test_expectation_over_all_orders_of_ties(scores, k, data):
 
 def test_summarise_averages_and_splits_off_cold_targets():
     cold = np.array([True, False, False, True, False])
-    summary = summarise(ABOVE, TIES, [1, 10], cold)
+    users = pl.Series(range(5))
+    summary = summarise(ABOVE, TIES, users, [1, 10], cold)
     assert summary["users"] == 5
     assert summary["hr@10"] == pytest.approx((1 + 1 + 0 + 2 / 3 + 1 / 2) / 5)
     assert summary["hr@1"] == pytest.approx((1 + 1 / 20) / 5)
     assert summary["ndcg@1"] == summary["mrr@1"] == pytest.approx(summary["hr@1"])
     assert summary["cold_users"] == 2
     assert summary["cold_hr@10"] == pytest.approx((1 + 2 / 3) / 2)
-    without = summarise(ABOVE, TIES, [10], np.zeros(5, dtype=bool))
+    without = summarise(ABOVE, TIES, users, [10], np.zeros(5, dtype=bool))
     assert without["cold_users"] == 0
     assert "cold_hr@10" not in without
+    assert "queries" not in summary | without
+    several = summarise(ABOVE, TIES, pl.Series(["a", "b", "c", "a", "b"]), [10], cold)
+    assert (several["users"], several["queries"], several["cold_users"], several["cold_queries"]) == (3, 5, 1, 2)
+    assert several["hr@10"] == summary["hr@10"]
 
 
 def test_a_cutoff_below_one_is_refused():
@@ -110,9 +115,10 @@ def test_frame_holds_all_that_the_metrics_need():
     metrics = metrics_from_frame(frame, [1])
     assert metrics["hr@1"] == 0.25
     assert metrics["cold_hr@1"] == 0.5
-    assert metrics == summarise(ranks.above, ranks.ties, [1], np.array([False, True]))
+    assert metrics == summarise(ranks.above, ranks.ties, frame["user_id"], [1], np.array([False, True]))
     rows = ranked_rows(split.test, "unseen")
     assert rows.tolist() == [1]
     frame = per_user_frame(Ranks(np.array([3]), np.array([2])), rows, split.test, *names)
     assert frame.select("above", "ties", "seen").rows() == [(None, None, True), (3, 2, False)]
-    assert metrics_from_frame(frame, [4]) == summarise(np.array([3]), np.array([2]), [4], np.array([True]))
+    one = summarise(np.array([3]), np.array([2]), pl.Series(["bob"]), [4], np.array([True]))
+    assert metrics_from_frame(frame, [4]) == one

@@ -120,7 +120,7 @@ def test_random_scores_are_a_constant_on_average(policy):
     found = measured(RandomScorer(), policy, SPLIT.test[np.tile(np.arange(4), repeats)])
     for k, value in EXPECTED["constant", policy].items():
         # A hit is a coin; four standard errors of its mean over the queries. The scores are seeded.
-        error = (value * (1 - value) / Fraction(found.metrics["users"])) ** 0.5
+        error = (value * (1 - value) / Fraction(found.metrics["queries"])) ** 0.5
         assert found.metrics[f"hr@{k}"] == pytest.approx(float(value), abs=4 * error)
 
 
@@ -135,6 +135,7 @@ def test_the_protocol_says_who_is_left_out():
     assert left_out("test", 1000, 1000) == ""
     assert left_out("test", 1000, 800) == "200 of 1,000 users left out because their target is in their history"
     assert "the policy all" in left_out("test", 1000, 799)
+    assert left_out("test", 9, 8, "queries").startswith("1 of 9 queries left out because their target")
 
 
 def test_nothing_to_rank_is_refused():

@@ -45,7 +45,7 @@ def test_value_of_every_user_by_hand():
 def test_seeds_are_averaged_first_whatever_the_order_of_rows():
     first = frame([0, MISS, 0], users=["a", "b", "c"])
     second = frame([MISS, MISS, 0], users=["c", "b", "a"])
-    assert per_user([first, second], "hr@10").rows() == [("a", 1.0), ("b", 0.0), ("c", 0.5)]
+    assert per_user([first, second], "hr@10").rows() == [("a", 1.0, 1), ("b", 0.0, 1), ("c", 0.5, 1)]
     other = frame([MISS, 0, 0], users=["a", "b", "c"])
     comparison = compare([first, second], [other], "hr@10")
     # 1, 0, 1/2 against 0, 1, 1: the users stay 3, not 6.
@@ -55,9 +55,69 @@ def test_seeds_are_averaged_first_whatever_the_order_of_rows():
     assert comparison.p_t == pytest.approx(stats.ttest_rel([1, 0, 0.5], [0, 1, 1]).pvalue)
 
 
-def test_a_user_with_several_queries_counts_once():
+def several(rng, users=40):
+    """Results of users with 1 to 5 queries each, in random order: two methods."""
+    owners = [f"u{user}" for user in np.repeat(np.arange(users), rng.integers(1, 6, users))]
+    items = [f"i{number}" for number in range(len(owners))]
+    hits = rng.random((2, len(owners))) < [[0.3], [0.2]]
+    return [frame(np.where(row, 0, MISS), users=owners, items=items) for row in hits]
+
+
+def test_means_are_over_queries_by_hand():
     queries = frame([0, MISS, 0], users=["a", "a", "b"], items=["x", "y", "z"])
-    assert per_user([queries], "hr@10").rows() == [("a", 0.5), ("b", 1.0)]
+    assert per_user([queries], "hr@10").rows() == [("a", 0.5, 2), ("b", 1.0, 1)]
+    assert per_user([queries, queries], "hr@10").rows() == [("a", 0.5, 2), ("b", 1.0, 1)]
+    other = frame([MISS, MISS, 0], users=["b", "a", "a"], items=["z", "y", "x"])
+    found = compare([queries], [other], "hr@10")
+    assert (found.users, found.mean_a, found.mean_b) == (2, pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert found.difference == pytest.approx(1 / 3)
+    # Both queries of a user are drawn together: none, one or two times b of a, a and b.
+    assert (found.low, found.high) == pytest.approx((0, 1))
+    assert found.p_mcnemar is None
+    # A user's runs may differ, the weights stay those of the queries.
+    assert compare([queries, other], [other], "hr@10").difference == pytest.approx(1 / 6)
+
+
+def test_t_of_users_with_several_queries_is_cluster_robust():
+    """Against the sandwich estimator with clusters, computed from its sum over queries."""
+    a, b = several(np.random.default_rng(1))
+    found = compare([a], [b], "hr@10")
+    differences = (a["above"] == 0).cast(pl.Float64) - (b["above"] == 0).cast(pl.Float64)
+    assert found.difference == pytest.approx(differences.mean())
+    residuals = pl.DataFrame({"user": a["user_id"], "of": differences - differences.mean()})
+    scores = residuals.group_by("user").agg(pl.col("of").sum())["of"]
+    clusters = len(scores)
+    error = np.sqrt(clusters / (clusters - 1) * (scores**2).sum()) / len(a)
+    expected = 2 * stats.t.sf(abs(found.difference) / error, clusters - 1)
+    assert found.p_t == pytest.approx(expected, rel=1e-9)
+    # The interval is that of this error, where the normal holds; queries as the unit would make it narrower.
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_correlated_queries_of_a_user_widen_the_interval():
+    a, b = drawn(0.3, 100, 1), drawn(0.2, 100, 2)
+    # Every user 9 times with the same result: no new knowledge.
+    again_a, again_b = (
+        pl.concat([each.with_columns(item_id=pl.lit(f"i{copy}")) for copy in range(9)]) for each in (a, b)
+    )
+    once, nine = compare([a], [b], "hr@10"), compare([again_a], [again_b], "hr@10")
+    assert (nine.users, nine.low, nine.high) == (100, pytest.approx(once.low), pytest.approx(once.high))
+    assert nine.p_t == pytest.approx(once.p_t)
+    assert nine.p_mcnemar is None
+
+
+def test_with_one_query_a_user_nothing_is_weighted():
+    """To the bit what unweighted means, resamples and the t-test of the values give."""
+    rng = np.random.default_rng(5)
+    a, b = (frame(rng.integers(0, 20, 300), rng.integers(1, 4, 300)) for _ in range(2))
+    found = compare([a], [b], "ndcg@10")
+    values_a, values_b = (per_user([each], "ndcg@10")["value"].to_numpy() for each in (a, b))
+    differences = values_a - values_b
+    rng = np.random.default_rng(0)
+    means = [differences[rng.integers(300, size=(2000, 300))].mean(axis=1)]
+    assert (found.low, found.high) == tuple(np.quantile(np.concatenate(means), [0.025, 0.975]))
+    assert (found.mean_a, found.mean_b, found.difference) == (values_a.mean(), values_b.mean(), differences.mean())
+    assert found.p_t == stats.ttest_rel(values_a, values_b).pvalue
 
 
 def test_queries_that_were_left_out_take_no_part():

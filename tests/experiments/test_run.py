@@ -265,7 +265,7 @@ def test_full_scale_takes_the_papers_settings():
         assert found.items.kind == recipe(name).items.kind
         assert found.items.embedding_dim == 64
         assert found.tuning == recipe(name).tuning
-    assert full_settings("frozen").text.levels == ("last",)
+    assert full_settings("frozen").levels_of("text") == ("last",)
     assert full_settings("fft").text.max_tokens == 30
 
 

@@ -151,8 +151,8 @@ def test_lists_are_compared_by_hand(earlier, grown):
         assert found == [item for item in expected if item in set(ids)][:10]
         if user != "fresh":
             kept.append(len(set(found) & set(ids.gather(later[number]))) / len(found))
-    overlap, users = list_overlap(run, scorer, grown, queries)
-    assert users == len(kept) == len(queries) - 1
+    overlap, compared = list_overlap(run, scorer, grown, queries)
+    assert len(compared) == compared.num_users == len(kept) == len(queries) - 1
     assert overlap == pytest.approx(np.mean(kept))
 
 
@@ -161,7 +161,8 @@ def test_nobody_to_compare(earlier, grown):
     setup = build(resolve(run.config.override([f"dataset={grown.folder}"])))
     fresh = grown.user_index("fresh")
     queries = setup.split.test[np.flatnonzero(setup.split.test.users == fresh)]
-    assert list_overlap(run, network_scorer(setup.network), grown, queries) == (None, 0)
+    overlap, compared = list_overlap(run, network_scorer(setup.network), grown, queries)
+    assert (overlap, len(compared)) == (None, 0)
 
 
 @pytest.mark.parametrize(

@@ -519,8 +519,9 @@ def test_under_another_split_the_run_ranks_only_what_is_new_to_it(quick, tmp_pat
         "target, on average), full ranking"
     )
     # The baselines know what the run knows.
-    ranks = rank_targets(most_popular(trained), queries[np.flatnonzero(new)], "all")
-    assert popular.metrics["hr@10"] == summarise(ranks.above, ranks.ties, (10,))["hr@10"]
+    queries = queries[np.flatnonzero(new)]
+    ranks = rank_targets(most_popular(trained), queries, "all")
+    assert popular.metrics["hr@10"] == summarise(ranks.above, ranks.ties, pl.Series(queries.users), (10,))["hr@10"]
 
 
 def test_what_would_rank_nobody_is_refused_before_the_first_epoch(tmp_path):

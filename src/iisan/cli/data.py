@@ -55,6 +55,17 @@ def prepare(
         list[Path], Argument(metavar="SOURCE…", help="Items file and interactions file, or their folder.")
     ],
     out: Out,
+    validation: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Validation queries: user_id, history (space-separated item ids or a list), target.",
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Test queries of the same form. With both, no filter is on by default."),
+    ] = None,
     images: Annotated[
         Path | None, Option(help="Folder of images named <item_id>.jpg (png, webp, …), or root of image paths.")
     ] = None,
@@ -93,7 +104,7 @@ def prepare(
 
     given = {**context.params, "columns": pairs_of(column, "COLUMN=KIND")}
     options = parse_options({name: given[name] for name in PrepareOptions.model_fields})
-    dataset = prepare_dataset(form, sources, out, options)
+    dataset = prepare_dataset(form, sources, out, options, validation=validation, test=test)
     if as_json:
         print_json(dataset.manifest)
         return
@@ -103,6 +114,8 @@ def prepare(
     print_table(str(out), ["", *(f"{key}#" for key in keys)], rows)
     missing = ", ".join(f"{count:,} without {what}" for what, count in counts["missing"].items() if count)
     print(f"of {counts['items']:,} items: {missing or 'all are complete'}")
+    if dataset.queries:
+        print("given queries:", "; ".join(f"{subset}, {each}" for subset, each in dataset.queries.items()))
     if counts["timestamps"] is None:
         print("no timestamps: interactions are ordered as in the file")
     for reason, count in dataset.manifest["skipped"].items():
@@ -115,20 +128,23 @@ def prepare(
 @app.command()
 def describe(
     dataset: DatasetFolder,
-    split: Annotated[Literal["leave-one-out", "temporal"], Option(help="Split to describe.")] = "leave-one-out",
+    split: Annotated[
+        Literal["auto", "given", "leave-one-out", "temporal"],
+        Option(help="Split to describe; auto is given queries if there are any, else leave-one-out."),
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Describe a dataset and what can distort its evaluation."""
     from iisan.data.dataset import Dataset
-    from iisan.data.splits import split as make_split
     from iisan.evaluate.describe import describe as describe_dataset
 
     loaded = Dataset.load(dataset)
-    description = describe_dataset(loaded, make_split(loaded.sequences, loaded.num_items, split))
+    subsets = loaded.split(split)
+    description = describe_dataset(loaded, subsets)
     if as_json:
         print_json(description.to_json())
         return
-    print_table(f"{dataset}, {split} split", ["", "value#", "why it matters"], description.rows())
+    print_table(f"{dataset}, {subsets.name} split", ["", "value#", "why it matters"], description.rows())
 
 
 @app.command()

@@ -75,9 +75,15 @@ def train(
 @app.command()
 def evaluate(
     run: RunFolder,
-    subset: Annotated[Literal["validation", "test"], typer.Option(help="Subset to evaluate on.")] = "test",
+    subset: Annotated[
+        Literal["validation", "test"] | None, typer.Option(help="Subset to evaluate on. Defaults to test.")
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Queries to evaluate on instead of a subset: user_id, history, target."),
+    ] = None,
     split: Annotated[
-        Literal["leave-one-out", "temporal"] | None,
+        Literal["given", "leave-one-out", "temporal"] | None,
         typer.Option(
             help="Defaults to the run's own split. With a different split, targets that the run was trained or "
             "selected on are left out."
@@ -98,11 +104,14 @@ def evaluate(
     from iisan.runs.run import Run
 
     check_ending(out, FRAMES)
+    if queries is not None and (subset or split):
+        got = f"--queries together with {'--subset' if subset else '--split'}"
+        raise ConfigError(got, "one or the other", "leave one of them out; a file of queries needs neither")
     trained = Run.load(run)
     changes = {"evaluation.split": split, "evaluation.policy": policy}
     config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
     config = config.model_copy(update=given(dataset=dataset, states=states, images=images))
-    evaluations = assess(trained, config, subset, baselines)
+    evaluations = assess(trained, config, subset or "test", baselines, queries)
     if out:
         write_frame(evaluations[trained.config.recipe].per_user, out)
     if as_json:

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from iisan.data.clean import clean_ids, clean_texts, clean_timestamps, storable
+from iisan.data.clean import clean_texts, clean_timestamps, storable
 from iisan.data.filters import Events, apply_filters, renumber, to_sequences
 from iisan.data.images import are_addresses, find_images
 from iisan.data.media import checked_files, clean_files, has_paths
 from iisan.data.options import NO_COLUMN, Filters, PrepareOptions
 from iisan.data.problems import Problems
+from iisan.data.queries import index_queries
 from iisan.data.sequences import Sequences
-from iisan.data.tables import LINE, Role, Table, renamed
+from iisan.data.splits import Queries, Subset
+from iisan.data.tables import LINE, Role, Table, numbered, renamed
 from iisan.errors import DataError
 from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
 
@@ -28,7 +30,8 @@ class Parts:
     """The parts of a dataset, see :class:`iisan.data.dataset.Dataset`.
 
     Attributes:
-        counts: Numbers of users, items and interactions after each step, and of missing contents.
+        counts: Numbers of users, items and interactions after each step, of missing contents, of given queries.
+        queries: Given queries by subset; their users may have no interactions.
     """
 
     items: pl.DataFrame
@@ -39,16 +42,27 @@ class Parts:
     keys: pl.DataFrame
     counts: dict[str, Any]
     skipped: pl.DataFrame
+    queries: dict[Subset, Queries]
 
 
 def item_roles(options: PrepareOptions) -> list[Role]:
     """Columns of an items table."""
     return [
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
-        Role.of(TEXT, options.text, TEXT, "title", required=False, join=True),
-        *([] if options.image == NO_COLUMN else [Role.of(IMAGE, options.image, IMAGE, required=False, join=True)]),
+        Role.of(TEXT, options.text, TEXT, "title", required=False, lists="join"),
         *(
-            Role(name, (name,), cure=f"correct or leave out --column {name}={kind}", given=True, join=kind == TEXT)
+            []
+            if options.image == NO_COLUMN
+            else [Role.of(IMAGE, options.image, IMAGE, required=False, lists="join")]
+        ),
+        *(
+            Role(
+                name,
+                (name,),
+                cure=f"correct or leave out --column {name}={kind}",
+                given=True,
+                lists="join" if kind == TEXT else "refuse",
+            )
             for name, kind in options.columns.items()
             if name not in (TEXT, IMAGE)
         ),
@@ -71,11 +85,13 @@ def assemble(
     filters: Filters,
     problems: Problems,
     image_root: Path | None,
+    queries: Mapping[Subset, Table] | None = None,
 ) -> Parts:
     """Clean, check, filter and index two tables with canonical column names.
 
     Image paths are relative to ``image_root``, unless ``options.images`` names their folder. The columns are
-    those of :func:`item_roles` and :func:`interaction_roles`.
+    those of :func:`item_roles` and :func:`interaction_roles`, in tables of given ``queries`` those of
+    :func:`iisan.data.queries.query_roles`. No filter applies to queries.
 
     Raises:
         DataError: A bad row (policy ``stop``), an invalid name of a further column, or no user is left.
@@ -107,6 +123,12 @@ def assemble(
     if filters.items == "interacted":
         kept_items, item_numbers = renumber(events.items, len(catalogue))
         catalogue = catalogue[kept_items]
+    user_ids, found = user_ids.gather(kept_users), dict[Subset, Queries]()
+    known = "an item id of the items table"
+    if filters.items == "interacted":
+        known += " with an interaction (items=interacted)"
+    for subset, table in (queries or {}).items():
+        found[subset], user_ids = index_queries(table, catalogue[ITEM_ID], user_ids, problems, known)
     files = {name: kind for name, kind in kinds.items() if kind != TEXT}
     keys: dict[str, pl.Series] = {}
     for name, kind in files.items():
@@ -115,31 +137,24 @@ def assemble(
         "items_listed": num_listed,
         "steps": steps,
         "items": len(catalogue),
-        "users": len(kept_users),
+        "users": len(user_ids),
         "interactions": len(users),
         "missing": {name: catalogue[name].null_count() for name in kinds},
         "timestamps": unit,
     }
+    if found:
+        counts["queries"] = {subset: len(each) for subset, each in found.items()}
     return Parts(
         items=catalogue,
-        user_ids=user_ids.gather(kept_users),
-        sequences=to_sequences(Events(users, item_numbers, events.timestamps), len(kept_users)),
+        user_ids=user_ids,
+        sequences=to_sequences(Events(users, item_numbers, events.timestamps), len(user_ids)),
         image_root=root if any(has_paths(catalogue[name]) for name in files) else None,
         kinds=kinds,
         keys=pl.DataFrame(keys),
         counts=counts,
         skipped=problems.skipped,
+        queries=found,
     )
-
-
-def _with_ids(table: Table, columns: tuple[str, ...], problems: Problems) -> Table:
-    name = table.where.split(",")[0]
-    frame = table.frame.with_columns(clean_ids(table.frame[column], name) for column in columns)
-    table = Table(frame, table.where)
-    for column in columns:
-        empty = pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
-        table = table.reject(empty, column, f"zero-length {column}", "one in every row", problems)
-    return table
 
 
 def _with_images(items: Table, image: str | None) -> Table:
@@ -153,15 +168,14 @@ def _with_images(items: Table, image: str | None) -> Table:
 
 
 def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> pl.DataFrame:
-    table = _with_ids(table, (ITEM_ID,), problems)
+    table = table.with_ids((ITEM_ID,), problems)
     repeated = ~pl.col(ITEM_ID).is_first_distinct()
     table = table.reject(repeated, ITEM_ID, "duplicate item id", "every item id once", problems)
     frame = table.frame.drop(LINE)
     if TEXT not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.String).alias(TEXT))
-    name = table.where.split(",")[0]
     frame = frame.with_columns(
-        clean_texts(frame[column]) if kind == TEXT else clean_files(frame[column], name)
+        clean_texts(frame[column]) if kind == TEXT else clean_files(frame[column], table.name)
         for column, kind in kinds.items()
         if column in frame.columns
     )
@@ -170,7 +184,7 @@ def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> 
 
 def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:
     """Users in order of first appearance, interactions by user and time, and the unit of time."""
-    table = _with_ids(table, (USER_ID, ITEM_ID), problems)
+    table = table.with_ids((USER_ID, ITEM_ID), problems)
     table = Table(numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
     unknown = pl.col(_ITEM).is_null()
     table = table.reject(unknown, ITEM_ID, "unknown item", "an item id of the items table", problems)
@@ -213,9 +227,3 @@ def _by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
     # Sorting by one integer key is three times as fast as by two columns.
     key = pl.col(_USER).cast(pl.Int64) * span + (pl.col(TIMESTAMP) - first)
     return frame.sort(key, maintain_order=True)
-
-
-def numbered(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.DataFrame:
-    """Add a column ``name`` with the position of each id of a column in ``ids``, null where absent."""
-    numbers = pl.DataFrame({column: ids}).with_row_index(name)
-    return frame.join(numbers, on=column, how="left", maintain_order="left")

@@ -8,25 +8,32 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
 
-from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles, numbered
+from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles
 from iisan.data.clean import clean_texts
 from iisan.data.frames import read_frame
 from iisan.data.media import checked_files, inside, read_file
 from iisan.data.options import parse_options
 from iisan.data.problems import Problems, read_skipped, skipped_counts, write_skipped
+from iisan.data.queries import both, load_queries, query_roles, save_queries
 from iisan.data.sequences import Index, Sequences
+from iisan.data.splits import Queries, Split, SplitName, Subset, split
+from iisan.data.tables import numbered
 from iisan.errors import DataError
 from iisan.files import aside, content_key, read_manifest, relocated, write_json
 from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
 
 KIND = "iisan-dataset"
-SCHEMA = 2
+#: Newest schema, that of datasets with given queries, which earlier versions would ignore.
+SCHEMA = 3
+_WITHOUT_QUERIES = 2
 _MANIFEST, _KEYS = "dataset.json", "keys.parquet"
+#: Folder of the given queries, one folder per subset.
+_QUERIES = "queries"
 #: File in a folder that is being written, so that an interrupted one may be overwritten.
 _UNFINISHED = "dataset.unfinished"
 _CURE = "make it (again) with: iisan prepare FORMAT SOURCE… --out DATASET"
@@ -49,6 +56,7 @@ class Dataset:
         stored_keys: See ``keys``; None in folders of version 0.1.
         manifest: Provenance, counts before and after every filter, content hash.
         skipped: Bad rows that were left out: ``reason``, ``where``, ``value``.
+        queries: Given queries by subset, memory-mapped when loaded; empty, or those of validation and test.
     """
 
     folder: Path | None
@@ -59,6 +67,7 @@ class Dataset:
     stored_keys: pl.DataFrame | None
     manifest: dict[str, Any]
     skipped: pl.DataFrame = field(default_factory=lambda: Problems("skip").skipped)
+    queries: Mapping[Subset, Queries] = field(default_factory=dict)
 
     @property
     def num_items(self) -> int:
@@ -67,7 +76,7 @@ class Dataset:
 
     @property
     def num_users(self) -> int:
-        """Number of users."""
+        """Number of users, with those who only have given queries."""
         return self.sequences.num_users
 
     @property
@@ -79,6 +88,15 @@ class Dataset:
     def content_hash(self) -> str | None:
         """See the function of that name; None in datasets that do not record it."""
         return self.manifest.get("content_hash")
+
+    def split(self, name: SplitName | Literal["auto"] = "auto") -> Split:
+        """Split the interactions.
+
+        Raises:
+            DataError: The data does not allow this split, see :mod:`iisan.data.splits`.
+        """
+        rule = default_split(self.manifest) if name == "auto" else name
+        return split(self.sequences, self.num_items, rule, self.queries)
 
     def text(self, index: int) -> str | None:
         """The text of an item, None where missing."""
@@ -145,8 +163,8 @@ class Dataset:
         assert self.folder is not None
         path = self.folder / _KEYS
         manifest = self.manifest | {
-            "schema": SCHEMA,
-            "content_hash": content_hash(self.items, keys, self.user_ids, self.sequences),
+            "schema": _WITHOUT_QUERIES,
+            "content_hash": content_hash(self.items, keys, self.user_ids, self.sequences, self.queries),
             "previous_hash": self.content_hash,
         }
         try:
@@ -171,19 +189,25 @@ class Dataset:
         return int(index_of(self.user_ids, [user_id], "user")[0])
 
     @classmethod
-    def from_frames(cls, items: Any, interactions: Any, **options: Any) -> "Dataset":
+    def from_frames(
+        cls, items: Any, interactions: Any, validation: Any = None, test: Any = None, **options: Any
+    ) -> "Dataset":
         """Make a dataset in memory from DataFrames, with the cleaning and filters of ``iisan prepare table``.
 
         Args:
             items: polars or pandas DataFrame with one row per item.
             interactions: polars or pandas DataFrame with one row per interaction.
+            validation: Given validation queries, one per row: ``user_id``, ``history`` (a list of item ids, or a
+                text of ids separated by white space) and ``target``. Without them, a split rule makes the queries.
+            test: Given test queries; both or neither.
             options: Fields of ``PrepareOptions``: columns (``text="title"``), filters, ``images``, ``on_bad``.
 
         Raises:
             DataError: Bad input; see ``prepare``.
         """
         chosen = parse_options(options)
-        problems, filters = Problems(chosen.on_bad), chosen.filters("table")
+        given = both(validation, test)
+        problems, filters = Problems(chosen.on_bad), chosen.filters("table", bool(given))
         parts = assemble(
             read_frame(items, item_roles(chosen), "the items frame", problems, rest=True),
             read_frame(interactions, interaction_roles(chosen), "the interactions frame", problems, rest=False),
@@ -191,6 +215,10 @@ class Dataset:
             filters,
             problems,
             None,
+            {
+                subset: read_frame(frame, query_roles(chosen.user_id), f"the {subset} frame", problems, rest=False)
+                for subset, frame in given.items()
+            },
         )
         asked = chosen.model_dump(mode="json") | filters.model_dump()
         return cls.of_parts(parts, {"format": "frames", "sources": [], "options": asked})
@@ -200,12 +228,12 @@ class Dataset:
         """Make a dataset in memory from the result of ``assemble``."""
         manifest = {
             "kind": KIND,
-            "schema": SCHEMA,
+            "schema": SCHEMA if parts.queries else _WITHOUT_QUERIES,
             "created": _now(),
             "provenance": dict(provenance),
             "counts": parts.counts,
             "skipped": skipped_counts(parts.skipped),
-            "content_hash": content_hash(parts.items, parts.keys, parts.user_ids, parts.sequences),
+            "content_hash": content_hash(parts.items, parts.keys, parts.user_ids, parts.sequences, parts.queries),
             "kinds": parts.kinds,
         }
         return cls(
@@ -217,6 +245,7 @@ class Dataset:
             parts.keys,
             manifest,
             parts.skipped,
+            parts.queries,
         )
 
     @property
@@ -254,7 +283,7 @@ class Dataset:
             "created": _now(),
             "provenance": self.manifest["provenance"] | {"captions": captions},
             "counts": counts | {"missing": counts["missing"] | {name: texts.null_count()}},
-            "content_hash": content_hash(items, self.keys, self.user_ids, self.sequences),
+            "content_hash": content_hash(items, self.keys, self.user_ids, self.sequences, self.queries),
             "kinds": {**self.kinds, name: TEXT},
         }
         manifest.pop("previous_hash", None)
@@ -282,6 +311,8 @@ class Dataset:
         for path, frame in tables.items():
             _write_parquet(frame, path)
         arrays = self.sequences.save(folder / "sequences")
+        for subset in get_args(Subset):
+            arrays += save_queries(self.queries.get(subset), folder / _QUERIES / subset)
         write_skipped(self.skipped, folder / "skipped.jsonl")
         written = [*tables, *arrays, folder / "skipped.jsonl"]
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(written)}
@@ -289,7 +320,8 @@ class Dataset:
             "folder": str(folder.resolve()),
             "image_root": self.image_root and str(self.image_root.resolve()),
         }
-        write_json(folder / _MANIFEST, {**self.manifest, "schema": SCHEMA, **places, "files": sizes})
+        schema = SCHEMA if self.queries else _WITHOUT_QUERIES
+        write_json(folder / _MANIFEST, {**self.manifest, "schema": schema, **places, "files": sizes})
         (folder / _UNFINISHED).unlink()
         return self.load(folder, self.image_root)
 
@@ -305,7 +337,7 @@ class Dataset:
             DataError: The folder is absent, unfinished, damaged, foreign, or of a newer schema.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder / _MANIFEST, KIND, SCHEMA, DataError, _CURE)
+        manifest = manifest_of(folder)
         try:
             _check_sizes(folder, manifest["files"])
             items = pl.read_parquet(folder / "items.parquet", glob=False)
@@ -313,18 +345,22 @@ class Dataset:
             user_ids = pl.read_parquet(folder / "users.parquet", glob=False)[USER_ID]
             sequences = Sequences.load(folder / "sequences")
             skipped = read_skipped(folder / "skipped.jsonl")
-            found = (len(items), len(user_ids), sequences.num_users, len(sequences.items))
             counts = manifest["counts"]
-            stated = (counts["items"], counts["users"], counts["users"], counts["interactions"])
+            rows: dict[Subset, int] = counts.get("queries", {})
+            queries = {each: load_queries(folder / _QUERIES / each) for each in get_args(Subset) if rows}
+            found = [len(items), len(user_ids), sequences.num_users, len(sequences.items)]
+            found += map(len, queries.values())
+            stated = [counts["items"], counts["users"], counts["users"], counts["interactions"], *rows.values()]
         except (pl.exceptions.PolarsError, KeyError, TypeError, AttributeError, ValueError) as error:
             first = str(error).split("\n")[0]
             raise DataError(f"'{folder}' is damaged ({first})", "the files that were written", _CURE) from None
         if found != stated:
-            raise DataError(f"'{folder}' holds {found} items, users, sequences, interactions", f"{stated}", _CURE)
+            names = "items, users, sequences, interactions" + (", queries" if rows else "")
+            raise DataError(f"'{folder}' holds {found} {names}", f"{stated}", _CURE)
         root = None if image_root is None else Path(image_root)
         if root is None and manifest.get("image_root") is not None:
             root = relocated(Path(manifest["image_root"]), manifest.get("folder"), folder)
-        dataset = cls(folder, items, sequences, user_ids, root, keys, manifest, skipped)
+        dataset = cls(folder, items, sequences, user_ids, root, keys, manifest, skipped, queries)
         for name, kind in dataset.kinds.items():
             check_modality(name, kind)
         return dataset
@@ -341,6 +377,16 @@ class Dataset:
                 TIMESTAMP: moments if timestamps is None else pl.Series(np.asarray(timestamps)),
             }
         )
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a dataset folder; see ``Dataset.load``."""
+    return read_manifest(folder / _MANIFEST, KIND, SCHEMA, DataError, _CURE)
+
+
+def default_split(manifest: Mapping[str, Any]) -> SplitName:
+    """Split rule that ``auto`` stands for: ``given`` if the dataset has given queries, else ``leave-one-out``."""
+    return "given" if "queries" in manifest.get("counts", {}) else "leave-one-out"
 
 
 def index_of(ids: pl.Series, wanted: Sequence[str], kind: str) -> Index:
@@ -382,13 +428,22 @@ def claim(folder: Path) -> None:
     (folder / _UNFINISHED).touch()
 
 
-def content_hash(items: pl.DataFrame, keys: pl.DataFrame, user_ids: pl.Series, sequences: Sequences) -> str:
-    """Hexadecimal SHA-256 of items, content keys and interactions, the same on every machine."""
+def content_hash(
+    items: pl.DataFrame,
+    keys: pl.DataFrame,
+    user_ids: pl.Series,
+    sequences: Sequences,
+    queries: Mapping[Subset, Queries],
+) -> str:
+    """Hexadecimal SHA-256 of items, content keys, interactions and given queries, the same on every machine."""
     digest = hashlib.sha256()
     for frame in (items.drop(keys.columns), keys, user_ids.alias(USER_ID).to_frame()):
         for part in frame.iter_slices(100_000):
             digest.update(part.with_columns(pl.col(pl.Binary).bin.encode("hex")).write_ndjson().encode())
-    for array in (sequences.offsets, sequences.items, sequences.timestamps):
+    arrays = [sequences.offsets, sequences.items, sequences.timestamps]
+    for each in queries.values():
+        arrays += [each.users, each.sequences.offsets, each.sequences.items]
+    for array in arrays:
         digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
     return digest.hexdigest()
 

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from iisan.data.problems import Problems
-from iisan.data.tables import LINE, USABLE, Role, Table, join_of, renamed, report_values, resolve
+from iisan.data.tables import LINE, USABLE, Role, Table, lists_of, renamed, report_values, resolve
 from iisan.data.values import as_column, as_texts
 from iisan.errors import DataError, MissingExtraError
 
@@ -29,13 +29,13 @@ def read_frame(frame: Any, roles: Sequence[Role], name: str, problems: Problems,
     if frame.is_empty():
         raise DataError(f"{name} is empty", "a table with rows", "check what made it")
     frame = frame if rest else frame.select(list(found))
-    joined, unusable = join_of(roles), set[int]()
+    lists, unusable = lists_of(roles), set[int]()
     for column in frame.select(pl.col(pl.Object)).columns:
         values = frame[column].to_list()
         if column not in found:
             frame = frame.with_columns(as_column(column, values))
             continue
-        texts, bad = as_texts(column, values, joined[column])
+        texts, bad = as_texts(column, values, lists[column])
         rows = [(row + 1, str(values[row])) for row in bad]
         report_values(rows, f"{name}, row", f"unusable {found[column]}", USABLE, problems)
         frame, unusable = frame.with_columns(texts), unusable.union(row for row, _ in rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from iisan.data.values import as_column, as_texts
+from iisan.data.values import Lists, as_column, as_texts
 
 NOT_UTF8, MALFORMED = "not UTF-8", "malformed row"
 #: Number of rows that are converted to a table at a time.
@@ -27,30 +27,31 @@ class Objects:
     Args:
         path: JSON lines file, perhaps compressed by gzip.
         numbers: Name of the column of line numbers.
-        wanted: Whether lists are joined, by the names of columns that may be used.
+        wanted: Treatment of lists, by the names of columns that may be used.
         rest: Keep other columns too, see :func:`iisan.data.values.as_column`.
 
     Attributes:
         columns: Names of all columns, in the order of their first appearance.
-        frame: Line numbers, the wanted columns as strings, and the others.
+        frame: Line numbers, the wanted columns as strings or lists of strings, and the others.
         bad_lines: Lines that are not objects, by reason; they are not in ``frame``.
         unusable: Values that are not texts, by wanted column; they are null in ``frame``.
     """
 
-    def __init__(self, path: Path, numbers: str, wanted: Mapping[str, bool], rest: bool) -> None:
+    def __init__(self, path: Path, numbers: str, wanted: Mapping[str, Lists], rest: bool) -> None:
         self.columns: dict[str, None] = {}
         self.bad_lines: dict[str, Bad] = {NOT_UTF8: [], MALFORMED: []}
         self.unusable: dict[str, Bad] = {name: [] for name in wanted}
-        frames = [pl.DataFrame(schema={numbers: pl.UInt32, **dict.fromkeys(wanted, pl.String)})]
+        types = {name: pl.List(pl.String) if lists == "keep" else pl.String for name, lists in wanted.items()}
+        frames = [pl.DataFrame(schema={numbers: pl.UInt32, **types})]
         # By row, because columns of all rows would be too many where keys are data.
         others: dict[str, dict[int, Any]] = {}
         objects, height = self._objects(path), 0
         while batch := list(islice(objects, _AT_ONCE)):
             lines, rows = zip(*batch, strict=True)
             columns = [pl.Series(numbers, lines, dtype=pl.UInt32)]
-            for name, join in wanted.items():
+            for name, lists in wanted.items():
                 values = [row.get(name) for row in rows]
-                texts, unusable = as_texts(name, values, join)
+                texts, unusable = as_texts(name, values, lists)
                 columns.append(texts)
                 self.unusable[name] += [(lines[row], json.dumps(values[row])) for row in unusable]
             frames.append(pl.DataFrame(columns))

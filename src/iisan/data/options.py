@@ -15,7 +15,8 @@ NO_COLUMN = "none"
 class PrepareOptions(BaseModel):
     """Options of ``prepare``; None stands for the format's default.
 
-    Filters are applied in the order ``k_core``, ``min_length``, ``keep_last``, ``items``.
+    Filters are applied in the order ``k_core``, ``min_length``, ``keep_last``, ``items``. None applies to given
+    queries, and where there are some, none is on by default.
 
     Attributes:
         item_id: Column of item ids in both tables; default ``item_id``.
@@ -53,10 +54,11 @@ class PrepareOptions(BaseModel):
     keep_last: NonNegativeInt | None = None
     items: Literal["all", "interacted"] | None = None
 
-    def filters(self, form: Format) -> "Filters":
-        """Resolve the filters with the defaults of a format."""
+    def filters(self, form: Format, given_queries: bool = False) -> "Filters":
+        """Resolve the filters with the defaults of a format; with given queries, none is on by default."""
+        defaults = Filters(min_length=0) if given_queries else _DEFAULTS[form]
         chosen = {name: getattr(self, name) for name in Filters.model_fields}
-        return _DEFAULTS[form].model_copy(update={name: v for name, v in chosen.items() if v is not None})
+        return defaults.model_copy(update={name: v for name, v in chosen.items() if v is not None})
 
 
 class Filters(BaseModel):

@@ -7,6 +7,7 @@ from iisan.data.assemble import assemble
 from iisan.data.dataset import Dataset, check_writable
 from iisan.data.options import Format, PrepareOptions, parse_options
 from iisan.data.problems import Problems
+from iisan.data.queries import both, read_queries
 from iisan.data.readers import READERS
 from iisan.errors import DataError
 from iisan.files import sha256_file
@@ -14,7 +15,15 @@ from iisan.files import sha256_file
 __all__ = ["Format", "PrepareOptions", "parse_options", "prepare"]
 
 
-def prepare(form: Format, sources: Sequence[Path], out: Path, options: PrepareOptions | None = None) -> Dataset:
+def prepare(
+    form: Format,
+    sources: Sequence[Path],
+    out: Path,
+    options: PrepareOptions | None = None,
+    *,
+    validation: Path | None = None,
+    test: Path | None = None,
+) -> Dataset:
     """Read raw files, clean, check and filter them, and write a dataset folder.
 
     Args:
@@ -22,6 +31,9 @@ def prepare(form: Format, sources: Sequence[Path], out: Path, options: PrepareOp
         sources: The two files of the format, or their folder.
         out: Folder to write; absent, empty, or an earlier dataset, which is replaced.
         options: Columns, filters and the policy for bad rows.
+        validation: File of validation queries: ``user_id``, ``history``, ``target``; in the format ``reference``
+            without a header line.
+        test: File of test queries; both or neither.
 
     Returns:
         The dataset, loaded from ``out``; see its ``manifest["counts"]`` and ``skipped``.
@@ -33,14 +45,20 @@ def prepare(form: Format, sources: Sequence[Path], out: Path, options: PrepareOp
     if form not in READERS:
         raise DataError(f"unknown format '{form}'", f"one of {', '.join(READERS)}", "choose one of them")
     check_writable(out)
-    problems = Problems(options.on_bad)
+    given = both(validation, test)
+    problems, header = Problems(options.on_bad), form == "table"
     raw = READERS[form](sources, options, problems)
-    filters = options.filters(form)
-    parts = assemble(raw.items, raw.interactions, options, filters, problems, raw.image_root)
+    queries = {
+        subset: read_queries(path, options.user_id, problems, header=header, quotes=options.quotes)
+        for subset, path in given.items()
+    }
+    filters = options.filters(form, bool(given))
+    parts = assemble(raw.items, raw.interactions, options, filters, problems, raw.image_root, queries)
     provenance = {
         "format": form,
         "sources": [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in raw.files
+            {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in (*raw.files, *given.values())
         ],
         "options": options.model_dump(mode="json") | filters.model_dump(),
     }

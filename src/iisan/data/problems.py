@@ -14,6 +14,7 @@ OnBad = Literal["stop", "skip"]
 WHERE, VALUE, REASON = "where", "value", "reason"
 _SCHEMA = {REASON: pl.String, WHERE: pl.String, VALUE: pl.String}
 _SHOWN = 120
+_CURE = "correct it, or pass --on-bad skip (on_bad='skip') to leave such rows out"
 
 
 def printable(text: str) -> str:
@@ -26,10 +27,12 @@ class Problems:
 
     Args:
         on_bad: ``stop`` raises at the first report, ``skip`` collects all.
+        cure: Cure that an error names.
     """
 
-    def __init__(self, on_bad: OnBad) -> None:
+    def __init__(self, on_bad: OnBad, cure: str = _CURE) -> None:
         self.on_bad = on_bad
+        self._cure = cure
         self._reports: list[pl.DataFrame] = []
 
     def report(self, rows: pl.DataFrame, reason: str, expected: str, hint: str = "") -> None:
@@ -55,7 +58,7 @@ class Problems:
             raise DataError(
                 f"{where}: {reason} '{printable(value)}' ({count})",
                 expected,
-                "correct it, or pass --on-bad skip (on_bad='skip') to leave such rows out" + hint,
+                self._cure + hint,
             )
         self._reports.append(rows)
 

@@ -11,9 +11,7 @@ from iisan.data.options import Format, PrepareOptions
 from iisan.data.problems import Problems
 from iisan.data.tables import LINE, SUFFIXES, Role, Table, read_table
 from iisan.errors import DataError
-from iisan.names import ITEM_ID, TEXT, USER_ID
-
-_HISTORY = "history"
+from iisan.names import HISTORY, ITEM_ID, TEXT, USER_ID
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,14 @@ def read_reference(sources: Sequence[Path], options: PrepareOptions, problems: P
     first. Sources and errors are as in ``read_table_files``.
     """
     files = _two_files(sources, ("items", "users"), (".tsv", ".tsv.gz"))
-    item_columns, user_columns = (ITEM_ID, TEXT), (USER_ID, _HISTORY)
+    item_columns, user_columns = (ITEM_ID, TEXT), (USER_ID, HISTORY)
 
     def read(path: Path, columns: tuple[str, ...]) -> Table:
         roles = [Role(name, (name,)) for name in columns]
         return read_table(path, roles, problems, quotes=bool(options.quotes), header=columns)
 
     items, users = read(files[0], item_columns), read(files[1], user_columns)
-    history = pl.col(_HISTORY).str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
+    history = pl.col(HISTORY).str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
     interactions = users.frame.select(LINE, USER_ID, history.alias(ITEM_ID)).explode(ITEM_ID)
     return RawTables(items, Table(interactions, users.where), None, files)
 

@@ -1,6 +1,6 @@
 """Splits of the interactions into training, validation and test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from iisan.data.sequences import Index, Sequences, item_counts, padded, ragged
 from iisan.errors import DataError
 
-SplitName = Literal["leave-one-out", "temporal"]
+SplitName = Literal["given", "leave-one-out", "temporal"]
 #: Subsets with queries; the third subset is train.
 Subset = Literal["validation", "test"]
 
@@ -34,6 +34,19 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @property
+    def num_users(self) -> int:
+        """Number of distinct users."""
+        return len(np.unique(self.users))
+
+    @property
+    def unit(self) -> str:
+        """What a query stands for: ``users`` if each has only one, else ``queries``."""
+        return "users" if self.num_users == len(self) else "queries"
+
+    def __str__(self) -> str:
+        return f"{len(self):,} {self.unit}" + (f" of {self.num_users:,} users" if self.unit == "queries" else "")
 
     def __getitem__(self, rows: slice | Index) -> "Queries":
         return Queries(self.sequences, self.users[rows], self.starts[rows], self.ends[rows], self.targets[rows])
@@ -60,7 +73,7 @@ class Split:
     Attributes:
         name: Name of the rule.
         num_items: Number of items in the catalogue, ``N``.
-        sequences: All interactions.
+        sequences: All interactions. Queries under the rule ``given`` have other sequences, their own.
         train_ends: Position after each user's last training interaction, ``[users]``.
         validation: Validation queries, which select the best epoch.
         test: Test queries.
@@ -89,8 +102,18 @@ class Split:
     def after(self, trained: "Split") -> "Split":
         """Return this split, with the training interactions of the split that a model was trained under.
 
-        Queries whose target the model was trained or selected on are left out.
+        Queries whose target the model was trained or selected on are left out; given queries are no interactions,
+        so none of them is.
+
+        Raises:
+            DataError: The model was trained on all interactions, as under the rule ``given``.
         """
+        if trained.name == "given":
+            got = f"a run that was trained on all interactions (split given), under the split {self.name}"
+            expected = "a split with targets that it was not trained on"
+            raise DataError(got, expected, f"evaluate it under given, or train a run under {self.name}")
+        if self.name == "given":
+            return replace(self, train_ends=trained.train_ends)
 
         def unknown(queries: Queries) -> Queries:
             # The position of a target is where its history ends.
@@ -103,11 +126,11 @@ class Split:
 
     def trained_later(self, queries: Queries) -> float | None:
         """Share of training interactions later than a query's target, averaged; None without timestamps."""
-        timestamps = self.sequences.timestamps
-        if timestamps is None:
+        timestamps, moments = self.sequences.timestamps, queries.sequences.timestamps
+        if timestamps is None or moments is None:
             return None
         _, times = ragged(timestamps, self.train_starts, self.train_ends)
-        earlier = np.searchsorted(np.sort(times), timestamps[queries.ends], side="right")
+        earlier = np.searchsorted(np.sort(times), moments[queries.ends], side="right")
         return 1 - float(earlier.mean()) / len(times)
 
 
@@ -115,6 +138,12 @@ def _queries(sequences: Sequences, users: Index, positions: Index) -> Queries:
     """Queries whose targets are at these positions of ``sequences.items``."""
     targets = sequences.items[positions].astype(np.int64)
     return Queries(sequences, users, sequences.offsets[users], positions, targets)
+
+
+def given_queries(sequences: Sequences, users: Index) -> Queries:
+    """Queries from sequences that are each a history and its target, and their users ``[Q]``."""
+    ends = sequences.offsets[1:] - 1
+    return Queries(sequences, users, sequences.offsets[:-1], ends, sequences.items[ends].astype(np.int64))
 
 
 def leave_one_out(sequences: Sequences, num_items: int) -> Split:
@@ -170,6 +199,22 @@ def temporal(sequences: Sequences, num_items: int, shares: Sequence[float] = (0.
     return Split("temporal", num_items, sequences, validation_starts, validation, test)
 
 
-def split(sequences: Sequences, num_items: int, name: SplitName) -> Split:
-    """Apply the split rule of that name."""
+def given(sequences: Sequences, num_items: int, queries: Mapping[Subset, Queries]) -> Split:
+    """Train on all interactions; validate and test on the given queries.
+
+    Raises:
+        DataError: There are no given queries.
+    """
+    if not queries:
+        cure = "prepare it with --validation FILE and --test FILE, or use the leave-one-out split"
+        raise DataError("the dataset has no given queries", "a dataset with them, for the split given", cure)
+    return Split("given", num_items, sequences, sequences.offsets[1:], queries["validation"], queries["test"])
+
+
+def split(
+    sequences: Sequences, num_items: int, name: SplitName, queries: Mapping[Subset, Queries] | None = None
+) -> Split:
+    """Apply the split rule of that name; ``queries`` are for the rule ``given``."""
+    if name == "given":
+        return given(sequences, num_items, queries or {})
     return leave_one_out(sequences, num_items) if name == "leave-one-out" else temporal(sequences, num_items)

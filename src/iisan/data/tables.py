@@ -10,8 +10,10 @@ from pathlib import Path
 import polars as pl
 from polars.exceptions import ComputeError, PolarsError
 
+from iisan.data.clean import clean_ids
 from iisan.data.json_lines import MALFORMED, NOT_UTF8, Bad, Objects, text_lines
 from iisan.data.problems import VALUE, WHERE, Problems, printable
+from iisan.data.values import Lists
 from iisan.errors import DataError
 
 #: Column with the number of the line or row in the file.
@@ -21,7 +23,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*_SEPARATORS, *_JSON_LINES, ".parquet")
 #: Description of valid values in columns that are used.
-USABLE = "a text or a number, or a list of them in a column of texts"
+USABLE = "a text or a number, or a list of them in a column of texts or histories"
 _NO_QUOTES = "pass --no-quotes (quotes=False) where quotes mean nothing"
 #: Separates the fields of a record after its quotes have been read; a Unicode noncharacter, so not part of a text.
 _FIELD_END = "\ufdd0"
@@ -39,7 +41,7 @@ class Role:
         required: Whether its absence is an error.
         cure: Cure for its absence; by default the option of the same name.
         given: Whether the user named it, so that no other role takes the column by default.
-        join: Whether lists of texts in it are joined.
+        lists: Treatment of lists in it.
     """
 
     name: str
@@ -47,14 +49,16 @@ class Role:
     required: bool = True
     cure: str | None = None
     given: bool = False
-    join: bool = False
+    lists: Lists = "refuse"
 
     @classmethod
-    def of(cls, name: str, given: str | None, *defaults: str, required: bool = True, join: bool = False) -> "Role":
+    def of(
+        cls, name: str, given: str | None, *defaults: str, required: bool = True, lists: Lists = "refuse"
+    ) -> "Role":
         """A column with the name given by the user, which must exist, or with a default name."""
         if given is None:
-            return cls(name, defaults, required, join=join)
-        return cls(name, (given,), given=True, join=join)
+            return cls(name, defaults, required, lists=lists)
+        return cls(name, (given,), given=True, lists=lists)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class Table:
     frame: pl.DataFrame
     where: str
 
+    @property
+    def name(self) -> str:
+        """Name of the file or frame, for messages."""
+        return self.where.split(",")[0]
+
     def rows(self, condition: pl.Expr, value: pl.Expr) -> pl.DataFrame:
         """Location and value of all rows that meet a condition, for ``Problems.report``."""
         place = pl.lit(f"{self.where} ") + pl.col(LINE).cast(pl.String)
@@ -79,6 +88,21 @@ class Table:
         rows = self.rows(bad, pl.col(column))
         problems.report(rows, reason, expected)
         return Table(self.frame.filter(~bad), self.where) if len(rows) else self
+
+    def with_ids(self, columns: Sequence[str], problems: Problems) -> "Table":
+        """Convert columns of ids to strings, and reject the rows without one."""
+        frame = self.frame.with_columns(clean_ids(self.frame[column], self.name) for column in columns)
+        table = Table(frame, self.where)
+        for column in columns:
+            empty = pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
+            table = table.reject(empty, column, f"zero-length {column}", "one in every row", problems)
+        return table
+
+
+def numbered(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.DataFrame:
+    """Add a column ``name`` with the position of each id of a column in ``ids``, null where absent."""
+    numbers = pl.DataFrame({column: ids}).with_row_index(name)
+    return frame.join(numbers, on=column, how="left", maintain_order="left")
 
 
 def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[str, str]:
@@ -162,6 +186,7 @@ def read_table(
     rest: bool = False,
     quotes: bool | None = None,
     header: Sequence[str] | None = None,
+    detect: bool = False,
 ) -> Table:
     """Read a table of any supported format.
 
@@ -172,6 +197,7 @@ def read_table(
         rest: Keep all other columns too.
         quotes: Whether CSV fields may be quoted; by default true for CSV, false for TSV.
         header: Column names of a file without a header line.
+        detect: Take a first line with one of the names in ``header`` for a header line.
 
     Raises:
         DataError: The file is absent, empty or damaged, lacks a column, or has a bad line (policy ``stop``).
@@ -183,7 +209,7 @@ def read_table(
         if suffix in _JSON_LINES:
             return _read_json_lines(path, roles, rest, problems)
         quoted = suffix == ".csv" if quotes is None else quotes
-        return _read_separated(path, _SEPARATORS[suffix], roles, rest, quoted, header, problems)
+        return _read_separated(path, _SEPARATORS[suffix], roles, rest, quoted, header, detect, problems)
     except (PolarsError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:  # not about what is in the file
             raise
@@ -211,18 +237,22 @@ def _read_separated(
     rest: bool,
     quotes: bool,
     header: Sequence[str] | None,
+    detect: bool,
     problems: Problems,
 ) -> Table:
     lines = _lines(path, problems)
     if lines.is_empty():
         raise _empty(path)
+    records = _records(lines, separator, quotes)
+    first = records[_FIELDS][0]
+    if header and detect and first is not None and {*first} & {*header}:
+        header = None
     if header is None and "\r" in lines[_TEXT][0]:
         raise DataError(f"'{path}' ends its lines with CR alone", "LF or CR LF", "convert its line ends")
-    records = _records(lines, separator, quotes)
-    if header is None and records[_FIELDS][0] is None:
+    if header is None and first is None:
         got = f"'{path}' has a stray quote in its header"
         raise DataError(got, "quotes that open and close a field", f"mend it, or {_NO_QUOTES}")
-    columns = records[_FIELDS][0].to_list() if header is None else list(header)
+    columns = first.to_list() if header is None else list(header)
     if len(set(columns)) < len(columns):
         raise DataError(f"'{path}' has two columns of one name: {columns}", "unique names", "rename one")
     found = resolve(columns, roles, f"'{path}'")
@@ -286,7 +316,7 @@ def _records(lines: pl.DataFrame, separator: str, quotes: bool) -> pl.DataFrame:
 
 def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Problems) -> Table:
     where = f"{path.name}, line"
-    objects = Objects(path, LINE, join_of(roles), rest)
+    objects = Objects(path, LINE, lists_of(roles), rest)
     for reason, expected in ((NOT_UTF8, "text in UTF-8"), (MALFORMED, "a JSON object per line")):
         report_values(objects.bad_lines[reason], where, reason, expected, problems)
     frame = objects.frame
@@ -301,10 +331,10 @@ def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Pr
     return Table(renamed(frame.select(kept), found, f"'{path}'").with_columns(frame[LINE]), where)
 
 
-def join_of(roles: Sequence[Role]) -> dict[str, bool]:
-    """Whether lists of texts are joined, by possible column name."""
-    names = {name for role in roles for name in role.candidates}
-    return {name: any(name in role.candidates and role.join for role in roles) for name in names}
+def lists_of(roles: Sequence[Role]) -> dict[str, Lists]:
+    """Treatment of lists by possible column name; one that is not ``refuse`` goes before that."""
+    refused_first = sorted(roles, key=lambda role: role.lists != "refuse")
+    return {name: role.lists for role in refused_first for name in role.candidates}
 
 
 def report_values(bad: Bad, where: str, reason: str, expected: str, problems: Problems) -> None:

@@ -4,9 +4,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
+
+#: Treatment of lists in a column of texts: an error, joined to one text, or kept as lists.
+Lists = Literal["refuse", "join", "keep"]
 
 #: Types of columns by the types of their values; the first that contains all applies.
 _TYPES: tuple[tuple[set[type], Any], ...] = (
@@ -19,14 +22,18 @@ _TYPES: tuple[tuple[set[type], Any], ...] = (
 _EXACT = 2.0**53
 
 
-def as_texts(name: str, values: Sequence[Any], join: bool) -> tuple[pl.Series, list[int]]:
+def as_texts(name: str, values: Sequence[Any], lists: Lists) -> tuple[pl.Series, list[int]]:
     """Convert values to strings; numbers that are not finite become null, whole numbers lose their fraction.
 
-    With ``join``, lists are joined with spaces (empty ones become null); otherwise they are unusable.
+    Lists are unusable (``refuse``) or joined with spaces (``join``; empty ones become null). With ``keep``, all
+    values become lists of strings, texts those of their words.
 
     Returns:
-        Strings, and the positions of unusable values: objects, bytes, and invalid Unicode.
+        Strings, and the positions of unusable values: objects, bytes, invalid Unicode, and kept lists with nulls.
     """
+    if lists == "keep":
+        return _as_lists(name, values)
+    join = lists == "join"
     try:
         whole = {*map(type, values)} <= {int, type(None)}
         return pl.Series(name, values, dtype=pl.Int64 if whole else pl.String).cast(pl.String), []
@@ -40,6 +47,22 @@ def as_texts(name: str, values: Sequence[Any], join: bool) -> tuple[pl.Series, l
             texts.append(None)
             unusable.append(position)
     return pl.Series(name, texts, dtype=pl.String), unusable
+
+
+def _as_lists(name: str, values: Sequence[Any]) -> tuple[pl.Series, list[int]]:
+    found: list[list[str | None] | None] = []
+    unusable = []
+    for position, value in enumerate(values):
+        parts = value.split() if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        try:
+            texts = None if value is None else [_text(each, False) for each in parts]
+        except ValueError:
+            texts = [None]
+        if texts and None in texts:
+            texts = None
+            unusable.append(position)
+        found.append(texts)
+    return pl.Series(name, found, dtype=pl.List(pl.String)), unusable
 
 
 def _text(value: Any, join: bool) -> str | None:

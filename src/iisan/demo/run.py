@@ -9,7 +9,6 @@ from typing import Any
 from iisan.api import Recommender
 from iisan.data.dataset import Dataset
 from iisan.data.prepare import PrepareOptions, prepare
-from iisan.data.splits import split
 from iisan.demo.catalogue import Catalogue, generate
 from iisan.demo.oracle import OracleScorer
 from iisan.errors import DataError
@@ -136,7 +135,7 @@ def run_demo(
     runs = {name: _run(name, *method, out=out, seed=seed, say=say) for name, method in methods.items()}
     say("4/5 ranking the whole catalogue for every user")
     protocol = runs["IISAN"].config.evaluation
-    subsets = split(dataset.sequences, dataset.num_items, protocol.split)
+    subsets = dataset.split(protocol.split)
     oracle = OracleScorer(catalogue, dataset.items[ITEM_ID].to_list())
     baselines = measure({POPULARITY: most_popular(subsets), ORACLE: oracle}, protocol, dataset, subsets)
     metrics = {POPULARITY: baselines[POPULARITY].metrics}

@@ -7,7 +7,6 @@ import numpy as np
 
 from iisan.config import Config
 from iisan.data.dataset import Dataset
-from iisan.data.splits import split
 from iisan.encoders.contents import Contents
 from iisan.names import IMAGE, TEXT
 from iisan.train.batches import Batches
@@ -39,7 +38,7 @@ class DataShape:
     def of_dataset(cls, dataset: Dataset, config: Config) -> "DataShape":
         """Measure on the first batches of training, at most 20."""
         training = config.training
-        parts = split(dataset.sequences, dataset.num_items, config.evaluation.split)
+        parts = dataset.split(config.evaluation.split)
         batches = Batches(
             parts, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
         )

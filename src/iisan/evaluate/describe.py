@@ -78,13 +78,20 @@ def describe(dataset: "Dataset", split: Split) -> Description:
     """Compute statistics of a dataset and of a split of its sequences."""
     others = [name for name in dataset.kinds if name not in (TEXT, IMAGE)]
     content = _content(dataset.items, others) | _times(dataset.sequences)
-    return Description(_size(dataset) | _targets(split) | content | _popularity(split))
+    return Description(_size(dataset, split) | _targets(split) | content | _popularity(split))
 
 
-def _size(dataset: "Dataset") -> dict[str, Fact]:
+def _size(dataset: "Dataset", split: Split) -> dict[str, Fact]:
     lengths = dataset.sequences.lengths
-    return {
-        "users": Fact("users", dataset.num_users),
+    lengths = lengths[lengths > 0]
+    facts = {"users": Fact("users", dataset.num_users)}
+    if split.name == "given":
+        absent = dataset.num_users - len(lengths)
+        facts["users_without_interactions"] = Fact("users with given queries only", absent, dataset.num_users)
+        for subset, queries in (("validation", split.validation), ("test", split.test)):
+            facts[f"{subset}_queries"] = Fact(f"{subset} queries", len(queries))
+            facts[f"{subset}_users"] = Fact(f"{subset} users", queries.num_users)
+    return facts | {
         "items": Fact("items", dataset.num_items),
         "interactions": Fact("interactions", dataset.num_interactions),
         "mean_length": Fact("interactions per user, mean", float(lengths.mean()), unit="number"),

@@ -29,7 +29,7 @@ class Evaluation:
     Attributes:
         metrics: Metrics by name, as shares of 1 or counts; see ``summarise``.
         per_user: One row per query, see ``per_user_frame``; all metrics but coverage follow from it.
-        protocol: Split, catalogue, policy and number of users, in one line.
+        protocol: Split, catalogue, policy and number of users and queries, in one line.
     """
 
     metrics: dict[str, float]
@@ -37,8 +37,11 @@ class Evaluation:
     protocol: str
 
 
-def left_out(name: str, total: int, ranked: int) -> str:
-    """State how many of the named queries the policy leaves out; raise a ``DataError`` if it leaves out all."""
+def left_out(name: str, total: int, ranked: int, unit: str = "users") -> str:
+    """State how many of the named queries the policy leaves out; raise a ``DataError`` if it leaves out all.
+
+    ``unit`` is that of ``Queries``.
+    """
     count = total - ranked
     if not ranked:
         got = f"all {total:,} targets of the {name} are in their users' histories"
@@ -47,7 +50,7 @@ def left_out(name: str, total: int, ranked: int) -> str:
         return ""
     many = count > MANY * total
     warning = f" (warning: more than {MANY:.0%}; the policy all ranks every target)" if many else ""
-    return f"{count:,} of {total:,} users left out because their target is in their history{warning}"
+    return f"{count:,} of {total:,} {unit} left out because their target is in their history{warning}"
 
 
 def evaluate(
@@ -75,7 +78,7 @@ def evaluate(
         DataError: The policy leaves out every query.
     """
     rows = ranked_rows(queries, policy)
-    remark = left_out(name, len(queries), len(rows))
+    remark = left_out(name, len(queries), len(rows), queries.unit)
     ranked = queries[rows]
     ranks = rank_targets(scorer, ranked, policy, batch=batch, block=block)
     frame = per_user_frame(ranks, rows, queries, train_counts, user_ids, item_ids)
@@ -83,5 +86,5 @@ def evaluate(
     if coverage_k is not None:
         lists, _ = top_k(scorer, ranked, coverage_k, policy, batch=batch, block=block)
         metrics[f"coverage@{coverage_k}"] = coverage(lists, scorer.num_items)
-    protocol = f"{name}, full ranking of {scorer.num_items:,} items, {POLICIES[policy]}, {len(rows):,} users"
+    protocol = f"{name}, full ranking of {scorer.num_items:,} items, {POLICIES[policy]}, {ranked}"
     return Evaluation(metrics, frame, f"{protocol}; {remark}" if remark else protocol)

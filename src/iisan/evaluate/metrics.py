@@ -66,21 +66,24 @@ def _expected(above: Index, ties: Index, gains: Values) -> Values:
 
 
 def summarise(
-    above: Index, ties: Index, cutoffs: Sequence[int], cold: npt.NDArray[np.bool_] | None = None
+    above: Index, ties: Index, users: pl.Series, cutoffs: Sequence[int], cold: npt.NDArray[np.bool_] | None = None
 ) -> dict[str, float]:
-    """Average the metrics over queries; ``above`` and ``ties`` as in ``Ranks``.
+    """Average the metrics over queries; ``above`` and ``ties`` as in ``Ranks``, ``users`` ``[Q]`` are of any type.
 
     Returns:
-        ``hr@k``, ``ndcg@k``, ``mrr@k`` as shares of 1 and the number of ``users``. With ``cold`` ``[Q]`` (whether
-        the target has no training interaction) also ``cold_users`` and, if any, their ``cold_hr@k`` and so on.
+        ``hr@k``, ``ndcg@k``, ``mrr@k`` as shares of 1, the number of ``users`` and, if one has several, that of
+        ``queries``. With ``cold`` ``[Q]`` (whether the target has no training interaction) also ``cold_users``
+        and, if any, their ``cold_hr@k`` and so on.
     """
-    summary: dict[str, float] = {"users": len(above)}
+    summary: dict[str, float] = {"users": users.n_unique()}
+    if summary["users"] < len(users):
+        summary["queries"] = len(users)
     for k in cutoffs:
         for name, metric in METRICS.items():
             summary[f"{name}@{k}"] = float(metric(above, ties, k).mean())
     if cold is None:
         return summary
-    of_cold = summarise(above[cold], ties[cold], cutoffs if cold.any() else ())
+    of_cold = summarise(above[cold], ties[cold], users.filter(pl.Series(cold)), cutoffs if cold.any() else ())
     return summary | {f"cold_{name}": value for name, value in of_cold.items()}
 
 
@@ -134,4 +137,5 @@ def per_user_frame(
 def metrics_from_frame(frame: pl.DataFrame, cutoffs: Sequence[int]) -> dict[str, float]:
     """Apply ``summarise`` to the ranked rows of a ``per_user_frame`` or of a selection of its rows."""
     frame = frame.drop_nulls("ties")
-    return summarise(frame["above"].to_numpy(), frame["ties"].to_numpy(), cutoffs, cold=frame["cold"].to_numpy())
+    above, ties, cold = (frame[name].to_numpy() for name in ("above", "ties", "cold"))
+    return summarise(above, ties, frame[USER_ID], cutoffs, cold)

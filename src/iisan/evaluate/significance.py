@@ -1,7 +1,10 @@
 """Paired significance tests of two methods, with the user as the unit.
 
+Means are over queries. Those of one user depend on each other, so users are resampled, each with all queries.
 Seeds of a method are averaged per user first. So intervals and p-values generalise to other users of the same
 kind, given these trained models; only the spread over seeds shows how much another seed would change.
+
+Letters: ``G`` users.
 """
 
 import statistics
@@ -18,10 +21,10 @@ from iisan.errors import ConfigError, RunError
 from iisan.evaluate.metrics import METRICS, Values
 from iisan.names import ITEM_ID, USER_ID
 
-VALUE = "value"
+VALUE, QUERIES = "value", "queries"
 _COLUMNS = (USER_ID, ITEM_ID, "above", "ties")
 _RESAMPLES = 2000
-#: Users resampled at a time, 8 bytes each for index and value: 64 MB however many users there are.
+#: Users resampled at a time, 8 bytes each for index, value and weight: 96 MB however many users there are.
 _DRAWN = 4_000_000
 #: Smaller differences are rounding errors of sums: metrics differ by 1/(ties × runs) or more.
 _ROUNDING = 1e-12
@@ -34,12 +37,13 @@ class Comparison:
     Attributes:
         metric: Metric name, such as ``"ndcg@10"``.
         users: Number of users.
-        mean_a, mean_b: Means over users, shares of 1.
+        mean_a, mean_b: Means over queries, shares of 1.
         difference: ``mean_a − mean_b``.
-        low, high: 95% interval of the difference, by bootstrap over users (percentiles).
-        p_t: Two-sided paired t-test: 1.0 if no user differs, 0.0 if all differ by the same amount.
-        p_mcnemar: Two-sided exact McNemar test for HR of single runs, else None. A user is a hit if the expected
-            hit rate over ties is above 0.5.
+        low, high: 95% interval of the difference, by bootstrap over users (percentiles), each with all queries.
+        p_t: Two-sided paired t-test, cluster-robust where users have several queries: 1.0 if no user differs, 0.0
+            if all differ by the same amount.
+        p_mcnemar: Two-sided exact McNemar test for HR of single runs with one query per user, else None. A user is
+            a hit if the expected hit rate over ties is above 0.5.
     """
 
     metric: str
@@ -62,8 +66,8 @@ def per_user(frames: Sequence[pl.DataFrame], metric: str) -> pl.DataFrame:
         metric: Metric name and cutoff.
 
     Returns:
-        ``user_id`` and ``value`` (a share of 1), sorted by user. A user with several queries counts once, with
-        their mean.
+        ``user_id``, ``value`` (a share of 1, the mean of the user's queries) and ``queries`` (their number),
+        sorted by user.
 
     Raises:
         ConfigError: The metric is unknown, or there are no frames.
@@ -76,7 +80,8 @@ def per_user(frames: Sequence[pl.DataFrame], metric: str) -> pl.DataFrame:
         for frame in (each.drop_nulls("ties") for each in frames)
     ]
     # Sorted, so that the resampling below does not depend on how a run ordered its users.
-    return pl.concat(values).group_by(USER_ID).agg(pl.col(VALUE).mean()).sort(USER_ID)
+    mean, rows = pl.col(VALUE).mean(), (pl.len() // len(frames)).alias(QUERIES)
+    return pl.concat(values).group_by(USER_ID).agg(mean, rows).sort(USER_ID)
 
 
 def compare(a: Sequence[pl.DataFrame], b: Sequence[pl.DataFrame], metric: str) -> Comparison:
@@ -95,18 +100,20 @@ def compare(a: Sequence[pl.DataFrame], b: Sequence[pl.DataFrame], metric: str) -
     if len(of_a) < 2:
         raise RunError("results of a single user", "at least 2 users", "compare runs on more users")
     values_a, values_b = of_a[VALUE].to_numpy(), of_b[VALUE].to_numpy()
+    queries = of_a[QUERIES].to_numpy()
+    weights = queries / queries.mean()
     differences = values_a - values_b
-    low, high = _interval(differences)
-    single_hits = metric.startswith("hr@") and len(a) == len(b) == 1
+    low, high = _interval(differences, weights)
+    single_hits = metric.startswith("hr@") and len(a) == len(b) == 1 and (queries == 1).all()
     return Comparison(
         metric=metric,
         users=len(differences),
-        mean_a=float(values_a.mean()),
-        mean_b=float(values_b.mean()),
-        difference=float(differences.mean()),
+        mean_a=float((weights * values_a).mean()),
+        mean_b=float((weights * values_b).mean()),
+        difference=float((weights * differences).mean()),
         low=low,
         high=high,
-        p_t=paired_t(values_a, values_b),
+        p_t=paired_t(_linearised(values_a, weights), _linearised(values_b, weights)),
         p_mcnemar=_mcnemar(values_a > 0.5, values_b > 0.5) if single_hits else None,
     )
 
@@ -163,17 +170,27 @@ def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
             )
 
 
-def _interval(differences: Values) -> tuple[float, float]:
-    """Ends of the 95% percentile bootstrap interval of the mean difference."""
+def _interval(differences: Values, weights: Values) -> tuple[float, float]:
+    """Ends of the 95% percentile bootstrap interval of the weighted mean of the users' differences ``[G]``."""
     users = len(differences)
     rng = np.random.default_rng(0)
     batch = max(1, _DRAWN // users)
-    means = [
-        differences[rng.integers(users, size=(min(batch, _RESAMPLES - done), users))].mean(axis=1)
-        for done in range(0, _RESAMPLES, batch)
-    ]
+    means = []
+    for done in range(0, _RESAMPLES, batch):
+        drawn = rng.integers(users, size=(min(batch, _RESAMPLES - done), users))
+        means.append((weights * differences)[drawn].sum(axis=1) / weights[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
+
+
+def _linearised(values: Values, weights: Values) -> Values:
+    """Values ``[G]`` with the plain mean and, as its standard error, the cluster-robust one of the weighted mean.
+
+    The weights have mean 1. The weighted mean is a ratio of sums over users, linearised here around itself.
+    """
+    mean = (weights * values).mean()
+    linearised: Values = weights * values + (1 - weights) * mean
+    return linearised
 
 
 def paired_t(a: Values, b: Values) -> float:

@@ -18,7 +18,7 @@ from iisan.states.configured import open_dataset, open_stores
 from iisan.train.checkpoint import changed_inputs
 from iisan.train.loop import METRICS
 from iisan.train.run import train
-from iisan.train.setup import fingerprints, resolve
+from iisan.train.setup import fingerprints, resolve, with_split
 
 #: Keys that a record copies from a run's result.
 _COPIED = (
@@ -51,7 +51,7 @@ def run_experiment(
             path = records / f"{_slug(row)}-seed{seed}.json"
             # ``auto`` may choose differently from row to row, but costs are compared in one precision.
             precision = "fp32" if config.training.precision == "auto" else config.training.precision
-            seeded = config.override((f"training.seed={seed}", f"training.precision={precision}"))
+            seeded = with_split(config).override((f"training.seed={seed}", f"training.precision={precision}"))
             if _finished(path, seeded):
                 say(f"{row}, seed {seed}: finished already")
                 continue

@@ -1,12 +1,16 @@
 """Evaluation of a finished run and the baselines under one protocol."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import polars as pl
 import torch
 
 from iisan.config import Config, EvaluationConfig
 from iisan.data.dataset import Dataset
-from iisan.data.splits import Split, Subset, split
+from iisan.data.problems import Problems
+from iisan.data.queries import index_queries, read_queries
+from iisan.data.splits import Queries, Split, Subset
 from iisan.errors import DataError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.evaluation import Evaluation, evaluate
@@ -44,34 +48,40 @@ def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Sco
 
 
 def assess(
-    run: Run, config: Config, subset: Subset = "test", with_baselines: bool = True
+    run: Run,
+    config: Config,
+    subset: Subset = "test",
+    with_baselines: bool = True,
+    queries: Path | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate a run, and the baselines, under the protocol of ``config``: the run's own with other settings.
 
     With a different split, targets that the run was trained or selected on are left out, and the baselines count
     the interactions that it was trained on.
 
+    With a file of ``queries`` (see :func:`iisan.data.queries.read_queries`), these are evaluated instead of a
+    subset, under the run's own split.
+
     Returns:
         Name -> evaluation; the run comes last, under its recipe's name.
 
     Raises:
-        DataError: The dataset has other items than the run, or no target is left.
+        DataError: The dataset has other items than the run, a query is invalid, or no target is left.
     """
     dataset = open_dataset(config)
     run.check_items(dataset)
     own, other = run.config.evaluation.split, config.evaluation.split
-    subsets = split(dataset.sequences, dataset.num_items, other)
-    remark = ""
+    subsets, remark = dataset.split(other), ""
     if other != own:
         total = len(subsets.subset(subset))
-        subsets = subsets.after(split(dataset.sequences, dataset.num_items, own))
-        queries = subsets.subset(subset)
-        if not len(queries):
+        subsets = subsets.after(dataset.split(own))
+        left = subsets.subset(subset)
+        if not len(left):
             got = f"the run was trained or selected on all {total:,} targets of the {other} {subset} under {own}"
             raise DataError(got, "at least one that it was not", f"evaluate it under {own}")
-        later = subsets.trained_later(queries)
+        later = subsets.trained_later(left)
         remark = (
-            f" of a run trained under {own} ({total - len(queries):,} of {total:,} targets left out, which it was "
+            f" of a run trained under {own} ({total - len(left):,} of {total:,} targets left out, which it was "
             f"trained or selected on; {'an unknown share' if later is None else f'{later:.1%}'} of its training "
             "interactions are later than the target, on average)"
         )
@@ -79,7 +89,20 @@ def assess(
     if with_baselines:
         scorers |= run.parts
     scorers[run.config.recipe] = run.scorer
-    return measure(scorers, config.evaluation, dataset, subsets, subset, remark)
+    if queries is None:
+        return measure(scorers, config.evaluation, dataset, subsets, subset, remark)
+    given, user_ids = _read_queries(queries, dataset)
+    name = f"given queries {queries.name}"
+    return _measure(scorers, config.evaluation, dataset, subsets, given, name, user_ids)
+
+
+def _read_queries(path: Path, dataset: Dataset) -> tuple[Queries, pl.Series]:
+    """Read queries on the items of a dataset, in files as those it was prepared from; see ``index_queries``."""
+    problems, options = Problems("stop", "correct it"), dataset.manifest["provenance"]["options"]
+    table = read_queries(path, options.get("user_id"), problems, header=None, quotes=options.get("quotes"))
+    return index_queries(
+        table, dataset.items[ITEM_ID], dataset.user_ids, problems, "an item id of the run's catalogue"
+    )
 
 
 def measure(
@@ -91,16 +114,29 @@ def measure(
     remark: str = "",
 ) -> dict[str, Evaluation]:
     """Evaluate scorers on the same queries under one protocol; ``remark`` is added to its name."""
+    name = f"{subsets.name} {subset}{remark}"
+    return _measure(scorers, config, dataset, subsets, subsets.subset(subset), name, dataset.user_ids)
+
+
+def _measure(
+    scorers: Mapping[str, Scorer],
+    config: EvaluationConfig,
+    dataset: Dataset,
+    subsets: Split,
+    queries: Queries,
+    name: str,
+    user_ids: pl.Series,
+) -> dict[str, Evaluation]:
     return {
-        name: evaluate(
+        scorer_name: evaluate(
             scorer,
-            subsets.subset(subset),
-            name=f"{subsets.name} {subset}{remark}",
+            queries,
+            name=name,
             policy=config.policy,
             cutoffs=config.cutoffs,
             train_counts=subsets.train_counts(),
-            user_ids=dataset.user_ids,
+            user_ids=user_ids,
             item_ids=dataset.items[ITEM_ID],
         )
-        for name, scorer in scorers.items()
+        for scorer_name, scorer in scorers.items()
     }

@@ -129,22 +129,22 @@ class EarlierScorer:
         return scores.masked_fill_((rows == PAD).to(scores.device), -torch.inf)
 
 
-def list_overlap(run: Run, scorer: Scorer, dataset: Dataset, queries: Queries) -> tuple[float | None, int]:
+def list_overlap(run: Run, scorer: Scorer, dataset: Dataset, queries: Queries) -> tuple[float | None, Queries]:
     """Compare the lists of a run with those of its continuation, for the users of the run's test.
 
     Scorer, dataset and queries are those of the continuation.
 
     Returns:
-        Share of the ``K`` items of an earlier list that are in the later list, averaged over the users (None
-        without users), and the number of users.
+        Share of the ``K`` items of an earlier list that are in the later list, averaged over the queries of these
+        users (None without any), and these queries.
     """
     tested = pl.read_parquet(run.folder / PER_USER, columns=[USER_ID])[USER_ID].unique()
     both = dataset.user_ids.gather(queries.users).is_in(tested.implode()).to_numpy()
     queries = queries[np.flatnonzero(both)]
     if not len(queries):
-        return None, 0
+        return None, queries
     k = min(K, len(run.items), dataset.num_items)
     before, after = (top_k(each, queries, k, "exclude-all")[0] for each in (EarlierScorer(run, dataset), scorer))
     listed = before != PAD
     kept = listed & (before[:, :, None] == after[:, None, :]).any(axis=2)
-    return float((kept.sum(axis=1) / np.maximum(listed.sum(axis=1), 1)).mean()), len(queries)
+    return float((kept.sum(axis=1) / np.maximum(listed.sum(axis=1), 1)).mean()), queries

@@ -10,15 +10,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import polars as pl
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from iisan.config import FOLDERS, AnchorConfig, Config
-from iisan.data.splits import Queries, Subset
+from iisan.data.splits import Queries, SplitName, Subset
 from iisan.errors import IisanError, RunError
 from iisan.evaluate.evaluation import left_out
 from iisan.evaluate.metrics import ranked_rows, summarise
@@ -56,6 +57,8 @@ from iisan.train.setup import Inputs, Setup, build, fingerprints, open_inputs, r
 
 Say = Callable[[str], None]
 
+#: Settings whose value ``auto`` a run replaces by one of these.
+_CHOICES = {"training.precision": ("fp32", "bf16"), "evaluation.split": get_args(SplitName)}
 #: Folder of TensorBoard events in a run folder.
 EVENTS = "tensorboard"
 #: Files of a run that failed or was stopped before its first epoch, which cannot be resumed from.
@@ -163,22 +166,21 @@ def _write_config(out: Path, config: Config) -> None:
 
 
 def _as_begun(out: Path, config: Config) -> Config:
-    """Replace precision ``auto`` by the one that an earlier call for the same run chose and wrote."""
+    """Replace settings ``auto`` by what an earlier call for the same run chose and wrote."""
     theirs = _written(out)
-    return config if _difference(theirs, config) else _in_precision_of(theirs, config)
+    return config if _difference(theirs, config) else _with_choices_of(theirs, config)
 
 
 def _difference(theirs: Mapping[str, Any], config: Config) -> tuple[str, Any, Any] | None:
-    """Find the first difference to a written configuration; paths may differ, and ``auto`` fits any precision."""
-    ours = _in_precision_of(theirs, config).model_dump(mode="json", exclude=set(FOLDERS))
+    """Find the first difference to a written configuration; paths may differ, and ``auto`` fits any choice."""
+    ours = _with_choices_of(theirs, config).model_dump(mode="json", exclude=set(FOLDERS))
     return difference({key: value for key, value in theirs.items() if key not in FOLDERS}, ours)
 
 
-def _in_precision_of(theirs: Mapping[str, Any], config: Config) -> Config:
-    chosen = dict(flatten(theirs)).get("training.precision")
-    if config.training.precision != "auto" or chosen not in ("fp32", "bf16"):
-        return config
-    return config.override([f"training.precision={chosen}"])
+def _with_choices_of(theirs: Mapping[str, Any], config: Config) -> Config:
+    before, ours = dict(flatten(theirs)), dict(flatten(config.model_dump(mode="json")))
+    left = [key for key, choices in _CHOICES.items() if ours[key] == "auto" and before.get(key) in choices]
+    return config.override(f"{key}={before[key]}" for key in left)
 
 
 def _inputs_there(config: Config) -> dict[str, Any]:
@@ -227,14 +229,14 @@ def _train(
     def ranked(subset: Subset) -> Queries:
         queries = split.subset(subset)
         rows = ranked_rows(queries, evaluation.policy)
-        if remark := left_out(f"{split.name} {subset}", len(queries), len(rows)):
+        if remark := left_out(f"{split.name} {subset}", len(queries), len(rows), queries.unit):
             say(f"{subset}: {remark}")
         return queries[rows]
 
     ranked("test")  # An error now, not after the last epoch.
     every = ranked("validation")
     validation = every.sample(evaluation.validation_users)
-    selection = f"{evaluation.select} of the {split.name} validation, {len(validation):,} users"
+    selection = f"{evaluation.select} of the {split.name} validation, {validation}"
     if len(validation) < len(every):
         selection += f", a fixed sample of {len(every):,}"
         say(f"the best epoch is selected by {selection}")
@@ -283,10 +285,10 @@ def _train(
         "processes": processes.size,
     }
     if start is not None:
-        overlap, users = list_overlap(start, scorer, dataset, split.test)
-        result["lists"] = {f"overlap@{K}": overlap, "users": users}
+        overlap, compared = list_overlap(start, scorer, dataset, split.test)
+        result["lists"] = {f"overlap@{K}": overlap, "users": compared.num_users}
         if overlap is not None:
-            say(f"{K * overlap:.1f} of {K} recommended items are the same as before (mean of {users:,} users)")
+            say(f"{K * overlap:.1f} of {K} recommended items are the same as before (mean of {compared})")
     write_json(out / RESULT, result)
 
 
@@ -341,7 +343,7 @@ def _joined(
         found["learned_validation"] = facts["validation"]
         say(f"with the anchor  {_validated(config, choice.record['validation'])}{seconds:.1f} s")
     ranks = rank_targets(scorer, validation, evaluation.policy)
-    metrics = summarise(ranks.above, ranks.ties, evaluation.cutoffs)
+    metrics = summarise(ranks.above, ranks.ties, pl.Series(validation.users), evaluation.cutoffs)
     found |= {"weights": choice.weights.as_json(), **choice.record, "seconds": seconds}
     return scorer, tensors, {**facts, "validation": {**facts["validation"], **metrics}, "terms": found}
 
@@ -362,14 +364,14 @@ def _fit_network(
     )
     if isinstance(network.items, ItemTable):
         network.items.clear(torch.from_numpy(batches.unreachable).to(setup.device))
-    rows = torch.arange(len(validation))
+    rows, users = torch.arange(len(validation)), pl.Series(validation.users)
 
     def validate(network: SequentialRecommender) -> dict[str, float]:
         share = validation[processes.share(rows).numpy()]
         ranks = rank_targets(network_scorer(network), share, evaluation.policy)
         found = torch.from_numpy(np.stack([ranks.above, ranks.ties], axis=1)).to(setup.device)
         above, ties = processes.gather(found, len(rows)).cpu().numpy().T
-        return summarise(above, ties, evaluation.cutoffs)
+        return summarise(above, ties, users, evaluation.cutoffs)
 
     events = _event_writer(out) if processes.first else None
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from iisan.config import FOLDERS, ColumnConfig, Config, parse
-from iisan.data.dataset import Dataset
-from iisan.data.splits import Split, split
+from iisan.data.dataset import Dataset, default_split, manifest_of
+from iisan.data.splits import Split
 from iisan.encoders.precision import Product, choose_precision, feed_forward
 from iisan.errors import ConfigError
 from iisan.machine import choose_device
@@ -68,7 +68,7 @@ def _fingerprints(stores: Mapping[str, StateStore]) -> dict[str, str]:
 
 
 def resolve(config: Config) -> Config:
-    """Fill in absolute paths, and missing modalities and their kinds from the state store.
+    """Fill in absolute paths, the split, and missing modalities and their kinds from the state store.
 
     Raises:
         ConfigError: No modality is named, and none is found.
@@ -102,7 +102,8 @@ def resolve(config: Config) -> Config:
     for name in {*modalities, *(anchor.modalities or ())}:
         if config.kind_of(name) is None and name in stored:
             columns[name] = columns.get(name, ColumnConfig()).model_copy(update={"kind": stored[name]})
-    resolved = config.model_copy(update={"modalities": modalities, "columns": columns, "anchor": anchor, **paths})
+    changes = {"modalities": modalities, "columns": columns, "anchor": anchor, **paths}
+    resolved = with_split(config).model_copy(update=changes)
     return parse(resolved.model_dump())
 
 
@@ -110,6 +111,13 @@ def _stored_for(config: Config, stored: Mapping[str, str]) -> tuple[str, ...]:
     """The stored modalities of a dataset; a folder of stores may serve several, which lack some columns."""
     kinds = open_dataset(config).kinds if stored else {}
     return tuple(name for name, kind in stored.items() if kind == IMPORTED or name in kinds)
+
+
+def with_split(config: Config) -> Config:
+    """Replace the split ``auto`` by the one that it stands for, if the dataset exists."""
+    if config.evaluation.split != "auto" or config.dataset is None or not config.dataset.exists():
+        return config
+    return config.override([f"evaluation.split={default_split(manifest_of(config.dataset))}"])
 
 
 def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> list[Product]:
@@ -132,8 +140,7 @@ def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> 
 def open_inputs(config: Config) -> Inputs:
     """Open the folders of a complete configuration."""
     dataset = open_dataset(config)
-    subsets = split(dataset.sequences, dataset.num_items, config.evaluation.split)
-    return Inputs(config, dataset, subsets, open_stores(config))
+    return Inputs(config, dataset, dataset.split(config.evaluation.split), open_stores(config))
 
 
 def build(config: Config, processes: Processes = ALONE) -> Setup:
