@@ -124,12 +124,9 @@ class Recommender:
         """Learned item embeddings ``[N, E]``, fp32, in the order of ``run.items``.
 
         Raises:
-            RunError: The run has no learned part.
+            RunError: The run has no learned part, or several.
         """
-        if self.run.learned is None:
-            got = f"the run in '{self.run.folder}' has no learned item embeddings"
-            raise RunError(got, "a trained run", "train one with another recipe, such as default")
-        return self.run.learned.items.cpu().numpy()
+        return self.run.only_member().items.cpu().numpy()
 
     def recommend(
         self,

@@ -103,16 +103,20 @@ class SequentialRecommender(nn.Module):
     def build(cls, config: Config, num_items: int, source: StateSource) -> "SequentialRecommender":
         """Build the configured model; ``config.training.seed`` determines the initial weights."""
         torch.manual_seed(config.training.seed)
-        items: Any = item_encoder(config, num_items, source)
+        items = item_encoder(config, num_items, source)
         sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
         normalised, dropout = config.sequence.similarity == "cosine", config.training.modality_dropout
-        network = cls(source, items, sequence, num_items, config.sequence.max_length, dropout, normalised)
-        if config.items.level_norm == "centred" and source.widths:
-            some = torch.arange(0, num_items, -(-num_items // _MEASURED))
-            network.eval()
-            with torch.no_grad():
-                items.norm.measure(network.read_items(some).modalities)
-        return network
+        return cls(source, items, sequence, num_items, config.sequence.max_length, dropout, normalised)
+
+    @torch.no_grad()
+    def measure_means(self) -> None:
+        """Measure the means of ``items.level_norm: centred`` on the states of some items; see ``LevelNorm``."""
+        norm = getattr(self.items, "norm", None)
+        if norm is not None and norm.kind == "centred":
+            self.eval()
+            device = next(self.items.parameters()).device
+            step = -(-self.num_items // _MEASURED)
+            norm.measure(self.read_items(torch.arange(0, self.num_items, step, device=device)).modalities)
 
     def read_items(self, rows: Tensor) -> ItemBatch:
         """Read the hidden states of distinct items ``[U]``, padded by copies of item 0 if that is faster."""

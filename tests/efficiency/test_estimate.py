@@ -116,7 +116,7 @@ def test_memory_and_time_by_hand():
     assert found.total_parameters == trained
     assert found.memory["weights"] + found.memory["gradients"] + found.memory["moments"] == 16 * trained
     assert found.stages["update"] == 28 * trained / 2e10
-    assert found.steps_per_epoch == math.ceil(12076 / 64) == 189
+    assert found.steps_per_epoch == math.ceil(12076 / 128) == 95
     assert found.seconds_per_epoch == pytest.approx(189 * found.seconds_per_step)
     twice = predicted_for("fft", "training.gradient_accumulation=2", models={"text": BERT})
     assert twice.steps_per_epoch == 95

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -61,15 +61,43 @@ def train(
     if as_json:
         print_json(result)
         return
-    test = result["test"]
-    shown = [name for name in test if name.endswith("@10") and not name.startswith("cold")]
-    metrics = "  ".join(f"{name.upper()} {100 * test[name]:.2f}%" for name in shown)
     trained = (
         f"best epoch {result['best_epoch']} of {result['epochs']}" if result["epochs"] else "nothing to train"
     )
-    print(f"{trained}: test {metrics}")
+    _print_test(trained, result, out)
+
+
+def _print_test(which: str, result: dict[str, Any], out: Path) -> None:
+    test = result["test"]
+    shown = [name for name in test if name.endswith("@10") and not name.startswith("cold")]
+    print(f"{which}: test {'  '.join(f'{name.upper()} {100 * test[name]:.2f}%' for name in shown)}")
     print(f"protocol: {result['protocol']}")
     print(f"next: iisan evaluate {out}   |   iisan recommend {out} --user ID")
+
+
+@app.command()
+def join(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Finished anchored runs.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Join runs, such as seeds or recipes, into one that adds up their scores, weighted on validation."""
+    from iisan.runs.run import Run
+    from iisan.train.members import join as join_runs
+
+    result = join_runs([Run.load(run) for run in runs], out, say=say_to(as_json))
+    if as_json:
+        print_json(result)
+        return
+    select = result["terms"]["metric"]
+    for member in result["members"]:
+        alone, without = member["validation"][select], member["validation_without"]
+        rest = "" if without is None else f", without it {100 * without:.2f}%"
+        print(
+            f"{member['folder']}: validation {select.upper()} {100 * alone:.2f}% alone{rest}; "
+            f"{member['trainable_parameters']:,} parameters, {member['train_seconds']:.0f} s of training"
+        )
+    _print_test("together", result, out)
 
 
 @app.command()

@@ -47,6 +47,10 @@ class Choice:
     weights: Weights
     record: dict[str, Any]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return weights and record as JSON."""
+        return {"weights": self.weights.as_json(), **self.record}
+
 
 class Candidates:
     """Queries with some candidates that may outrank the target, and the terms of their scores.

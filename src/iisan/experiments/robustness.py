@@ -85,7 +85,9 @@ def decline(
         raise ConfigError(f"the seed {seed}", "0 or more", "choose another seed")
     run = Run.load(folder)
     config = run.config.model_copy(update=moved)
-    setup = open_inputs(config) if run.learned is None else build(config)
+    if run.members:
+        run.only_member()
+    setup = build(config) if run.members else open_inputs(config)
     dataset = setup.dataset
     run.check_items(dataset)
     network = setup.network if isinstance(setup, Setup) else None

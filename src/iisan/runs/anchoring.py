@@ -16,13 +16,15 @@ from iisan.config import Config, Policy
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Queries, Split
 from iisan.errors import DataError
-from iisan.evaluate.scorer import EmbeddingScorer
+from iisan.evaluate.scorer import EmbeddingScorer, Scorer
 from iisan.evaluate.terms import TermScorer, Transitions, Weights, smoothing, transition_shares
 from iisan.evaluate.weights import Choice, choose_weights
 from iisan.nn.anchor import BLOCK, Whitening, fit_whitening
 from iisan.states.configured import anchor_config, open_stores, state_source
 from iisan.states.sources import StateSource
 
+#: Names of the two parts of an anchored run, in results and tables.
+LEARNED, SIMILARITY = "learned part alone", "similarity"
 #: Prefixes of the tensors of the terms.
 ANCHOR, TERMS = "anchor.", "terms."
 #: Items read at a time while the anchor is fitted.
@@ -49,6 +51,12 @@ class Anchoring:
         own = self.scorer
         return TermScorer(learned, own.anchors, own.counts, own.transitions, weights, own.history_length)
 
+    def parts(self, learned: Sequence[EmbeddingScorer], weights: Weights) -> dict[str, Scorer]:
+        """Return the learned part and the terms, each alone: name -> scorer."""
+        anchor = dict.fromkeys(self.scorer.anchors, 0.0)
+        alone = self.beside(learned, Weights(weights.learned, anchor)) if len(learned) > 1 else learned[0]
+        return {LEARNED: alone, SIMILARITY: self.scorer}
+
     def of_states(self, source: StateSource) -> "Anchoring":
         """Return the terms of the same weights, whitenings and interactions for other states of the items."""
         anchors = item_anchors(source, self.whitenings, self.scorer.num_items)
@@ -63,7 +71,7 @@ class Anchoring:
         """Choose the weights beside trained members, starting from those of the scorer without them."""
         weights = self.scorer.weights
         if learned:
-            unit = _BESIDE_LEARNED / (sum(weights.anchor.values()) or 1.0)
+            unit = _BESIDE_LEARNED * len(learned) / (sum(weights.anchor.values()) or 1.0)
             scaled = {name: unit * getattr(weights, name) for name in ("popularity", "transitions", "repeats")}
             anchor = {name: unit * weight for name, weight in weights.anchor.items()}
             weights = replace(weights, learned=(1.0,) * len(learned), anchor=anchor, **scaled)

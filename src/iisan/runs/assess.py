@@ -17,8 +17,8 @@ from iisan.evaluate.evaluation import Evaluation, evaluate
 from iisan.evaluate.metrics import ranked_rows
 from iisan.evaluate.scorer import Scorer
 from iisan.names import ITEM_ID, LAST
-from iisan.runs.anchoring import fit_similarity, frozen_states
-from iisan.runs.run import SIMILARITY, Run
+from iisan.runs.anchoring import SIMILARITY, fit_similarity, frozen_states
+from iisan.runs.run import Run
 from iisan.states.configured import anchor_config, levels_stored, open_dataset, open_stores
 from iisan.states.store import StateStore
 
@@ -99,7 +99,7 @@ def assess(
             "interactions are later than the target, on average)"
         )
     scorers = baselines(config, dataset, subsets) if with_baselines else {}
-    if with_baselines and run.learned is not None:
+    if with_baselines and run.members:
         scorers |= run.parts or _similarity(config, dataset, subsets)
     scorers[run.config.recipe] = run.scorer
     if queries is None:

@@ -159,7 +159,9 @@ def compare_runs(folders: Sequence[Path], weights: Weights) -> Comparisons:
     groups = _groups(runs)
     mixed = why_not_compared({group.name: group.conditions() for group in groups})
     costs = {} if mixed else {group.name: group.measurement() for group in groups}
-    first_frames, *others = [[pl.read_parquet(run.folder / PER_USER) for run in group.runs] for group in groups]
+    first_frames, *others = [
+        [pl.read_parquet(run.folder / PER_USER, glob=False) for run in group.runs] for group in groups
+    ]
     found = [
         (other.name, compare(first_frames, frames, metric))
         for other, frames in zip(groups[1:], others, strict=True)

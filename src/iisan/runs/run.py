@@ -1,10 +1,11 @@
 """A finished run: item embeddings and a sequence encoder that score without states or encoders."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 from safetensors import SafetensorError
@@ -22,7 +23,7 @@ from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
 from iisan.nested import read_yaml
-from iisan.runs.anchoring import ANCHOR, TERMS, Anchoring
+from iisan.runs.anchoring import ANCHOR, SIMILARITY, TERMS, Anchoring
 from iisan.states.sources import StateSource
 
 CONFIG = "config.yaml"
@@ -32,8 +33,6 @@ ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
 #: Key of the item embeddings in the file of the weights.
 EMBEDDINGS = "item_embeddings"
-#: Names of the two parts of an anchored run, in results and tables.
-LEARNED, SIMILARITY = "learned part alone", "similarity"
 SCHEMA = 2
 
 
@@ -56,7 +55,8 @@ class Run:
         result: Content of ``result.json``.
         items: ``item_id`` and ``text`` of the catalogue, in row order.
         scorer: Scorer of the run: the learned part, the terms beside it, or both.
-        learned: Item embeddings and sequence encoder of the best epoch; None if nothing was trained.
+        members: Item embeddings and sequence encoder of the best epoch, of each member of a joined run; empty if
+            nothing was trained.
         anchoring: Terms beside the learned part, with the weights chosen without it; None without an anchor.
     """
 
@@ -65,15 +65,28 @@ class Run:
     result: dict[str, Any]
     items: pl.DataFrame
     scorer: Scorer
-    learned: EmbeddingScorer | None
+    members: tuple[EmbeddingScorer, ...]
     anchoring: Anchoring | None = None
 
     @property
     def parts(self) -> dict[str, Scorer]:
         """The learned part and the terms of an anchored run, each alone; empty for other runs."""
-        if self.learned is None or self.anchoring is None:
-            return {}
-        return {LEARNED: self.learned, SIMILARITY: self.anchoring.scorer}
+        return self.anchoring.parts(self.members, self._weights) if self.members and self.anchoring else {}
+
+    @property
+    def _weights(self) -> Weights:
+        return Weights.from_json(self.result["terms"]["weights"])
+
+    def only_member(self) -> EmbeddingScorer:
+        """The learned part of a run with a single one.
+
+        Raises:
+            RunError: The run has none, or was joined of several.
+        """
+        if len(self.members) == 1:
+            return self.members[0]
+        got = f"the run in '{self.folder}' has {len(self.members) or 'no'} trained members"
+        raise RunError(got, "one", "name a run of `iisan train`, with a recipe such as default")
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +94,8 @@ class Run:
         return sha256_file(self.folder / MODEL)
 
     def weights(self) -> dict[str, Tensor]:
-        """Name -> trained parameter of the best epoch, on the CPU."""
+        """Name -> trained parameter of the best epoch, on the CPU; raises what ``only_member`` does."""
+        self.only_member()
         weights = load_file(self.folder / MODEL)
         return {
             name.replace(*OLD_PARAMETERS): value
@@ -94,8 +108,7 @@ class Run:
         if self.anchoring is None or source is None:
             assert learned is not None, "a run has a learned part or an anchor"
             return learned
-        weights = Weights.from_json(self.result["terms"]["weights"])
-        return self.anchoring.of_states(source).beside([] if learned is None else [learned], weights)
+        return self.anchoring.of_states(source).beside([] if learned is None else [learned], self._weights)
 
     def check_items(self, dataset: Dataset) -> None:
         """Check that a dataset has the run's items in the same order, as rows identify them.
@@ -133,24 +146,33 @@ class Run:
         config = config.model_copy(update=folders)
         try:
             weights = load_file(folder / MODEL)
-            items = pl.read_parquet(folder / ITEMS)
-            learned = None if config.items.kind == "none" else _learned(config, weights)
-            anchoring, scorer = None, cast(Scorer, learned)
+            items = pl.read_parquet(folder / ITEMS, glob=False)
+            configs = [config, *(parse(each["config"]) for each in result.get("members", [])[1:])]
+            trained = [] if config.items.kind == "none" else list(zip(configs, member_prefixes(), strict=False))
+            members = tuple(_learned(each, config.training.device, weights, prefix) for each, prefix in trained)
+            anchoring = None
             if (terms := result.get("terms")) is not None:
                 alone = Weights.from_json(terms[SIMILARITY]["weights"])
                 anchoring = Anchoring.from_tensors(weights, alone, config.sequence.max_length)
-                members = [] if learned is None else [learned]
-                scorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
-        except (OSError, SafetensorError, KeyError, RuntimeError, pl.exceptions.PolarsError) as error:
+                scorer: Scorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
+            else:
+                (scorer,) = members
+        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, pl.exceptions.PolarsError) as error:
             raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
-        return cls(folder, config, result, items, scorer, learned, anchoring)
+        return cls(folder, config, result, items, scorer, members, anchoring)
 
 
-def _learned(config: Config, weights: Mapping[str, Tensor]) -> EmbeddingScorer:
-    prefix = "sequence."
+def member_prefixes() -> Iterator[str]:
+    """Prefixes of the tensors of each member of a joined run in the file of the weights; the first has none."""
+    yield ""
+    yield from (f"members.{number}." for number in itertools.count(2))
+
+
+def _learned(config: Config, device_name: str, weights: Mapping[str, Tensor], prefix: str) -> EmbeddingScorer:
+    of_sequence = f"{prefix}sequence."
     sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
     sequence.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        {name.removeprefix(of_sequence): value for name, value in weights.items() if name.startswith(of_sequence)}
     )
-    device = choose_device(config.training.device)
-    return _scorer(sequence.to(device), weights[EMBEDDINGS].to(device), config.sequence.max_length)
+    device = choose_device(device_name)
+    return _scorer(sequence.to(device), weights[prefix + EMBEDDINGS].to(device), config.sequence.max_length)

@@ -288,7 +288,7 @@ class StateStore:
             # Verified because a damaged Parquet file can crash the process.
             shard.keys.verify(self.folder)
         parts = [
-            pl.read_parquet(self.folder / shard.keys.name).with_columns(pl.col(ROW) + start)
+            pl.read_parquet(self.folder / shard.keys.name, glob=False).with_columns(pl.col(ROW) + start)
             for shard, start in zip(self.manifest.shards, ends, strict=False)
         ]
         empty = pl.DataFrame(schema={KEY: pl.String, ROW: pl.Int64, COUNT: pl.Int64})

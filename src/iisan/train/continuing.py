@@ -138,7 +138,7 @@ def list_overlap(run: Run, scorer: Scorer, dataset: Dataset, queries: Queries) -
         Share of the ``K`` items of an earlier list that are in the later list, averaged over the queries of these
         users (None without any), and these queries.
     """
-    tested = pl.read_parquet(run.folder / PER_USER, columns=[USER_ID])[USER_ID].unique()
+    tested = pl.read_parquet(run.folder / PER_USER, columns=[USER_ID], glob=False)[USER_ID].unique()
     both = dataset.user_ids.gather(queries.users).is_in(tested.implode()).to_numpy()
     queries = queries[np.flatnonzero(both)]
     if not len(queries):

@@ -152,6 +152,7 @@ def build(config: Config, processes: Processes = ALONE) -> Setup:
     if device.type == "cuda" and isinstance(source, CachedStates):
         source.reside(device, config.training.resident_gb * 1e9)
     network = SequentialRecommender.build(config, dataset.num_items, source).to(device)
+    network.measure_means()
     products = main_products(config, source.widths, dataset.num_items)
     low = processes.first and choose_precision(device, config.training.precision, products, True) == "bf16"
     network.autocast = bool(processes.add(torch.tensor(float(low), device=device)))

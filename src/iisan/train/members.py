@@ -1,0 +1,126 @@
+"""Several trained runs joined into one: the sum of their learned scores beside one anchor."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from iisan.errors import RunError
+from iisan.evaluate.metrics import ranked_rows
+from iisan.nested import difference
+from iisan.runs.anchoring import ANCHOR, SIMILARITY, TERMS, Anchoring
+from iisan.runs.run import MODEL, Run, member_prefixes
+from iisan.train.folder import claimed, finished_result, validation_metrics, write_run
+from iisan.train.setup import open_inputs
+
+#: Costs of a member that its entry in the result repeats, and that the result adds up.
+_COSTS = ("epochs", "trainable_parameters", "total_parameters", "train_seconds", "validation_seconds")
+#: Facts by modality, of which a member of item ids has none.
+_BY_MODALITY = ("states", "anchor_states", "encoders", "encoder_parameters")
+#: Facts that hold for all members.
+_COMMON = ("data", "previous_data", "selection", "requested_precision", "processes")
+
+
+def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Join finished runs, such as seeds or recipes, into one that adds up their learned scores.
+
+    The weights of all members but the first and of the anchor's terms are chosen on the validation subset. The
+    result records each member's costs, and the validation metric without it.
+
+    Args:
+        runs: Two or more anchored runs on the same items, interactions and states.
+        out: Run folder.
+        say: Callback for progress messages.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        RunError: A run cannot be joined with the first one, or ``out`` contains something else.
+    """
+    anchoring = _check_alike(runs)
+    first = runs[0]
+    recipes = [run.config.recipe for run in runs]
+    config = first.config.model_copy(update={"recipe": " + ".join(recipes)})
+    inputs = open_inputs(config)
+    first.check_items(inputs.dataset)
+    fingerprints = [run.fingerprint for run in runs]
+    with claimed(out, config):
+        finished = finished_result(out)
+        if finished is not None and [each["fingerprint"] for each in finished["members"]] == fingerprints:
+            say(f"{out} is finished already; nothing to do")
+            return finished
+        if finished is not None:
+            raise RunError(f"'{out}' holds a run of other members", "a new folder", "choose another --out")
+        evaluation, queries = config.evaluation, inputs.split.validation
+        validation = queries[ranked_rows(queries, evaluation.policy)].sample(evaluation.validation_users)
+        members = [run.only_member() for run in runs]
+        scorer, choice = anchoring.choose(members, validation, evaluation.policy, evaluation.select)
+        metrics = validation_metrics(scorer, validation, evaluation)
+        say(f"{len(runs)} members  validation {evaluation.select.upper()} {100 * metrics[evaluation.select]:.2f}%")
+        tensors = anchoring.tensors()
+        described = []
+        for number, (run, prefix) in enumerate(zip(runs, member_prefixes(), strict=False)):
+            saved = load_file(run.folder / MODEL)
+            tensors |= {
+                prefix + name: value for name, value in saved.items() if not name.startswith((ANCHOR, TERMS))
+            }
+            described.append(
+                {
+                    "folder": run.folder.name,
+                    "fingerprint": fingerprints[number],
+                    "config": run.config.model_dump(mode="json"),
+                    "weight": choice.weights.learned[number],
+                    "validation_without": choice.record["without"].get(f"member {number + 1}"),
+                    **{name: run.result[name] for name in ("best_epoch", "validation", *_COSTS)},
+                }
+            )
+        facts = {
+            **{name: first.result[name] for name in _COMMON if name in first.result},
+            **{
+                name: _merged(runs, name) for name in ("states", "anchor_states", "encoders", "encoder_parameters")
+            },
+            **{name: sum(run.result[name] for run in runs) for name in _COSTS},
+            "best_epoch": 0,
+            "gates": {},
+            "validation": metrics,
+            "terms": {**choice.as_json(), SIMILARITY: first.result["terms"][SIMILARITY]},
+            "members": described,
+        }
+        write_run(inputs, out, scorer, anchoring.parts(members, choice.weights), tensors, facts)
+        finished = finished_result(out)
+    assert finished is not None
+    return finished
+
+
+def _merged(runs: Sequence[Run], name: str) -> dict[str, Any]:
+    return {key: value for run in runs for key, value in run.result.get(name, {}).items()}
+
+
+def _check_alike(runs: Sequence[Run]) -> Anchoring:
+    """Return the anchor of runs that can be joined; raise a ``RunError`` for others."""
+    if len(runs) < 2:
+        raise RunError(f"{len(runs)} run", "two or more to join", "name further runs, such as other seeds")
+    first = runs[0]
+    for run in runs:
+        run.only_member()
+        if run.anchoring is None:
+            cure = "train it with --set anchor=true"
+            raise RunError(f"the run in '{run.folder}' has no anchor beside which it could be joined", "one", cure)
+        if found := difference(_shared(first), _shared(run)):
+            key, theirs, ours = found
+            got = f"the runs in '{first.folder}' and '{run.folder}' differ in {key}: {theirs!r} and {ours!r}"
+            raise RunError(got, "members of one catalogue, encoder and protocol", "train them alike")
+    assert first.anchoring is not None, "checked above"
+    return first.anchoring
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """What all members have in common."""
+    return {
+        "data": run.result["data"],
+        "states": {**run.result["states"], **run.result.get("anchor_states", {})},
+        "sequence.max_length": run.config.sequence.max_length,
+        **run.config.model_dump(mode="json", include={"anchor", "evaluation"}),
+    }
