@@ -41,7 +41,7 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
     """Build the configured item encoder for N items and the modalities, levels and widths of a state source.
 
     Raises:
-        ConfigError: A modality has the name of an attribute of ``torch.nn.ModuleDict``.
+        ConfigError: Nothing is trained, or a modality has the name of an attribute of ``torch.nn.ModuleDict``.
     """
     for name in source.widths:
         if hasattr(nn.ModuleDict, name):
@@ -57,7 +57,8 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
             width, scale = items.embedding_dim, items.fusion_scale
             return Projection(source.widths, width, missing, scale, items.level_norm)
         case "none":
-            raise AssertionError("a configuration without a learned part has no network")
+            got, cure = "items.kind 'none', which has no network", "choose another recipe, such as default"
+            raise ConfigError(got, "a recipe that trains something", cure)
         case "side":
             levels = {name: len(kept) for name, kept in source.levels.items()}
             settings = items.model_dump(exclude={"kind", "embedding_dim"})
@@ -103,16 +104,18 @@ class SequentialRecommender(nn.Module):
     def build(cls, config: Config, num_items: int, source: StateSource) -> "SequentialRecommender":
         """Build the configured model; ``config.training.seed`` determines the initial weights."""
         torch.manual_seed(config.training.seed)
-        items: Any = item_encoder(config, num_items, source)
+        items = item_encoder(config, num_items, source)
         sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
         normalised, dropout = config.sequence.similarity == "cosine", config.training.modality_dropout
-        network = cls(source, items, sequence, num_items, config.sequence.max_length, dropout, normalised)
-        if config.items.level_norm == "centred" and source.widths:
-            some = torch.arange(0, num_items, -(-num_items // _MEASURED))
-            network.eval()
-            with torch.no_grad():
-                items.norm.measure(network.read_items(some).modalities)
-        return network
+        return cls(source, items, sequence, num_items, config.sequence.max_length, dropout, normalised)
+
+    @torch.no_grad()
+    def measure_levels(self) -> None:
+        """Measure the means of ``items.level_norm: centred`` on a fixed sample of items."""
+        self.eval()
+        some = torch.arange(0, self.num_items, -(-self.num_items // _MEASURED))
+        norm: Any = self.items.norm
+        norm.measure(self.read_items(some).modalities)
 
     def read_items(self, rows: Tensor) -> ItemBatch:
         """Read the hidden states of distinct items ``[U]``, padded by copies of item 0 if that is faster."""

@@ -141,6 +141,8 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
     """
     sample = queries.sample(MAX_QUERIES)
     cold = (scorer.counts.numpy() == 0)[sample.targets]
+    if policy == "unseen":
+        cold &= ~target_seen(sample)
     candidates = Candidates(scorer, sample, cold)
     if policy == "unseen" and candidates.target_seen.all():
         got = "no validation query with a target outside its history, to choose the weights of the terms on"
@@ -151,6 +153,8 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
         tried.append(weights)
         # Not from the last weights, which may be good for the candidates of this round only.
         weights = _search(candidates, scorer.weights, policy, metric)
+    if weights not in tried:
+        candidates.extend(weights)
     without = {
         name: float(np.nanmean(candidates.values(_without(weights, name), metric, policy)))
         for name in _names(weights)

@@ -50,7 +50,7 @@ class Group:
     def measurement(self) -> Measurement:
         """Seconds per epoch, trained parameters and peak memory, averaged over the runs."""
         results = [run.result for run in self.runs]
-        seconds = statistics.fmean(result["train_seconds"] / result["epochs"] for result in results)
+        seconds = statistics.fmean(result["train_seconds"] / max(result["epochs"], 1) for result in results)
         memory = statistics.fmean(result["peak_memory_bytes"] for result in results)
         return Measurement(self.name, seconds, self.parameters, memory)
 
