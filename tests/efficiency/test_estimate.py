@@ -93,9 +93,7 @@ def test_counts_of_methods_are_those_of_the_built_model(name, changes, prepared)
 
 
 def test_a_recipe_that_trains_nothing_has_no_estimate():
-    with pytest.raises(
-        ConfigError, match="which has no network; expected a recipe that trains"
-    ):
+    with pytest.raises(ConfigError, match="which has no network; expected a recipe that trains"):
         predicted_for("similarity")
 
 

@@ -27,7 +27,7 @@ def random_unit(rng):
     return torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(N, WIDTH))).float(), dim=1)
 
 
-def planted(helps="text", repeated=0, seed=0, length=4):
+def planted(helps="text", repeated=0, seed=0, length=4, place=1):
     """A scorer of which one term alone is about the targets, and queries; each n-th may repeat an item."""
     rng = np.random.default_rng(seed)
     histories = np.stack([rng.permutation(N)[:length] for _ in range(USERS)])
@@ -44,7 +44,7 @@ def planted(helps="text", repeated=0, seed=0, length=4):
             targets[user] = rng.choice(np.setdiff1d(np.arange(N), history))
             shares[history[-1], targets[user]] = 1.0
         if repeated and user % repeated == 0:
-            targets[user] = history[1]
+            targets[user] = history[place]
     if helps == "popularity":
         counts = np.ones(N, np.int64)
         counts[targets] = 1000
@@ -94,6 +94,15 @@ def test_repeats_keep_their_default_where_none_is_seen():
     scorer, queries = planted("text")
     weights = choose_weights(scorer, queries, "unseen", "hr@10").weights
     assert weights.repeats == REPEAT * sum(weights.anchor.values()) < 0
+
+
+def test_of_equally_good_weights_of_repeats_the_default_is_chosen():
+    """The repeated items are further back than the last S, so that no weight of these finds them."""
+    scorer, queries = planted("text", repeated=5, place=0)
+    weights = choose_weights(scorer, queries, "all", "hr@10").weights
+    assert weights.repeats == REPEAT * sum(weights.anchor.values()) < 0
+    lower = replace(weights, repeats=8 * weights.repeats)
+    assert exact(scorer, lower, queries, "all") == exact(scorer, weights, queries, "all")
 
 
 @pytest.mark.parametrize("policy", ["all", "unseen"])

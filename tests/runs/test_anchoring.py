@@ -17,11 +17,13 @@ from iisan.errors import ConfigError, DataError, RunError, StoreError
 from iisan.evaluate.metrics import ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.terms import REPEAT, Weights
+from iisan.evaluate.tpme import PAPER
 from iisan.experiments.robustness import decline
 from iisan.nested import read_yaml
 from iisan.recipes import recipe
 from iisan.runs.anchoring import Anchoring
 from iisan.runs.assess import assess
+from iisan.runs.compare import compare_runs
 from iisan.runs.run import LEARNED, SIMILARITY, Run
 from iisan.states.caching import cache
 from iisan.states.importing import column_source, import_states, open_source
@@ -297,6 +299,17 @@ def test_a_run_without_a_tensor_of_its_terms_is_damaged(finished, tmp_path):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(RunError, match=r"is damaged .*anchor\.text\.maps"):
         Run.load(folder)
+
+
+def test_runs_with_anchors_of_other_states_are_two_methods(finished, prepared, tmp_path):
+    one = finished("default", "modalities=[text]", "anchor.modalities=[image]", "evaluation.select=ndcg@10")
+    states = shutil.copytree(prepared.states, tmp_path / "states")
+    shutil.rmtree(next(states.glob("image-*")))
+    cache(Dataset.load(prepared.dataset), states, {"image": str(prepared.image)}, dtype="bf16", precision="fp32")
+    train(one.config.override([f"states={states}"]), tmp_path / "other")
+    assert len(compare_runs([one.folder, tmp_path / "other"], PAPER).groups) == 2
+    with pytest.raises(ConfigError, match="have the same settings and the same seed"):
+        compare_runs([one.folder, shutil.copytree(one.folder, tmp_path / "copy")], PAPER)
 
 
 def failed(iisan, out, *arguments):

@@ -113,9 +113,10 @@ def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
     An item without any content is similar to itself only.
     """
     joint = torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
-    empty = (~joint.any(dim=1)).float().cpu().numpy()
-    neighbours = sparse.diags_array(1 - empty) @ nearest(joint, joint) + sparse.diags_array(empty)
-    neighbours.eliminate_zeros()
+    neighbours, empty = nearest(joint, joint), (~joint.any(dim=1)).float().cpu().numpy()
+    if empty.any():
+        neighbours = sparse.diags_array(1 - empty) @ neighbours + sparse.diags_array(empty)
+        neighbours.eliminate_zeros()
     neighbours.resize(len(joint) + 1, len(joint))
     return neighbours
 

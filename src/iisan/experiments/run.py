@@ -87,6 +87,7 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
         "status": "finished",
         "config": settings,
         **{key: result[key] for key in _COPIED},
+        "anchor_states": result.get("anchor_states", {}),
         "history": history,
         # The inter tower has a weight per modality, of which the first is kept.
         "gates": {

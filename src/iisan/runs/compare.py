@@ -181,6 +181,7 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
         settings = dict(flatten(run.config.model_dump(mode="json")))
         method = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
         method["states"] = sorted(run.result["states"].items())
+        method["anchor_states"] = sorted(run.result.get("anchor_states", {}).items())
         # What auto chose depends on the machine.
         method["training.precision"] = run.result.get("requested_precision", run.config.training.precision)
         method["continued"] = run.result.get("continued_from") is not None
