@@ -27,12 +27,12 @@ def default() -> Config:
     """Our own settings, selected on validation data only (see ``results/``)."""
     return Config(
         recipe="default",
-        items=ItemEncoderConfig(embedding_dim=128, bottleneck=128, level_norm="layer", fusion_scale=0.15),
-        sequence=SequenceConfig(dropout=0.2),
+        items=ItemEncoderConfig(embedding_dim=128, level_norm="centred", fusion_scale=0.15),
+        sequence=SequenceConfig(num_layers=1, dropout=0.2, similarity="cosine"),
         anchor=AnchorConfig(enabled=True),
-        loss=LossConfig(negatives=1600, pool="trained"),
-        optimizer=OptimizerConfig(learning_rate=1e-3, san_learning_rate=1e-3),
-        training=TrainingConfig(batch_size=64, early_stopping_patience=5),
+        loss=LossConfig(negatives=800, pool="trained"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, san_learning_rate=5e-4),
+        training=TrainingConfig(batch_size=128, early_stopping_patience=5),
     )
 
 
@@ -82,7 +82,7 @@ def versa() -> Config:
 
 def frozen() -> Config:
     """``default`` with a projection of the encoders' final output instead of the side network."""
-    items = ItemEncoderConfig(kind="projection", embedding_dim=128, fusion_scale=0.15)
+    items = ItemEncoderConfig(kind="projection", embedding_dim=128, level_norm="centred", fusion_scale=0.15)
     return _changed(default(), recipe="frozen", items=items)
 
 

@@ -100,14 +100,16 @@ def test_a_score_is_the_sum_of_its_terms(weights, scorer):
     np.testing.assert_allclose(weighted.score(query, some), scores[:, some], rtol=0, atol=1e-6)
 
 
-def test_features_times_their_weights_are_the_score(scorer):
+def test_unweighted_terms_times_their_weights_are_the_score(scorer):
     items = np.tile([0, 5, 22, 4, 5], (len(HISTORIES), 1))
-    features = scorer.features(HISTORIES, items)
-    assert features.shape == (5, 5, 2 + 3 * S + 3)
-    for weights in (WEIGHTS, random_weights(7)):
+    other = random_weights(7)
+    found = scorer.unweighted(HISTORIES, items, (WEIGHTS.decay, other.decay))
+    assert len(found) == 2 + 2 * 3 + 3
+    for weights in (WEIGHTS, other):
         scores = scorer.reweighted(weights)
         expected = scores.score(scores.start(HISTORIES), slice(0, N)).gather(1, torch.from_numpy(items))
-        np.testing.assert_allclose(features @ scorer.feature_weights(weights), expected, rtol=0, atol=5e-6)
+        total = sum(factor * found[name] for name, factor in weights.factors().items())
+        np.testing.assert_allclose(total, expected, rtol=0, atol=5e-6)
 
 
 def test_an_empty_history_leaves_popularity(scorer):

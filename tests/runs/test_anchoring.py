@@ -66,7 +66,7 @@ ANCHORED = [
     ("frozen",),
     ("ids", "anchor=true", "evaluation.select=ndcg@10"),
     ("default", "modalities=[text]", "anchor.modalities=[image]", "evaluation.select=ndcg@10"),
-    ("default", "sequence.similarity=cosine", "items.level_norm=centred"),
+    ("default", "sequence.similarity=dot", "items.level_norm=layer"),
 ]
 
 
@@ -230,7 +230,7 @@ def test_an_anchored_run_goes_on_with_newer_data(configured, finished, prepared,
     items = dataset.items.slice(2)
     log = dataset.interactions().filter(pl.col("item_id").is_in(items["item_id"].implode()))
     grown = Dataset.from_frames(items, log).save(tmp_path / "data")
-    earlier = finished("default", "sequence.similarity=cosine", "items.level_norm=centred")
+    earlier = finished()
     result = train(earlier.config.override([f"dataset={grown.folder}"]), tmp_path / "run", start=earlier)
     assert 0 < result["lists"]["overlap@10"] < 1
     run = Run.load(tmp_path / "run")

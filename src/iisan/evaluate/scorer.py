@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iisan.data.sequences import Index
 from iisan.errors import RunError
@@ -51,26 +51,33 @@ class EmbeddingScorer:
     """
 
     def __init__(self, items: Tensor, encode: Callable[[Index], Tensor], history_length: int) -> None:
-        self.items = _finite(items, "item embeddings")
         self.num_items = len(items)
+        # Padded once, as every block of items may have to be read to a multiple of the kernels' width.
+        self._rows = nn.functional.pad(_finite(items, "item embeddings"), (0, 0, 0, -len(items) % _KERNEL_COLUMNS))
+        self.items = self._rows[: len(items)]
         self.history_length = history_length
-        self._encode = encode
+        self.encode = encode
 
     def start(self, histories: Index) -> Tensor:
         """Return the query vectors ``[B, E]``."""
-        return _finite(self._encode(histories), "query vectors")
+        return _finite(self.encode(histories), "query vectors")
 
     def score(self, query: Tensor, items: Tensor | slice) -> Tensor:
         """Return the dot products ``[B, n]``."""
         # Duplicate items must tie exactly. A single row would be computed by a matrix-vector kernel, and columns
         # beyond a multiple of the kernel's width by another one; either may round equal columns differently.
         rows = query.repeat(2, 1) if len(query) == 1 else query
-        columns = self.items[items]
-        beyond = -len(columns) % _KERNEL_COLUMNS
-        if beyond:
-            columns = torch.nn.functional.pad(columns, (0, 0, 0, beyond))
+        if isinstance(items, slice):
+            first, last, _ = items.indices(self.num_items)
+            count = last - first
+            columns = self._rows[first : last + -count % _KERNEL_COLUMNS]
+        else:
+            columns = self.items[items]
+            count = len(columns)
+        if beyond := -len(columns) % _KERNEL_COLUMNS:
+            columns = nn.functional.pad(columns, (0, 0, 0, beyond))
         with torch.autocast(self.items.device.type, enabled=False):
-            return (rows @ columns.T)[: len(query), : len(columns) - beyond]
+            return (rows @ columns.T)[: len(query), :count]
 
 
 def _finite(vectors: Tensor, what: str) -> Tensor:

@@ -53,10 +53,24 @@ class Weights:
         """Return the weights as JSON."""
         return asdict(self)
 
+    def factors(self) -> dict[str, float]:
+        """Return the weight of each term of ``TermScorer.unweighted``."""
+        return {
+            **{f"member {number}": weight for number, weight in enumerate(self.learned, start=1)},
+            **{_anchor_term(name, self.decay): weight for name, weight in self.anchor.items()},
+            "popularity": self.popularity,
+            "transitions": self.transitions,
+            "repeats": self.repeats,
+        }
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Weights":
         """Return the weights of ``as_json``."""
         return replace(cls(**values), learned=tuple(values["learned"]))
+
+
+def _anchor_term(modality: str, decay: float) -> str:
+    return f"anchor of {modality}, decay {decay}"
 
 
 @dataclass(frozen=True)
@@ -157,14 +171,17 @@ class TermScorer:
         self.num_items, self.history_length = len(counts), length
         popularity = torch.log1p(counts.float())[:, None]
         parts = [*(member.items for member in learned), *anchors.values(), popularity]
-        self.items = torch.cat([part.to(parts[0].device) for part in parts], dim=1)
-        self._dense = EmbeddingScorer(self.items, self.query_vectors, length)
+        device = parts[0].device
+        self._dense = EmbeddingScorer(
+            torch.cat([part.to(device) for part in parts], dim=1), self.query_vectors, length
+        )
+        self.items = self._dense.items
 
     def reweighted(self, weights: Weights) -> "TermScorer":
         """Return a scorer of the same terms with other weights."""
         other = copy.copy(self)
-        other.weights = weights
-        other._dense = EmbeddingScorer(self.items, other.query_vectors, self.history_length)
+        other.weights, other._dense = weights, copy.copy(self._dense)
+        other._dense.encode = other.query_vectors
         return other
 
     def anchor_sums(self, histories: Index, decay: float) -> dict[str, Tensor]:
@@ -206,30 +223,30 @@ class TermScorer:
         extra = query.sparse[:, columns].toarray()
         return scores + torch.from_numpy(extra).to(scores.device, torch.float32)
 
-    def features(self, histories: Index, items: Index) -> Tensor:
-        """Compute the unweighted terms of some items ``[B, C]`` for every history ``[B, S]``: ``[B, C, F]``.
+    def unweighted(self, histories: Index, items: Index, decays: Sequence[float]) -> dict[str, Tensor]:
+        """Compute the terms of some items ``[B, C]`` for every history ``[B, S]`` without their weights.
 
-        The score is their product with ``feature_weights``. The F features are one per member, S per modality (the
-        similarities to the items of the history), popularity, transitions and repeats.
+        Returns:
+            Name -> ``[B, C]``, on the CPU. The score is their sum weighted by ``Weights.factors``, which names the
+            anchor's terms by their decay.
         """
         rows, slots = torch.from_numpy(items), torch.from_numpy(histories)
-        found = []
-        for member in self.learned:
+        steps = torch.arange(histories.shape[1] - 1, -1, -1.0)
+        found = {}
+        for number, member in enumerate(self.learned, start=1):
             vectors = member.items[rows.to(member.items.device)]
-            found.append(torch.bmm(vectors, member.start(histories)[:, :, None]))
-        for anchors in self.anchors.values():
+            found[f"member {number}"] = torch.bmm(vectors, member.start(histories)[:, :, None])[..., 0]
+        for name, anchors in self.anchors.items():
             device = anchors.device
             past = anchors[slots.clamp_min(0).to(device)] * (slots != PAD)[..., None].to(device)
-            found.append(torch.bmm(anchors[rows.to(device)], past.transpose(1, 2)))
-        found.append(torch.log1p(self.counts.float())[rows][..., None])
+            similarities = torch.bmm(anchors[rows.to(device)], past.transpose(1, 2))
+            for decay in decays:
+                found[_anchor_term(name, decay)] = similarities @ (decay**steps).to(device)
+        found["popularity"] = torch.log1p(self.counts.float())[rows]
         index = np.arange(len(items)).repeat(items.shape[1]), items.ravel()
-        for term in (self.transitions.after(histories[:, -1]), self.repeats(histories)):
-            found.append(torch.from_numpy(np.asarray(term[index]).reshape(*items.shape, 1)))
-        return torch.cat([each.cpu() for each in found], dim=2)
-
-    def feature_weights(self, weights: Weights) -> Tensor:
-        """Return the weights of ``features``, ``[F]``."""
-        steps = weights.decay ** np.arange(self.history_length - 1, -1, -1)
-        similarities = [weights.anchor[name] * steps for name in self.anchors]
-        rest = weights.popularity, weights.transitions, weights.repeats
-        return torch.from_numpy(np.concatenate([weights.learned, *similarities, rest])).float()
+        for name, term in (
+            ("transitions", self.transitions.after(histories[:, -1])),
+            ("repeats", self.repeats(histories)),
+        ):
+            found[name] = torch.from_numpy(np.asarray(term[index]).reshape(items.shape))
+        return {name: values.cpu() for name, values in found.items()}

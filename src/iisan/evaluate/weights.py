@@ -18,11 +18,12 @@ from iisan.data.splits import Queries
 from iisan.errors import DataError
 from iisan.evaluate.metrics import METRICS, Values, target_seen
 from iisan.evaluate.terms import REPEAT, TermScorer, Weights
+from iisan.names import PAD
 from iisan.progress import track
 
-#: Best items of a query that become candidates in each round.
-_CANDIDATES = 128
-_ROUNDS = 6
+#: Best items of a query that become candidates in each round, a multiple of any usual cutoff.
+_CANDIDATES = 64
+_ROUNDS = 4
 #: Most queries on which weights are chosen.
 MAX_QUERIES = 20_000
 #: Scores computed at a time.
@@ -31,12 +32,8 @@ _FACTORS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
 _DECAYS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 #: The default first, as of equally good ones the first is chosen.
 _REPEATS = (REPEAT, -0.25, -1.0, 0.0, 0.25, -2.0, 0.5, 1.0, -4.0, 2.0, 4.0)
-#: Quantile of the normal distribution for a two-sided test at 5%.
-_SIGNIFICANT = 1.96
 #: Weight of a term relative to that of the anchor, from which a search starts that has none yet.
 _TYPICAL = {"popularity": 0.05}
-
-_Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -53,40 +50,43 @@ class Choice:
 
 
 class Candidates:
-    """Queries with some candidates that may outrank the target, and their features.
+    """Queries with some candidates that may outrank the target, and the terms of their scores.
 
     Args:
         scorer: Scorer whose terms are weighted.
         queries: Queries, targets included.
-        cold: Whether a query's target has no training interaction, ``[Q]``.
     """
 
-    def __init__(self, scorer: TermScorer, queries: Queries, cold: _Flags) -> None:
-        self.scorer, self.queries, self.cold = scorer, queries, cold
+    def __init__(self, scorer: TermScorer, queries: Queries) -> None:
+        self.scorer, self.queries = scorer, queries
+        self.cold = (scorer.counts.numpy() == 0)[queries.targets]
         self.histories = queries.histories(scorer.history_length)
         self.target_seen = target_seen(queries)
-        self.targets = self._features(queries.targets[:, None])
-        # The items of the history are always candidates, as their rank depends on the weight of repeats.
-        self.items = np.empty((len(queries), 0), np.int64)
-        self.features = torch.empty(len(queries), 0, self.targets.shape[2])
+        rows, seen = queries.seen()
+        self._seen: Index = np.sort(self._numbers(rows, seen))
+        self._known: Index = np.sort(self._numbers(np.arange(len(queries)), queries.targets))
+        self.targets = self._terms(queries.targets[:, None])
+        self.terms = {name: values[:, :0] for name, values in self.targets.items()}
         self.others = self.unseen = torch.empty(len(queries), 0, dtype=torch.bool)
-        self.add(np.where(self.histories < 0, queries.targets[:, None], self.histories))
+        # The items of the history are always candidates, as their rank depends on the weight of repeats.
+        self.add(np.where(self.histories == PAD, queries.targets[:, None], self.histories))
+
+    @property
+    def count(self) -> int:
+        """Number of candidates per query, C."""
+        return self.others.shape[1]
 
     def add(self, items: Index) -> None:
         """Add candidates ``[Q, C]``; repeated ones are ignored."""
-        known = np.concatenate([self.items, self.queries.targets[:, None]], axis=1)
-        new = ~(items[:, :, None] == known[:, None, :]).any(2)
-        order = np.argsort(items, axis=1, kind="stable")
-        ascending = np.take_along_axis(items, order, axis=1)
-        first = np.ones_like(new)
-        np.put_along_axis(first, order[:, 1:], ascending[:, 1:] != ascending[:, :-1], axis=1)
-        rows, seen = self.queries.seen()
-        pairs = rows * self.scorer.num_items + seen
-        numbers = np.arange(len(items))[:, None] * self.scorer.num_items + items
-        self.items = np.concatenate([self.items, items], axis=1)
-        self.features = torch.cat([self.features, self._features(items)], dim=1)
-        self.others = torch.cat([self.others, torch.from_numpy(new & first)], dim=1)
-        self.unseen = torch.cat([self.unseen, torch.from_numpy(~np.isin(numbers, pairs))], dim=1)
+        numbers = self._numbers(np.arange(len(items))[:, None], items)
+        distinct, first = np.unique(numbers, return_index=True)
+        flat = np.zeros(items.size, dtype=bool)
+        flat[first] = ~_contains(self._known, distinct)
+        new, unseen = flat.reshape(items.shape), ~_contains(self._seen, numbers)
+        self._known = np.sort(np.concatenate([self._known, numbers[new]]))
+        self.terms = {name: torch.cat([self.terms[name], each], 1) for name, each in self._terms(items).items()}
+        self.others = torch.cat([self.others, torch.from_numpy(new)], dim=1)
+        self.unseen = torch.cat([self.unseen, torch.from_numpy(unseen)], dim=1)
 
     def extend(self, weights: Weights) -> None:
         """Add the items that are best under some weights, whether seen or not."""
@@ -98,27 +98,48 @@ class Candidates:
             found.append(scores.topk(count, dim=1).indices.cpu().numpy())
         self.add(np.concatenate(found))
 
-    def values(self, weights: Weights, metric: str, policy: Policy) -> Values:
-        """Compute a metric of every query, ``[Q]``; NaN where the policy leaves a query out."""
-        name, _, k = metric.partition("@")
-        vector = self.scorer.feature_weights(weights)
-        scores, own = self.features @ vector, self.targets @ vector
+    def values(self, weights: Weights, metrics: Sequence[str], policy: Policy) -> dict[str, Values]:
+        """Compute metrics of every query, ``[Q]`` each; NaN where the policy leaves a query out."""
+        scores, own = torch.zeros(self.others.shape), torch.zeros(len(self.others), 1)
+        for name, factor in weights.factors().items():
+            if factor:
+                scores.add_(self.terms[name], alpha=factor)
+                own.add_(self.targets[name], alpha=factor)
         rivals = self.others if policy == "all" else self.others & self.unseen
         above = ((scores > own) & rivals).sum(1).numpy()
         ties = 1 + ((scores == own) & rivals).sum(1).numpy()
-        values = METRICS[name](above, ties, int(k))
-        if policy != "all":
-            values[self.target_seen] = np.nan if policy == "unseen" else 0.0
-        return values
+        found = {}
+        for metric in metrics:
+            name, _, k = metric.partition("@")
+            found[metric] = METRICS[name](above, ties, int(k))
+            if policy != "all":
+                found[metric][self.target_seen] = np.nan if policy == "unseen" else 0.0
+        return found
 
-    def _features(self, items: Index) -> Tensor:
-        return torch.cat([self.scorer.features(self.histories[rows], items[rows]) for rows in self._chunks()])
+    def mean(self, weights: Weights, metric: str, policy: Policy) -> float:
+        """Mean of a metric over the queries that the policy ranks."""
+        return float(np.nanmean(self.values(weights, [metric], policy)[metric]))
 
-    def _chunks(self, label: str | None = None) -> Iterator[slice]:
+    def _terms(self, items: Index) -> dict[str, Tensor]:
+        parts = [
+            self.scorer.unweighted(self.histories[rows], items[rows], _DECAYS) for rows in self._chunks("terms")
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _chunks(self, label: str) -> Iterator[slice]:
         step = max(1, min(256, _SCORES // self.scorer.num_items))
-        starts: Any = range(0, len(self.queries), step)
-        for start in track(starts, label) if label else starts:
+        for start in track(range(0, len(self.queries), step), label):
             yield slice(start, min(start + step, len(self.queries)))
+
+    def _numbers(self, queries: Index, items: Index) -> Index:
+        """One number per pair of query and item."""
+        return queries * self.scorer.num_items + items
+
+
+def _contains(ascending: Index, numbers: Index) -> npt.NDArray[np.bool_]:
+    """Whether each number is in a sorted array."""
+    places = np.searchsorted(ascending, numbers).clip(max=max(0, len(ascending) - 1))
+    return ascending[places] == numbers if len(ascending) else np.zeros(numbers.shape, dtype=bool)
 
 
 @torch.inference_mode()
@@ -126,10 +147,10 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
     """Choose the weights of a scorer's terms by a coordinate search for the best metric on validation queries.
 
     A search over all N items would be slow, so each round searches over the items that were best under the weights
-    of the rounds before, until no new ones are found. Of all weights that are not significantly worse than the
-    best (paired, at 5%), those are chosen that are best for targets without interactions, which become more
-    frequent the longer ago the training was. The weight of repeats is chosen under the policy ``all``, as the
-    others leave no items of the history to be ranked.
+    of the rounds before, until no new weights are found. Of all weights within one standard error (of the paired
+    difference) of the best, in the metric and in HR and NDCG at its cutoff, those are chosen that are best for
+    targets without interactions: these become more frequent the longer ago the training was. The weight of repeats
+    is chosen under the policy ``all``, as the others leave no items of the history to be ranked.
 
     Args:
         scorer: Scorer with any weights, from which the search starts.
@@ -141,10 +162,7 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
         DataError: There is no query that the policy ranks.
     """
     sample = queries.sample(MAX_QUERIES)
-    cold = (scorer.counts.numpy() == 0)[sample.targets]
-    if policy == "unseen":
-        cold &= ~target_seen(sample)
-    candidates = Candidates(scorer, sample, cold)
+    candidates = Candidates(scorer, sample)
     if policy == "unseen" and candidates.target_seen.all():
         got = "no validation query with a target outside its history, to choose the weights of the terms on"
         raise DataError(got, "at least one", "choose the policy all, or set anchor to false")
@@ -152,12 +170,13 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
     while weights not in tried and len(tried) < _ROUNDS:
         candidates.extend(weights)
         tried.append(weights)
-        # Not from the last weights, which may be good for the candidates of this round only.
-        weights = _search(candidates, scorer.weights, policy, metric)
+        # The last weights may be good for the candidates of their round only.
+        start = max(tried, key=lambda each: candidates.mean(each, metric, policy))
+        weights = _search(candidates, start, policy, metric)
     if weights not in tried:
         candidates.extend(weights)
     without = {
-        name: float(np.nanmean(candidates.values(_without(weights, name), metric, policy)))
+        name: candidates.mean(_without(weights, name), metric, policy)
         for name in _names(weights)
         if name != "decay"
     }
@@ -166,29 +185,27 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
         "policy": policy,
         "queries": len(sample),
         "rounds": len(tried),
-        "candidates": candidates.items.shape[1],
-        "validation": float(np.nanmean(candidates.values(weights, metric, policy))),
+        "candidates": candidates.count,
+        "validation": candidates.mean(weights, metric, policy),
         "without": without,
     }
     return Choice(weights, record)
 
 
 def _search(candidates: Candidates, start: Weights, policy: Policy, metric: str) -> Weights:
-    cold = candidates.cold
-
-    def values(weights: Weights) -> Values:
-        found = candidates.values(weights, metric, policy)
-        return found[~np.isnan(found)]
-
-    best = _climb(start, lambda weights: float(values(weights).mean()))
-    top = values(best)
-    if cold.any() and not cold.all():
+    cutoff = metric.partition("@")[2]
+    guarded = [metric, *({f"hr@{cutoff}", f"ndcg@{cutoff}"} - {metric})]
+    best = _climb(start, lambda weights: candidates.mean(weights, metric, policy))
+    top = candidates.values(best, guarded, policy)
+    if np.isfinite(top[metric][candidates.cold]).any():
 
         def for_cold(weights: Weights) -> float:
-            lost = top - values(weights)
-            if lost.mean() > _SIGNIFICANT * lost.std() / len(lost) ** 0.5:
-                return -np.inf
-            return float(np.nanmean(candidates.values(weights, metric, policy)[cold]))
+            found = candidates.values(weights, guarded, policy)
+            for name, values in found.items():
+                lost = (top[name] - values)[np.isfinite(values)]
+                if lost.mean() > lost.std() / len(lost) ** 0.5:
+                    return -np.inf
+            return float(np.nanmean(found[metric][candidates.cold]))
 
         best = _climb(best, for_cold)
     return _with_repeats(candidates, best, metric)
@@ -199,7 +216,7 @@ def _with_repeats(candidates: Candidates, weights: Weights, metric: str) -> Weig
     if not candidates.target_seen.any():
         return replace(weights, repeats=REPEAT * unit)
     choices = [replace(weights, repeats=factor * unit) for factor in _REPEATS]
-    return max(choices, key=lambda each: float(candidates.values(each, metric, "all").mean()))
+    return max(choices, key=lambda each: candidates.mean(each, metric, "all"))
 
 
 def _climb(start: Weights, value: Callable[[Weights], float]) -> Weights:
