@@ -90,7 +90,9 @@ def evaluate(
         ),
     ] = None,
     policy: PolicyOption = None,
-    baselines: Annotated[bool, typer.Option(help="Also evaluate popularity, Markov, frozen similarity.")] = True,
+    baselines: Annotated[
+        bool, typer.Option(help="Also evaluate popularity, Markov, similarity, and the parts of the run.")
+    ] = True,
     dataset: DatasetOption = None,
     states: StatesOption = None,
     images: ImagesOption = None,

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from iisan.config import Config, EvaluationConfig
+from iisan.config import AnchorConfig, Config, EvaluationConfig
 from iisan.data.dataset import Dataset
 from iisan.data.problems import Problems
 from iisan.data.queries import index_queries, read_queries
@@ -14,10 +14,12 @@ from iisan.data.splits import Queries, Split, Subset
 from iisan.errors import DataError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.evaluation import Evaluation, evaluate
+from iisan.evaluate.metrics import ranked_rows
 from iisan.evaluate.scorer import Scorer
 from iisan.names import ITEM_ID, LAST
-from iisan.runs.run import Run
-from iisan.states.configured import open_dataset, open_stores
+from iisan.runs.anchoring import fit_similarity, frozen_states
+from iisan.runs.run import SIMILARITY, Run
+from iisan.states.configured import anchor_config, levels_stored, open_dataset, open_stores
 from iisan.states.store import StateStore
 
 
@@ -45,6 +47,17 @@ def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Sco
     if stores and all(LAST in store.levels for store in stores.values()):
         scorers["last item, frozen states"] = _frozen_similarity(stores, dataset)
     return scorers
+
+
+def _similarity(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Scorer]:
+    """Fit the recipe ``similarity`` on the states that a configuration reads; empty if it reads no stored ones."""
+    anchored = config.model_copy(update={"anchor": AnchorConfig(enabled=True, modalities=config.modalities)})
+    frozen = anchor_config(anchored) if config.modalities and config.source == "cached" else None
+    validation = subsets.validation[ranked_rows(subsets.validation, config.evaluation.policy)]
+    if frozen is None or not len(validation) or not levels_stored(frozen):
+        return {}
+    anchoring, _ = fit_similarity(anchored, dataset, subsets, validation, frozen_states(anchored, dataset))
+    return {SIMILARITY: anchoring.scorer}
 
 
 def assess(
@@ -86,8 +99,8 @@ def assess(
             "interactions are later than the target, on average)"
         )
     scorers = baselines(config, dataset, subsets) if with_baselines else {}
-    if with_baselines:
-        scorers |= run.parts
+    if with_baselines and run.learned is not None:
+        scorers |= run.parts or _similarity(config, dataset, subsets)
     scorers[run.config.recipe] = run.scorer
     if queries is None:
         return measure(scorers, config.evaluation, dataset, subsets, subset, remark)

@@ -84,6 +84,11 @@ def open_stores(config: Config) -> dict[str, StateStore]:
     return stores
 
 
+def levels_stored(config: Config) -> bool:
+    """Whether the stores of a configuration have all levels that it reads."""
+    return all({*_read_levels(config, store)} <= {*store.levels} for store in open_stores(config).values())
+
+
 def state_source(config: Config, dataset: Dataset, stores: Mapping[str, StateStore]) -> StateSource:
     """Build the state source of a configuration.
 
