@@ -301,6 +301,21 @@ def test_a_run_without_a_tensor_of_its_terms_is_damaged(finished, tmp_path):
         Run.load(folder)
 
 
+@pytest.mark.parametrize("policy", ["unseen", "all"])
+def test_similarity_beside_a_run_without_an_anchor_is_that_of_the_recipe(policy, finished, monkeypatch):
+    plain = finished("default", "anchor=false", f"evaluation.policy={policy}")
+    similarity = finished("similarity", f"evaluation.policy={policy}")
+    found = assess(plain, plain.config)
+    assert found["similarity"].metrics == pytest.approx(similarity.result["test"])
+    assert list(found)[-2:] == ["similarity", "default"]
+    # States that give no anchor leave the row out.
+    read = StateStore.read
+    monkeypatch.setattr(
+        StateStore, "read", lambda store, rows, levels=None: read(store, torch.zeros_like(rows), levels)
+    )
+    assert "similarity" not in assess(plain, plain.config)
+
+
 def test_runs_with_anchors_of_other_states_are_two_methods(finished, prepared, tmp_path):
     one = finished("default", "modalities=[text]", "anchor.modalities=[image]", "evaluation.select=ndcg@10")
     states = shutil.copytree(prepared.states, tmp_path / "states")
