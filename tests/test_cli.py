@@ -53,7 +53,8 @@ def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
     assert code == 0, out
     code, out, _ = iisan("evaluate", run, "--json")
     found = json.loads(out)
-    assert list(found) == ["most popular", "recently popular", "Markov", "last item, frozen states", "default"]
+    baselines = ["most popular", "recently popular", "Markov", "last item, frozen states"]
+    assert list(found) == [*baselines, "learned part alone", "similarity", "default"]
     assert all("full ranking of 12 items" in row["protocol"] for row in found.values())
     code, out, _ = iisan("recommend", run, "--history", "i1,i2", "--k", "3", "--json")
     assert [row["rank"] for row in json.loads(out)] == [1, 2, 3]

@@ -370,9 +370,10 @@ class Config(Section):
     def _conflicts(self) -> Iterator[str]:
         """Settings that do not fit together, in sentences."""
         items, tuning, modalities = self.items, self.tuning, self.modalities
+        for key, names in (("modalities", modalities), ("anchor.modalities", self.anchor.modalities)):
+            if names is not None and len(set(names)) != len(names):
+                yield f"{key} {list(names)} names one twice"
         if modalities is not None:
-            if len(set(modalities)) != len(modalities):
-                yield f"modalities {list(modalities)} names one twice"
             if items.kind != "none" and (items.kind == "table") != (not modalities):
                 yield (
                     f"items.kind '{items.kind}' with modalities {list(modalities)}: 'table' learns from ids alone "

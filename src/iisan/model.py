@@ -41,7 +41,7 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
     """Build the configured item encoder for N items and the modalities, levels and widths of a state source.
 
     Raises:
-        ConfigError: A modality has the name of an attribute of ``torch.nn.ModuleDict``.
+        ConfigError: Nothing is trained, or a modality has the name of an attribute of ``torch.nn.ModuleDict``.
     """
     for name in source.widths:
         if hasattr(nn.ModuleDict, name):
@@ -57,7 +57,8 @@ def item_encoder(config: Config, num_items: int, source: StateSource) -> nn.Modu
             width, scale = items.embedding_dim, items.fusion_scale
             return Projection(source.widths, width, missing, scale, items.level_norm)
         case "none":
-            raise AssertionError("a configuration without a learned part has no network")
+            got, cure = "items.kind 'none', which has no network", "choose another recipe, such as default"
+            raise ConfigError(got, "a recipe that trains something", cure)
         case "side":
             levels = {name: len(kept) for name, kept in source.levels.items()}
             settings = items.model_dump(exclude={"kind", "embedding_dim"})

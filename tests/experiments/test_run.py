@@ -116,6 +116,18 @@ def test_other_data_and_other_states_are_not_finished_though_their_folders_are_c
     assert not set(third["states"].values()) & set(first["states"].values())
 
 
+def test_other_states_of_an_anchor_alone_are_not_finished(again, prepared, tmp_path):
+    states = shutil.copytree(prepared.states, tmp_path / "states")
+    anchored = ("modalities=[text]", "anchor={enabled: true, modalities: [image]}")
+    first, _ = again(*anchored, states=states)
+    assert again(*anchored, states=states) == (first, True)
+    shutil.rmtree(next(states.glob("image-*")))
+    cache(Dataset.load(prepared.dataset), states, {"image": str(prepared.image)}, dtype="bf16")
+    second, finished = again(*anchored, states=states)
+    assert (second["states"] == first["states"], finished) == (True, False)
+    assert second["anchor_states"] != first["anchor_states"]
+
+
 def test_a_live_model_with_other_weights_is_not_finished(again, prepared, tmp_path):
     model = shutil.copytree(prepared.text, tmp_path / "bert")
     live = ("source=live", "modalities=[text]", f"text.encoder={model}")

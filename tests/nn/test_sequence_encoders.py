@@ -82,3 +82,21 @@ def test_sasrec_equals_attention_written_out():
         state = block.norm_attention(state + block.output(torch.cat(heads, 1)))
         state = block.norm_forward(state + block.down(torch.relu(block.up(state))))
     torch.testing.assert_close(module(x, mask)[0, 4:], state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cosines_are_divided_by_a_learned_temperature(kind):
+    """A query times an item of length 1 is their cosine over the temperature; the encoder reads items √E long."""
+    plain, (x, mask) = encoder(kind), batch()
+    x = torch.nn.functional.normalize(x, dim=-1) * mask[..., None]
+    config = SequenceConfig(kind=kind, max_length=6, similarity="cosine", temperature=0.05)
+    module = sequence_encoder(config, 8).eval()
+    module.encoder.load_state_dict(plain.state_dict())
+    found = module(x, mask)
+    torch.testing.assert_close(found[mask].norm(dim=-1), torch.full((int(mask.sum()),), 20.0))
+    queries, item = plain(x * 8**0.5, mask)[:, -1], x[0, -1]
+    cosine = torch.nn.functional.cosine_similarity(queries, item[None], dim=1)
+    torch.testing.assert_close(found[:, -1] @ item, cosine / 0.05)
+    assert module.log_temperature.exp().item() == pytest.approx(0.05)
+    found.sum().backward()
+    assert module.log_temperature.grad != 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from iisan.config import Config
 from iisan.encoders import precision
@@ -98,6 +99,23 @@ def test_two_processes_train_the_same_run(prepared, tmp_path):
     assert two["best_epoch"] == alone["best_epoch"]
     again = together("-m", "iisan.cli", "train", path, "--out", tmp_path / "two")
     assert again.count("is finished already") == 1
+
+
+def test_two_processes_share_an_anchor(prepared, tmp_path):
+    """The first one fits it; the others only train, here at a rate that leaves everything as it was."""
+    still = ("optimizer.learning_rate=1e-30", "optimizer.san_learning_rate=1e-30")
+    config = configured(prepared, "training.epochs=1", "loss.negatives=5", *still)
+    alone = train(config, tmp_path / "alone")
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    out = together("-m", "iisan.cli", "train", path, "--out", tmp_path / "two")
+    assert out.count("with the anchor") == out.count("similarity  validation") == 1
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["terms"]["weights"] == alone["terms"]["weights"]
+    assert (two["test"], two["parts"]) == (alone["test"], alone["parts"])
+    one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("alone", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6, msg=name)
 
 
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch):

@@ -122,9 +122,15 @@ def nearest(vectors: Tensor, wanted: Tensor) -> sparse.csr_array:
 
 
 def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
-    """Find the ``neighbours`` of ``Transitions`` by the anchors ``[N, A]`` of all modalities alike."""
+    """Find the ``neighbours`` of ``Transitions`` by the anchors ``[N, A]`` of all modalities alike.
+
+    An item without any content is similar to itself only.
+    """
     joint = torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
-    neighbours = nearest(joint, joint)
+    neighbours, empty = nearest(joint, joint), (~joint.any(dim=1)).float().cpu().numpy()
+    if empty.any():
+        neighbours = sparse.diags_array(1 - empty) @ neighbours + sparse.diags_array(empty)
+        neighbours.eliminate_zeros()
     neighbours.resize(len(joint) + 1, len(joint))
     return neighbours
 

@@ -30,7 +30,8 @@ MAX_QUERIES = 20_000
 _SCORES = 2**24
 _FACTORS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
 _DECAYS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_REPEATS = (-4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+#: The default first, as of equally good ones the first is chosen.
+_REPEATS = (REPEAT, -0.25, -1.0, 0.0, 0.25, -2.0, 0.5, 1.0, -4.0, 2.0, 4.0)
 #: Weight of a term relative to that of the anchor, from which a search starts that has none yet.
 _TYPICAL = {"popularity": 0.05}
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from iisan.errors import ConfigError
 from iisan.evaluate.evaluation import Evaluation
@@ -15,6 +15,7 @@ from iisan.runs.anchoring import frozen_states
 from iisan.runs.assess import measure
 from iisan.runs.run import Run, network_scorer
 from iisan.states.corruption import CorruptedStates, Corruption
+from iisan.states.sources import StateSource
 from iisan.train.setup import Setup, build, open_inputs
 
 #: Description of each corruption, to be followed by the name of the modality.
@@ -93,6 +94,10 @@ def decline(
     network = setup.network if isinstance(setup, Setup) else None
     states = None if network is None else network.source
     frozen = None if run.anchoring is None else frozen_states(config, dataset)
+    known = dict.fromkeys(name for each in (states, frozen) if each is not None for name in each.widths)
+    if modality not in known:
+        got = f"the run in '{folder}' has no modality '{modality}'"
+        raise ConfigError(got, f"one of {', '.join(known)}" if known else "a run with states", "choose another")
     if network is not None:
         load_trainable(network, run.weights())
     candidates = np.arange(dataset.num_items) if ids is None else dataset.item_index(ids)
@@ -100,7 +105,12 @@ def decline(
     found: list[Evaluation] = []
     for rate in rates:
         corrupted = np.isin(np.arange(dataset.num_items), order[: round(rate * len(order))])
-        corrupt = partial(CorruptedStates, modality=modality, items=corrupted, corruption=corruption, seed=seed)
+
+        def corrupt(source: StateSource, items: npt.NDArray[np.bool_] = corrupted) -> StateSource:
+            # The learned part and the anchor may read different modalities.
+            lacks = modality not in source.widths
+            return source if lacks else CorruptedStates(source, modality, items, corruption, seed)
+
         if network is not None and states is not None:
             network.source = corrupt(states)
         learned = None if network is None else network_scorer(network)

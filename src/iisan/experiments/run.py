@@ -70,12 +70,14 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
         resolved = resolve(config)
         folder = runs / sha256_json([_portable(resolved), _inputs(resolved)])[:16]
         result = train(resolved, folder)
-        history = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        trained = resolved.items.kind != "none"
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines() if trained else []
+        history = [json.loads(line) for line in lines]
         efficiency = {key: result[key] for key in ("trainable_parameters", "total_parameters")}
-        if costs == "logged":
+        if trained and costs == "logged":
             seconds = [epoch["train_seconds"] for epoch in history]
             efficiency["seconds_per_epoch"] = _typical(seconds, resolved.tuning.refresh)
-        elif costs == "measured":
+        elif trained and costs == "measured":
             found = measure(resolved)
             for key in ("seconds_per_epoch", "seconds_per_step", "peak_memory_bytes", "baseline_memory_bytes"):
                 efficiency[key] = getattr(found, key)
@@ -87,6 +89,7 @@ def _run(config: Config, runs: Path, costs: Costs) -> dict[str, Any]:
         "status": "finished",
         "config": settings,
         **{key: result[key] for key in _COPIED},
+        "anchor_states": result.get("anchor_states", {}),
         "history": history,
         # The inter tower has a weight per modality, of which the first is kept.
         "gates": {

@@ -113,7 +113,9 @@ def fit_whitening(
     kept = variances > torch.finfo(torch.float32).eps * variances[:, -1:]
     kept[:, : max(0, mean.shape[1] - (count - 1))] = False
     scales = torch.where(kept & varies, (variances.clamp_min(0) + shrinkage * typical).rsqrt(), 0)
-    whitening = Whitening(mean, (rotations * scales[:, None, :]).float(), mean.new_empty(0, 0))
+    # Contiguous as they are loaded: kernels round differently for other strides.
+    maps = (rotations * scales[:, None, :]).float().contiguous()
+    whitening = Whitening(mean, maps, mean.new_empty(0, 0))
     if width is None or width >= mean.numel():
         return whitening
     every = -(-count // _SAMPLE)

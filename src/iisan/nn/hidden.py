@@ -62,6 +62,8 @@ class Hidden(NamedTuple):
 
 
 LevelNormKind = Literal["none", "layer", "centred"]
+#: Prefix of the names of buffers, as a modality may have the name of an attribute.
+_MEAN = "mean_"
 
 
 class LevelNorm(nn.Module):
@@ -77,13 +79,14 @@ class LevelNorm(nn.Module):
         super().__init__()
         self.kind = kind
         for name, shape in shapes.items() if kind == "centred" else ():
-            self.register_buffer(name, torch.zeros(shape))
+            self.register_buffer(_MEAN + name, torch.zeros(shape))
 
     def measure(self, states: Mapping[str, Hidden]) -> None:
         """Set the means of ``centred`` to those of some items' states; other kinds have none."""
         for name, mean in self.named_buffers():
-            if len(states[name].positions):
-                mean.copy_(states[name].whole().mean(0))
+            hidden = states[name.removeprefix(_MEAN)]
+            if len(hidden.positions):
+                mean.copy_(hidden.whole().mean(0))
 
     def forward(self, states: Mapping[str, Hidden]) -> Mapping[str, Hidden]:
         """Normalise the states of each modality."""
@@ -94,7 +97,9 @@ class LevelNorm(nn.Module):
                 return {name: hidden.normalised() for name, hidden in states.items()}
             case "centred":
                 means = dict(self.named_buffers())
-                return {name: hidden.centred_on(means[name]).normalised() for name, hidden in states.items()}
+                return {
+                    name: hidden.centred_on(means[_MEAN + name]).normalised() for name, hidden in states.items()
+                }
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

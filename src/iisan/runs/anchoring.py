@@ -15,7 +15,7 @@ from torch import Tensor
 from iisan.config import Config, Policy
 from iisan.data.dataset import Dataset
 from iisan.data.splits import Queries, Split
-from iisan.errors import DataError
+from iisan.errors import DataError, StoreError
 from iisan.evaluate.scorer import EmbeddingScorer, Scorer
 from iisan.evaluate.terms import TermScorer, Transitions, Weights, smoothing, transition_shares
 from iisan.evaluate.weights import Choice, choose_weights
@@ -108,9 +108,18 @@ class Anchoring:
 
 
 def frozen_states(config: Config, dataset: Dataset) -> StateSource:
-    """Open the frozen states that the anchor of a resolved configuration is fitted on; see ``anchor_config``."""
+    """Open the frozen states that the anchor of a resolved configuration is fitted on; see ``anchor_config``.
+
+    Raises:
+        StoreError: They are not stored, or were made with other settings.
+    """
     frozen = anchor_config(config)
-    source = state_source(frozen, dataset, open_stores(frozen))
+    try:
+        source = state_source(frozen, dataset, open_stores(frozen))
+    except StoreError as error:
+        if config.items.kind == "none":
+            raise
+        raise StoreError(error.got, error.expected, f"{error.cure}, or set anchor to false") from None
     source.hold(True)  # The states of live encoders are computed once.
     return source.eval()
 

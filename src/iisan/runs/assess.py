@@ -11,7 +11,7 @@ from iisan.data.dataset import Dataset
 from iisan.data.problems import Problems
 from iisan.data.queries import index_queries, read_queries
 from iisan.data.splits import Queries, Split, Subset
-from iisan.errors import DataError
+from iisan.errors import ConfigError, DataError, StoreError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.evaluation import Evaluation, evaluate
 from iisan.evaluate.metrics import ranked_rows
@@ -50,13 +50,17 @@ def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Sco
 
 
 def _similarity(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Scorer]:
-    """Fit the recipe ``similarity`` on the states that a configuration reads; empty if it reads no stored ones."""
+    """Fit the recipe ``similarity`` on the stored states of a configuration; empty if they do not allow it."""
     anchored = config.model_copy(update={"anchor": AnchorConfig(enabled=True, modalities=config.modalities)})
     frozen = anchor_config(anchored) if config.modalities and config.source == "cached" else None
-    validation = subsets.validation[ranked_rows(subsets.validation, config.evaluation.policy)]
-    if frozen is None or not len(validation) or not levels_stored(frozen):
+    ranked = ranked_rows(subsets.validation, config.evaluation.policy)
+    if frozen is None or not len(ranked) or not levels_stored(frozen):
         return {}
-    anchoring, _ = fit_similarity(anchored, dataset, subsets, validation, frozen_states(anchored, dataset))
+    try:
+        source = frozen_states(anchored, dataset)
+        anchoring, _ = fit_similarity(anchored, dataset, subsets, subsets.validation, source)
+    except (ConfigError, StoreError):  # Constant states, say, which a run without an anchor may well have.
+        return {}
     return {SIMILARITY: anchoring.scorer}
 
 

@@ -50,7 +50,7 @@ class Group:
     def measurement(self) -> Measurement:
         """Seconds per epoch, trained parameters and peak memory, averaged over the runs."""
         results = [run.result for run in self.runs]
-        seconds = statistics.fmean(result["train_seconds"] / result["epochs"] for result in results)
+        seconds = statistics.fmean(result["train_seconds"] / max(result["epochs"], 1) for result in results)
         memory = statistics.fmean(result["peak_memory_bytes"] for result in results)
         return Measurement(self.name, seconds, self.parameters, memory)
 
@@ -183,6 +183,7 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
         settings = dict(flatten(run.config.model_dump(mode="json")))
         method = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
         method["states"] = sorted(run.result["states"].items())
+        method["anchor_states"] = sorted(run.result.get("anchor_states", {}).items())
         # What auto chose depends on the machine.
         method["training.precision"] = run.result.get("requested_precision", run.config.training.precision)
         method["continued"] = run.result.get("continued_from") is not None

@@ -157,7 +157,7 @@ class Run:
                 scorer: Scorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
             else:
                 (scorer,) = members
-        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, pl.exceptions.PolarsError) as error:
+        except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
             raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
         return cls(folder, config, result, items, scorer, members, anchoring)
 

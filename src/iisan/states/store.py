@@ -20,7 +20,7 @@ from iisan.encoders.contents import Contents
 from iisan.encoders.hub import folder_of
 from iisan.encoders.levels import Level
 from iisan.errors import StoreError
-from iisan.names import IMPORTED, KINDS
+from iisan.names import IMAGE, IMPORTED, KINDS, TEXT
 from iisan.states.codec import DTYPES, SCALES, STATES, check_distinct, decode
 from iisan.states.manifest import DRAFT, MANIFEST, MEAN, RECACHE, Manifest, damaged
 
@@ -217,7 +217,8 @@ class StateStore:
         for level in levels:
             if level not in self.levels:
                 got = f"level {level} is not in the store '{self.folder}'"
-                cure = f"choose among these, or {RECACHE} with that level"
+                section = self.modality if self.modality in (TEXT, IMAGE) else f"columns.{self.modality}"
+                cure = f"set {section}.levels to some of these, or {RECACHE} with that level"
                 raise StoreError(got, f"one of {', '.join(map(str, self.levels))}", cure)
         return [self.levels.index(level) for level in levels]
 

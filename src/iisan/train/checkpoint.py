@@ -56,6 +56,7 @@ def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, A
     changed = changed_inputs(trained, inputs)
     if changed:
         names = " and ".join(changed).replace("continued_from", "initial weights")
+        names = names.replace("anchor_states", "states of the anchor")
         got = f"'{place}' was trained with other {names} than are given now"
         raise RunError(got, "the same as at its beginning", "choose another --out, or delete it")
 

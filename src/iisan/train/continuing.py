@@ -35,7 +35,15 @@ _ABSENT = "items.fusion.absent"
 
 
 def check_same_model(run: Run, config: Config) -> None:
-    """Raise a ``RunError`` if a configuration differs from a run's in a setting that makes it another model."""
+    """Check that a run can provide the initial weights of a configuration.
+
+    Raises:
+        RunError: Nothing was trained, or a setting differs that makes it another model.
+    """
+    if not run.members:
+        got = f"the run in '{run.folder}' has no trained weights"
+        cure = f"train the recipe {run.config.recipe} again, without --from"
+        raise RunError(got, "a trained run to start from", cure)
     # An encoder that was frozen may be trained from now on.
     frozen = run.config.tuning.method == "none"
     before, after = (_model_settings(each, frozen) for each in (run.config, config))

@@ -174,12 +174,12 @@ def write_run(
         "folder": str(out.resolve()),
         "store_bytes": {modality: store.size for modality, store in inputs.stores.items()},
         "protocol": test.protocol,
+        "precision": config.training.precision,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
         **facts,
         "test": test.metrics,
         "parts": {name: each.metrics for name, each in tests.items()},
         **peak_memory(device),
-        "precision": config.training.precision,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
     }
     write_json(out / RESULT, result)

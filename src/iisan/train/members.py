@@ -53,11 +53,11 @@ def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda lin
             return finished
         if finished is not None:
             raise RunError(f"'{out}' holds a run of other members", "a new folder", "choose another --out")
-        evaluation, queries = config.evaluation, inputs.split.validation
-        validation = queries[ranked_rows(queries, evaluation.policy)].sample(evaluation.validation_users)
+        evaluation = config.evaluation
+        queries = inputs.split.validation.sample(evaluation.validation_users)
         members = [run.only_member() for run in runs]
-        scorer, choice = anchoring.choose(members, validation, evaluation.policy, evaluation.select)
-        metrics = validation_metrics(scorer, validation, evaluation)
+        scorer, choice = anchoring.choose(members, queries, evaluation.policy, evaluation.select)
+        metrics = validation_metrics(scorer, queries[ranked_rows(queries, evaluation.policy)], evaluation)
         say(f"{len(runs)} members  validation {evaluation.select.upper()} {100 * metrics[evaluation.select]:.2f}%")
         tensors = anchoring.tensors()
         described = []

@@ -59,6 +59,7 @@ _NOT_TRAINED: dict[str, Any] = {
     **dict.fromkeys(("items_without_content", "best_epoch", "epochs"), 0),
     **dict.fromkeys(("trainable_parameters", "total_parameters"), 0),
     **dict.fromkeys(("train_seconds", "validation_seconds"), 0.0),
+    "precision": "fp32",
 }
 
 
@@ -131,18 +132,20 @@ def _train(
         say(f"the best epoch is selected by {selection}")
     if (modalities := config.modalities) and (unused := dataset.kinds.keys() - set(modalities)):
         say(f"modalities: {', '.join(modalities)}; not used: {', '.join(sorted(unused))}")
+    # The weight of repeats is also chosen on queries that the policy leaves out.
+    queries = split.validation.sample(evaluation.validation_users)
+    # Fitted first, so that states without use are found before they are trained on.
+    terms = _fit_terms(inputs, queries, say) if config.anchor.enabled and processes.first else None
     known = {
         **fingerprints(config, dataset, inputs.stores),
         "continued_from": start and start.fingerprint,
     }
-    # Fitted first, so that states without use are found before they are trained on.
-    terms = _fit_terms(inputs, validation, say) if config.anchor.enabled and processes.first else None
     learned = None
     if isinstance(inputs, Setup):
         learned = _fit_network(inputs, out, say, processes, start, validation, known)
     if not processes.first:
         return
-    scorer, tensors, facts = _joined(learned, terms, validation, config, say)
+    scorer, tensors, facts = _joined(learned, terms, queries, validation, config, say)
     parts = terms.anchoring.parts([learned.scorer], Weights((1.0,))) if learned and terms else {}
     how = {
         **known,
@@ -176,11 +179,11 @@ class _Terms:
     seconds: float
 
 
-def _fit_terms(inputs: Inputs, validation: Queries, say: Say) -> _Terms:
+def _fit_terms(inputs: Inputs, queries: Queries, say: Say) -> _Terms:
     began = time.perf_counter()
     config = inputs.config
     source = frozen_states(config, inputs.dataset)
-    anchoring, choice = fit_similarity(config, inputs.dataset, inputs.split, validation, source)
+    anchoring, choice = fit_similarity(config, inputs.dataset, inputs.split, queries, source)
     terms = _Terms(anchoring, choice, time.perf_counter() - began)
     say(f"similarity  {_validated(config, choice.record['validation'])}{terms.seconds:.1f} s")
     return terms
@@ -191,9 +194,18 @@ def _validated(config: Config, value: float) -> str:
 
 
 def _joined(
-    learned: _Learned | None, terms: _Terms | None, validation: Queries, config: Config, say: Say
+    learned: _Learned | None,
+    terms: _Terms | None,
+    queries: Queries,
+    validation: Queries,
+    config: Config,
+    say: Say,
 ) -> tuple[Scorer, dict[str, Tensor], dict[str, Any]]:
-    """Add the terms to the learned scores: the scorer of the run, its tensors, and facts for the result."""
+    """Add the terms to the learned scores, with weights chosen on ``queries``.
+
+    Returns:
+        The scorer of the run, its tensors, and facts for the result.
+    """
     if terms is None:
         assert learned is not None, "a configuration has a learned part or an anchor"
         return learned.scorer, learned.tensors, learned.facts
@@ -202,7 +214,7 @@ def _joined(
     if learned:
         began = time.perf_counter()
         evaluation = config.evaluation
-        scorer, choice = anchoring.choose([learned.scorer], validation, evaluation.policy, evaluation.select)
+        scorer, choice = anchoring.choose([learned.scorer], queries, evaluation.policy, evaluation.select)
         tensors, facts = {**learned.tensors, **tensors}, learned.facts
         seconds += time.perf_counter() - began
         say(f"with the anchor  {_validated(config, choice.record['validation'])}{seconds:.1f} s")
@@ -278,6 +290,7 @@ def _fit_network(
         "total_parameters": sum(value.numel() for value in network.parameters()),
         "train_seconds": sum(record["train_seconds"] for record in progress.history),
         "validation_seconds": sum(record["validation_seconds"] for record in progress.history),
+        "precision": config.training.precision,
     }
     return _Learned(scorer, {**trainer.best, EMBEDDINGS: scorer.items.cpu().contiguous()}, facts)
 

@@ -71,7 +71,7 @@ def resolve(config: Config) -> Config:
     """Fill in absolute paths, the split, and missing modalities and their kinds from the state store.
 
     Raises:
-        ConfigError: No modality is named, and none is found.
+        ConfigError: No modality is named and none is found, one has an unknown kind, or an anchor has no states.
     """
     paths = {name: path.resolve() for name in FOLDERS if (path := getattr(config, name)) is not None}
     columns, modalities = dict(config.columns), config.modalities
@@ -82,8 +82,8 @@ def resolve(config: Config) -> Config:
         stored = StateStore.kinds(config.states, tokens=config.source == "partial")
     if modalities is None:
         if config.source == "live":
-            named = dict.fromkeys((*KINDS, *columns))
-            modalities = tuple(name for name in named if config.states_of(name).encoder is not None)
+            possible = dict.fromkeys((*KINDS, *columns))
+            modalities = tuple(name for name in possible if config.states_of(name).encoder is not None)
         else:
             modalities = _stored_for(config, stored)
         if not modalities:
@@ -94,17 +94,24 @@ def resolve(config: Config) -> Config:
                 got = f"'{config.states}' holds no {'token ' * (config.source == 'partial')}states of this dataset"
             raise ConfigError(got, expected, STATES_CURE)
     anchor = config.anchor
-    if anchor.enabled and anchor.modalities is None:
-        if not modalities and config.states is not None:
-            stored = StateStore.kinds(config.states)
-        anchored = modalities or _stored_for(config, stored)
-        anchor = anchor.model_copy(update={"modalities": anchored})
-    for name in {*modalities, *(anchor.modalities or ())}:
+    if anchor.enabled:
+        anchored = modalities if anchor.modalities is None else anchor.modalities
+        unknown = any(config.kind_of(name) is None and name not in stored for name in anchored)
+        if config.states is not None and (unknown or not anchored):
+            stored = StateStore.kinds(config.states) | stored
+        if anchor.modalities is None:
+            anchor = anchor.model_copy(update={"modalities": anchored or _stored_for(config, stored)})
+    named = dict.fromkeys((*modalities, *(anchor.modalities or ())))
+    for name in named:
         if config.kind_of(name) is None and name in stored:
             columns[name] = columns.get(name, ColumnConfig()).model_copy(update={"kind": stored[name]})
     changes = {"modalities": modalities, "columns": columns, "anchor": anchor, **paths}
-    resolved = with_split(config).model_copy(update=changes)
-    return parse(resolved.model_dump())
+    resolved = parse(with_split(config).model_copy(update=changes).model_dump())
+    for name in named:
+        resolved.states_of(name)
+    if anchor.enabled:
+        anchor_config(resolved)
+    return resolved
 
 
 def _stored_for(config: Config, stored: Mapping[str, str]) -> tuple[str, ...]:

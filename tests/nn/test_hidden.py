@@ -1,0 +1,58 @@
+"""Normalisation of hidden states against formulas."""
+
+import torch
+
+from iisan.nn.hidden import Hidden, LevelNorm
+
+
+def states_of(names=("text",), mean=None):
+    generator = torch.Generator().manual_seed(0)
+    values = {name: torch.randn(5, 2, 4, generator=generator) for name in names}
+    return {name: Hidden(each, torch.tensor([0, 1, 3, 4, 6]), mean) for name, each in values.items()}
+
+
+def layer_norm(x):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+def test_centred_levels_are_normalised_differences_from_the_measured_mean():
+    states = states_of()
+    whole = states["text"].values
+    norm = LevelNorm("centred", {"text": (2, 4)})
+    norm.measure({"text": Hidden(whole[:3], torch.arange(3))})
+    found = norm(states)["text"]
+    torch.testing.assert_close(found.whole(), layer_norm(whole - whole[:3].mean(0)))
+    assert torch.equal(found.positions, states["text"].positions)
+    # The same states, split as in a store of low precision.
+    mean = torch.linspace(-1, 1, 8).view(2, 4)
+    split = {"text": Hidden(whole - mean, states["text"].positions, mean)}
+    torch.testing.assert_close(norm(split)["text"].whole(), found.whole(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_means_are_saved_whatever_a_modality_is_called():
+    names = ("kind", "forward", "text")
+    norm = LevelNorm("centred", dict.fromkeys(names, (2, 4)))
+    norm.measure(states_of(names))
+    other = LevelNorm("centred", dict.fromkeys(names, (2, 4)))
+    other.load_state_dict(norm.state_dict())
+    states = states_of(names)
+    for name in names:
+        assert torch.equal(other(states)[name].whole(), norm(states)[name].whole())
+        torch.testing.assert_close(
+            other(states)[name].whole(), layer_norm(states[name].values - states[name].values.mean(0))
+        )
+
+
+def test_a_modality_that_the_measured_items_lack_keeps_a_mean_of_zero():
+    norm = LevelNorm("centred", {"text": (2, 4)})
+    norm.measure({"text": Hidden(torch.empty(0, 2, 4), torch.empty(0, dtype=torch.long))})
+    states = states_of()
+    torch.testing.assert_close(norm(states)["text"].whole(), layer_norm(states["text"].values))
+
+
+def test_other_kinds_have_no_means():
+    states = states_of()
+    assert LevelNorm("none", {"text": (2, 4)})(states) is states
+    norm = LevelNorm("layer", {"text": (2, 4)})
+    torch.testing.assert_close(norm(states)["text"].whole(), layer_norm(states["text"].values))
+    assert not norm.state_dict()
