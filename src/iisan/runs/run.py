@@ -34,6 +34,8 @@ PER_USER = "per_user.parquet"
 #: Key of the item embeddings in the file of the weights.
 EMBEDDINGS = "item_embeddings"
 SCHEMA = 2
+#: Errors of files that have other content than was written.
+_DAMAGE = (KeyError, RuntimeError, TypeError, ValueError)
 
 
 def _scorer(sequence: nn.Module, items: Tensor, length: int) -> EmbeddingScorer:
@@ -157,7 +159,7 @@ class Run:
                 scorer: Scorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
             else:
                 (scorer,) = members
-        except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        except (OSError, SafetensorError, pl.exceptions.PolarsError, *_DAMAGE) as error:
             raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
         return cls(folder, config, result, items, scorer, members, anchoring)
 
