@@ -21,10 +21,10 @@ from iisan.evaluate.tpme import PAPER
 from iisan.experiments.robustness import decline
 from iisan.nested import read_yaml
 from iisan.recipes import recipe
-from iisan.runs.anchoring import Anchoring
+from iisan.runs.anchoring import LEARNED, SIMILARITY, Anchoring
 from iisan.runs.assess import assess
 from iisan.runs.compare import compare_runs
-from iisan.runs.run import LEARNED, SIMILARITY, Run
+from iisan.runs.run import Run
 from iisan.states.caching import cache
 from iisan.states.importing import column_source, import_states, open_source
 from iisan.states.store import StateStore
@@ -97,10 +97,11 @@ def test_similarity_trains_nothing(finished, configured, tmp_path):
     run = finished("similarity")
     result = run.result
     assert (result["epochs"], result["trainable_parameters"], result["precision"]) == (0, 0, "fp32")
-    assert run.weights() == {}
+    with pytest.raises(RunError, match="no trained members"):
+        run.weights()
     assert result["terms"]["weights"] == result["terms"]["similarity"]["weights"]
     assert run.anchoring.scorer.weights == Weights.from_json(result["terms"]["weights"])
-    with pytest.raises(RunError, match="has no learned item embeddings; expected a trained run"):
+    with pytest.raises(RunError, match="has no trained members"):
         _ = Recommender(run).item_embeddings
     automatic, folder = configured("similarity", "training.precision=auto"), tmp_path / "auto"
     assert train(automatic, folder)["precision"] == "fp32"
@@ -454,7 +455,8 @@ def test_rows_of_ids_without_training_score_nothing(prepared, tmp_path):
         config = recipe("ids").override([*QUICK, *folders, *changes, "training.epochs=2"])
         train(config, tmp_path / name)
         run = Run.load(tmp_path / name)
-        scores = run.learned.score(run.learned.start(np.array([[-1, 3, 7], [-1, -1, 30]])), slice(0, 32))
+        learned = run.only_member()
+        scores = learned.score(learned.start(np.array([[-1, 3, 7], [-1, -1, 30]])), slice(0, 32))
         assert not scores[:, 30:].any()
         assert (scores[0, :30] != 0).sum() > 20
     assert read_yaml(tmp_path / "anchored" / "config.yaml")["anchor"]["modalities"] == ["image", "text"]

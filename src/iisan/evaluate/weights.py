@@ -199,7 +199,11 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
 def _search(candidates: Candidates, start: Weights, policy: Policy, metric: str) -> Weights:
     cutoff = metric.partition("@")[2]
     guarded = [metric, *({f"hr@{cutoff}", f"ndcg@{cutoff}"} - {metric})]
-    best = _climb(start, lambda weights: candidates.mean(weights, metric, policy))
+    names = _names(start)
+    repeated = candidates.target_seen.any()
+    if policy == "all" and repeated:
+        names.append("repeats")
+    best = _climb(start, names, lambda weights: candidates.mean(weights, metric, policy))
     top = candidates.values(best, guarded, policy)
     if np.isfinite(top[metric][candidates.cold]).any():
 
@@ -211,39 +215,40 @@ def _search(candidates: Candidates, start: Weights, policy: Policy, metric: str)
                     return -np.inf
             return float(np.nanmean(found[metric][candidates.cold]))
 
-        best = _climb(best, for_cold)
-    return _with_repeats(candidates, best, metric)
+        best = _climb(best, names, for_cold)
+    if not repeated:
+        return replace(best, repeats=REPEAT * _unit(best))
+    if policy == "all":
+        return best
+    return max(_moves(best, "repeats"), key=lambda each: candidates.mean(each, metric, "all"))
 
 
-def _with_repeats(candidates: Candidates, weights: Weights, metric: str) -> Weights:
-    unit = sum(weights.anchor.values()) or 1.0
-    if not candidates.target_seen.any():
-        return replace(weights, repeats=REPEAT * unit)
-    choices = [replace(weights, repeats=factor * unit) for factor in _REPEATS]
-    return max(choices, key=lambda each: candidates.mean(each, metric, "all"))
+def _unit(weights: Weights) -> float:
+    """Scale of the terms that repeats are compared with."""
+    return sum(weights.anchor.values()) or 1.0
 
 
-def _climb(start: Weights, value: Callable[[Weights], float]) -> Weights:
+def _climb(start: Weights, names: Sequence[str], value: Callable[[Weights], float]) -> Weights:
     """Change one weight at a time as long as the value rises."""
     best, best_value = start, value(start)
     improved = True
     while improved:
         improved = False
-        for name in _names(best):
+        for name in names:
             for weights in _moves(best, name):
                 found = value(weights)
                 if found > best_value:
                     best, best_value, improved = weights, found, True
         # A term that does not help is left out.
-        for name in _names(best):
+        for name in names:
             if name != "decay" and (found := value(bare := _without(best, name))) >= best_value:
                 best, best_value = bare, found
     return best
 
 
 def _names(weights: Weights) -> list[str]:
-    """Names of the weights that are searched; the first member's is the unit of all others."""
-    members = [f"member {number}" for number in range(2, len(weights.learned) + 1)]
+    """Names of the weights that are searched under every policy."""
+    members = [f"member {number}" for number in range(1, len(weights.learned) + 1)]
     return [*members, *(f"anchor of {name}" for name in weights.anchor), "decay", "popularity", "transitions"]
 
 
@@ -277,6 +282,8 @@ def _moves(weights: Weights, name: str) -> Iterator[Weights]:
     """Weights that differ in one of them."""
     if name == "decay":
         values: Sequence[float] = _DECAYS
+    elif name == "repeats":
+        values = [factor * _unit(weights) for factor in _REPEATS]
     elif current := _get(weights, name):
         values = [factor * current for factor in _FACTORS]
     else:
