@@ -32,7 +32,7 @@ def default() -> Config:
         anchor=AnchorConfig(enabled=True),
         loss=LossConfig(negatives=800, pool="trained"),
         optimizer=OptimizerConfig(learning_rate=1e-3, san_learning_rate=5e-4),
-        training=TrainingConfig(batch_size=128, early_stopping_patience=5),
+        training=TrainingConfig(batch_size=128, early_stopping_patience=5, ema_decay=0.998),
     )
 
 
@@ -103,7 +103,9 @@ def _changed(config: Config, **changes: Any) -> Config:
 
 def _tuned(name: str, method: Method, **tuning: Any) -> Config:
     """``frozen`` with live encoders, trained by a tuning method."""
-    return _changed(frozen(), recipe=name, source="live", tuning=TuningConfig(method=method, **tuning))
+    training = frozen().training.model_copy(update={"ema_decay": 0.0})
+    tuned = TuningConfig(method=method, **tuning)
+    return _changed(frozen(), recipe=name, source="live", tuning=tuned, training=training)
 
 
 def fft() -> Config:

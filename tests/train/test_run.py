@@ -155,6 +155,7 @@ CHANGES = {
     "training.device": None,
     "training.resident_gb": None,  # see test_resident_states_are_those_that_are_read
     "training.max_grad_norm": "0.001",
+    "training.ema_decay": "0",
     "training.modality_dropout": "0.5",
     "evaluation.split": "temporal",
     "evaluation.policy": "all",

@@ -30,13 +30,18 @@ def save_checkpoint(
     path: Path,
     network: SequentialRecommender,
     optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
+    best: Mapping[str, Tensor],
+    average: Mapping[str, Tensor],
     progress: Progress,
     inputs: Mapping[str, Any],
 ) -> None:
-    """Write everything that the next epoch depends on; ``inputs`` identifies the training data."""
+    """Write everything that the next epoch depends on.
+
+    ``best`` and ``average`` are the best epoch's weights and the moving average, ``inputs`` identifies the data.
+    """
     tensors = {f"model.{name}": value for name, value in trainable_state(network).items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
+    tensors |= {f"average.{name}": value.cpu() for name, value in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in state.items()}
     metadata = {"progress": json.dumps(asdict(progress)), "inputs": json.dumps(inputs)}
@@ -63,13 +68,13 @@ def check_inputs(place: Path, trained: Mapping[str, Any], inputs: Mapping[str, A
 
 def load_checkpoint(
     path: Path, network: SequentialRecommender, optimizer: torch.optim.Optimizer, inputs: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], Progress]:
-    """Restore network and optimizer; return the best parameters so far and the progress.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
+    """Restore network and optimizer; return the best weights so far, the moving average, and the progress.
 
     Raises:
         RunError: The file is damaged, or belongs to another network or other data.
     """
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "average": {}, "optimizer": {}}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(value) for name, value in file.metadata().items()}
@@ -89,4 +94,4 @@ def load_checkpoint(
         index, key = name.split(".")
         state["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(state)
-    return groups["best"], progress
+    return groups["best"], groups["average"], progress

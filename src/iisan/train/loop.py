@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from iisan.ahead import ahead
 from iisan.config import Config, OptimizerConfig
@@ -111,6 +112,12 @@ class Trainer:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self._updates = 0
+        self._average = {
+            name: parameter.detach().clone()
+            for name, parameter in self.network.trainable()
+            if self.config.training.ema_decay
+        }
 
     def fit(self) -> Progress:
         """Train, or resume from the checkpoint, and load the best epoch's weights into the network.
@@ -120,7 +127,11 @@ class Trainer:
         """
         checkpoint = self.folder / CHECKPOINT
         if checkpoint.exists():
-            self.best, self.progress = load_checkpoint(checkpoint, self.network, self.optimizer, self.inputs)
+            loaded = load_checkpoint(checkpoint, self.network, self.optimizer, self.inputs)
+            self.best, average, self.progress = loaded
+            self._average = {name: value.to(self.device) for name, value in average.items()}
+            steps = -(-len(self.batches) // self.config.training.gradient_accumulation)
+            self._updates = self.progress.epoch * steps
             if self.processes.first:
                 # The process may have been killed between writing the two files.
                 self._write_metrics()
@@ -131,9 +142,18 @@ class Trainer:
             value = record.get(self.config.evaluation.select)
             if value is not None and value > self.progress.best_value:
                 self.progress.best_value, self.progress.best_epoch = value, record["epoch"]
-                self.best = trainable_state(self.network)
+                with self._averaged():
+                    self.best = trainable_state(self.network)
             if self.processes.first:
-                save_checkpoint(checkpoint, self.network, self.optimizer, self.best, self.progress, self.inputs)
+                save_checkpoint(
+                    checkpoint,
+                    self.network,
+                    self.optimizer,
+                    self.best,
+                    self._average,
+                    self.progress,
+                    self.inputs,
+                )
                 self._write_metrics()
                 self.log(record)
         self.network.source.hold(False)
@@ -166,7 +186,8 @@ class Trainer:
         if epoch % self.config.evaluation.every == 0 or epoch == self.config.training.epochs:
             # The next epochs, which hold the encoders, reuse the states that validation computes.
             source.hold(refresh > 1)
-            metrics = self.validate(self.network)
+            with self._averaged():
+                metrics = self.validate(self.network)
         return {
             "epoch": epoch,
             "loss": loss,
@@ -210,8 +231,27 @@ class Trainer:
         if max_norm:
             torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         self.optimizer.step()
+        self._update_average()
         self.clock.lap("update")
         return total
+
+    def _update_average(self) -> None:
+        """Move the average towards the weights, faster at first, when they change most."""
+        self._updates += 1
+        if self._average:
+            decay = min(self.config.training.ema_decay, self._updates / (self._updates + 10))
+            weights = [weight.detach() for _, weight in self.network.trainable()]
+            get_ema_multi_avg_fn(decay)(list(self._average.values()), weights, None)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the moving average, if there is one, into the network for a while."""
+        weights = {name: weight.data for name, weight in self.network.trainable()}
+        for name, weight in self.network.trainable():
+            weight.data = self._average.get(name, weight.data)
+        yield
+        for name, weight in self.network.trainable():
+            weight.data = weights[name]
 
     def _write_metrics(self) -> None:
         with aside(self.folder / METRICS) as temporary:
