@@ -1,8 +1,8 @@
-"""Write results/README.md, and the two tables of the project's README, from the records beside this file.
+"""Write results/README.md, two tables of the README and one of docs/method.md, from the records beside this file.
 
     python results/make.py
 
-No number in either comes from anywhere else.
+No number in them comes from anywhere else.
 """
 
 import json
@@ -19,6 +19,7 @@ from iisan.legacy import new_name, new_value
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+METHOD = HERE.parent / "docs" / "method.md"
 MARKS = {
     "real": (
         "<!-- real-data table, written by results/make.py from results/scientific/ -->",
@@ -27,6 +28,10 @@ MARKS = {
     "demo": (
         "<!-- demo table, written by results/make.py from results/demo/ -->",
         "<!-- end of the demo table -->",
+    ),
+    "towers": (
+        "<!-- table of towers, written by results/make.py from results/demo/towers.json -->",
+        "<!-- end of the table of towers -->",
     ),
 }
 METRICS = ("hr@10", "ndcg@10", "cold_hr@10", "coverage@10")
@@ -302,14 +307,15 @@ def main() -> None:
     text += two_texts(runs)
     text += experiments() + extended()
     (HERE / "README.md").write_text(text, encoding="utf-8")
+    METHOD.write_text(between(METHOD.read_text(encoding="utf-8"), "towers", towers_table()), encoding="utf-8")
     readme = between(README.read_text(encoding="utf-8"), "real", real_table(baselines, runs, protocol))
     README.write_text(between(readme, "demo", demo_table()), encoding="utf-8")
 
 
-def between(readme: str, name: str, text: str) -> str:
-    """The README with a text between the marks of that name."""
+def between(page: str, name: str, text: str) -> str:
+    """The page with a text between the marks of that name."""
     first, last = MARKS[name]
-    before, rest = readme.split(first)
+    before, rest = page.split(first)
     return f"{before}{first}\n\n{text}\n\n{last}{rest.split(last)[1]}"
 
 
@@ -346,6 +352,21 @@ def demo_table() -> str:
         f"\nIn %, mean ± deviation over the seeds 0 to {len(demos) - 1} (`iisan demo --seed N`, each with its own "
         f"catalogue);\n{protocol}.{remark(protocol)}\nIISAN reaches {share:.0%} of the oracle's HR@10."
     )
+    return "\n".join(lines)
+
+
+def towers_table() -> str:
+    """The table of docs/method.md: which towers, after four epochs and at the best one."""
+    runs = defaultdict(list)
+    for record in json.loads((HERE / "demo" / "towers.json").read_text()):
+        runs[record["settings"], record["towers"]].append(record)
+    lines = ["| settings | towers | HR@10, epoch 4 | HR@10, best epoch | NDCG@10 | best epochs |"]
+    lines.append("|---|---|---|---|---|---|")
+    for names, records in runs.items():
+        early = spread([record["curve"][3] for record in records])
+        best = [spread([record["validation"][key] for record in records]) for key in METRICS[:2]]
+        epochs = ", ".join(str(record["best_epoch"]) for record in records)
+        lines.append(f"| {' | '.join([*names, early, *best, epochs])} |")
     return "\n".join(lines)
 
 

@@ -129,7 +129,7 @@ class Trainer:
         if checkpoint.exists():
             loaded = load_checkpoint(checkpoint, self.network, self.optimizer, self.inputs)
             self.best, average, self.progress = loaded
-            self._average = {name: value.to(self.device) for name, value in average.items()}
+            self._average = {name: average[name].to(self.device) for name in self._average}
             steps = -(-len(self.batches) // self.config.training.gradient_accumulation)
             self._updates = self.progress.epoch * steps
             if self.processes.first:
