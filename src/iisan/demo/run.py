@@ -16,6 +16,7 @@ from iisan.evaluate.baselines import most_popular
 from iisan.files import read_manifest, write_json
 from iisan.names import AUDIO, IMAGE, ITEM_ID, TEXT, VIDEO
 from iisan.recipes import recipe
+from iisan.runs.anchoring import LEARNED, SIMILARITY
 from iisan.runs.assess import measure
 from iisan.runs.run import Run
 from iisan.states.caching import cache
@@ -138,8 +139,10 @@ def run_demo(
     subsets = dataset.split(protocol.split)
     oracle = OracleScorer(catalogue, dataset.items[ITEM_ID].to_list())
     baselines = measure({POPULARITY: most_popular(subsets), ORACLE: oracle}, protocol, dataset, subsets)
-    metrics = {POPULARITY: baselines[POPULARITY].metrics}
+    parts = runs["IISAN"].result["parts"]
+    metrics = {POPULARITY: baselines[POPULARITY].metrics, SIMILARITY: parts[SIMILARITY]}
     metrics |= {name: run.result["test"] for name, run in runs.items()}
+    metrics[f"IISAN, {LEARNED}"] = parts[LEARNED]
     metrics[ORACLE] = baselines[ORACLE].metrics
     say("5/5 recommending")
     recommended = Recommender(runs["IISAN"]).recommend(user=dataset.user_ids[1], k=5).to_dicts()
