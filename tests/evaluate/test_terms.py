@@ -1,6 +1,7 @@
 """The score as a sum of terms, against loops over users and items."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy import sparse
 
 from iisan.data.sequences import Sequences
 from iisan.data.splits import leave_one_out
+from iisan.errors import MissingExtraError
 from iisan.evaluate import terms
 from iisan.evaluate.ranks import rank_targets, top_k
 from iisan.evaluate.scorer import EmbeddingScorer
@@ -171,7 +173,7 @@ def test_transitions_are_smoothed_over_the_most_similar_items(monkeypatch):
     found = smoothed.after(np.array([*range(9), PAD])).toarray()
     np.testing.assert_allclose(found[:9], expected, rtol=2e-5, atol=1e-7)
     assert not found[9].any()
-    np.testing.assert_allclose(nearest(anchors["text"], anchors["text"][:2]).sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(nearest(anchors["text"]).sum(axis=1), 1, rtol=1e-6)
 
 
 def test_an_item_without_content_keeps_its_own_transitions(scorer):
@@ -198,3 +200,25 @@ def test_terms_are_saved_exactly(scorer):
     assert torch.equal(one, other)
     with pytest.raises(KeyError):
         Anchoring.from_tensors({name: value for name, value in saved.items() if "maps" not in name}, weights, S)
+
+
+def test_large_catalogues_are_searched_in_cells(monkeypatch):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(3)
+    # Groups of items far from each other, so that the nearest cells hold the nearest items.
+    groups = unit(40, 16, rng).repeat_interleave(60, 0)
+    vectors = torch.nn.functional.normalize(groups + 0.1 * unit(2400, 16, rng), dim=1)
+    exact = nearest(vectors)
+    monkeypatch.setattr(terms, "_EXACT", 1000)
+    found = nearest(vectors)
+    same = (exact != 0).multiply(found != 0).sum() / (exact != 0).sum()
+    assert same > 0.95
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+    assert found.shape == exact.shape
+
+
+def test_large_catalogues_need_faiss(monkeypatch):
+    monkeypatch.setattr(terms, "_EXACT", 10)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "iisan\[index\]"'):
+        nearest(torch.eye(12))

@@ -4,8 +4,9 @@ Legend: B users, S positions of a history, N items, A anchor width, E embedding 
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from iisan.data.sequences import Index, ragged
 from iisan.data.splits import Split
+from iisan.errors import MissingExtraError
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.names import PAD
 from iisan.progress import track
@@ -25,6 +27,10 @@ NEIGHBOURS = 50
 _SHARPNESS = 20.0
 #: Items whose neighbours are searched at a time.
 _BLOCK = 1024
+#: Most items among which similar ones are searched exactly, at a cost that grows with the square of their number.
+_EXACT = 100_000
+#: Cells that an approximate search looks into, and vectors per cell that determine the cells.
+_PROBES, _PER_CELL = 16, 64
 #: Weight of an item that is in the history already, relative to that of the anchor, where no data determine it.
 REPEAT = -0.5
 
@@ -104,21 +110,58 @@ def transition_shares(split: Split) -> sparse.csr_array:
     return counts
 
 
-def nearest(vectors: Tensor, wanted: Tensor) -> sparse.csr_array:
-    """Find the items most similar to the ``wanted`` vectors ``[n, A]`` among the ``vectors [N, A]`` of all items.
+def nearest(vectors: Tensor) -> sparse.csr_array:
+    """Find the items most similar to each of the ``vectors [N, A]`` of length 1, itself included.
+
+    More than ``_EXACT`` items are searched approximately, in the cells of a FAISS index.
 
     Returns:
-        Their weights, a softmax over the similarities, sparse ``[n, N]``.
+        Their weights, a softmax over the similarities, sparse ``[N, N]``.
+
+    Raises:
+        MissingExtraError: FAISS is needed and not installed.
     """
     count = min(NEIGHBOURS, len(vectors))
+    search = partial(_exact, vectors) if len(vectors) <= _EXACT else _cells(vectors)
     values, columns = [], []
-    for block in track(wanted.split(_BLOCK), "similar items"):
-        best = (block @ vectors.T).topk(count, dim=1)
-        values.append(torch.softmax(_SHARPNESS * best.values, dim=1).cpu())
-        columns.append(best.indices.cpu())
-    offsets = np.arange(0, count * len(wanted) + 1, count)
-    found = torch.cat(values).flatten().numpy(), torch.cat(columns).flatten().numpy(), offsets
-    return sparse.csr_array(found, shape=(len(wanted), len(vectors)))
+    for block in track(vectors.split(_BLOCK), "similar items"):
+        similarities, items = search(block, count)
+        values.append(torch.softmax(_SHARPNESS * similarities, dim=1).flatten().cpu())
+        columns.append(items.flatten().cpu())
+    offsets = np.arange(0, count * len(vectors) + 1, count)
+    found = sparse.csr_array(
+        (torch.cat(values).numpy(), torch.cat(columns).numpy(), offsets), shape=(len(vectors), len(vectors))
+    )
+    found.eliminate_zeros()
+    return found
+
+
+def _exact(vectors: Tensor, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    best = (wanted @ vectors.T).topk(count, dim=1)
+    return best.values, best.indices
+
+
+def _cells(vectors: Tensor) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+    """Divide vectors into cells of similar ones; a search looks into the nearest ``_PROBES`` cells."""
+    try:
+        import faiss
+    except ImportError:
+        purpose = f"finding similar items among more than {_EXACT:,}"
+        raise MissingExtraError("faiss", "index", purpose) from None
+    cells = round(4 * len(vectors) ** 0.5)
+    index: Any = faiss.index_factory(vectors.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = _PROBES
+    data = vectors.cpu().numpy()
+    index.train(data[:: max(1, len(data) // (_PER_CELL * cells))])
+    index.add(data)
+
+    def search(wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        similarities, items = index.search(wanted.cpu().numpy(), count)
+        # Too few items in the cells leave places empty (-1), which get the weight 0.
+        empty = torch.from_numpy(items < 0)
+        return torch.from_numpy(similarities).masked_fill(empty, -torch.inf), torch.from_numpy(items).clamp_min(0)
+
+    return search
 
 
 def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
@@ -127,7 +170,7 @@ def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
     An item without any content is similar to itself only.
     """
     joint = torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
-    neighbours, empty = nearest(joint, joint), (~joint.any(dim=1)).float().cpu().numpy()
+    neighbours, empty = nearest(joint), (~joint.any(dim=1)).float().cpu().numpy()
     if empty.any():
         neighbours = sparse.diags_array(1 - empty) @ neighbours + sparse.diags_array(empty)
         neighbours.eliminate_zeros()
