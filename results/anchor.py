@@ -1,9 +1,9 @@
 """Collect the records of the tables with and without the anchor from finished runs.
 
-    python results/anchor.py WORK RECORD.json
+    python results/anchor.py WORK RECORD.json [--test]
 
-WORK holds run folders named RECIPE-seedN. Every anchored run is also evaluated by its learned part alone. The test
-subset is read here once, for runs whose settings and weights were chosen on validation.
+WORK holds run folders named RECIPE-seedN. Every anchored run also gives a row of its learned part alone. With
+--test, the test subset is read as well: once, when settings are final.
 """
 
 import json
@@ -52,33 +52,35 @@ def measured(frame: pl.DataFrame) -> dict[str, float]:
     return {name: found[name] for name in METRICS if name in found}
 
 
-def main(work: Path, record: Path) -> None:
+def main(work: Path, record: Path, with_test: bool) -> None:
     """Write the record of all runs in a folder."""
     rows: dict[str, dict[str, Any]] = defaultdict(lambda: {"runs": []})
     frames: dict[str, list[pl.DataFrame]] = defaultdict(list)
     protocol = machine = None
     for folder in sorted(work.glob("*-seed*")):
         run, name = Run.load(folder), folder.name.rpartition("-seed")[0]
-        protocol, machine = run.result["protocol"], run.result["machine"]
-        found = {name: pl.read_parquet(folder / PER_USER, glob=False)}
+        protocol, machine = run.result["selection"], run.result["machine"]
+        terms = run.result.get("terms", {})
+        validations = {name: run.result["validation"]}
         if run.parts:
-            found[f"{name}, {LEARNED}"] = frame_of_learned(run)
-        select = run.config.evaluation.select
-        for row, frame in found.items():
-            entry: dict[str, Any] = {"seed": run.config.training.seed, "test": measured(frame)}
-            if run.config.evaluation.policy == "exclude-all":
-                # The same items compete; only the targets in their own history are left out.
-                entry["unseen"] = measured(frame.filter(~pl.col("seen")))
-            terms = run.result.get("terms", {})
-            entry["validation"] = run.result["validation"][select]
-            if row != name:
-                entry["validation"] = terms["learned_validation"][select]
-            else:
-                entry["weights"] = terms.get("weights")
-                entry["seconds"] = terms.get("seconds")
-            entry |= {key: run.result[key] for key in COPIED if key in run.result}
+            validations[f"{name}, {LEARNED}"] = terms["learned_validation"]
+        for row, validation in validations.items():
+            entry = {
+                "seed": run.config.training.seed,
+                "validation": {key: validation[key] for key in METRICS[:2]},
+                **{key: run.result[key] for key in COPIED if key in run.result},
+            }
+            if row == name:
+                entry |= {key: terms.get(key) for key in ("weights", "seconds")}
+            if with_test:
+                ranks = folder / PER_USER
+                frame = pl.read_parquet(ranks, glob=False) if row == name else frame_of_learned(run)
+                frames[row].append(frame)
+                entry["test"] = measured(frame)
+                if run.config.evaluation.policy == "exclude-all":
+                    # The same items compete; only the targets in their own history are left out.
+                    entry["unseen"] = measured(frame.filter(~pl.col("seen")))
             rows[row]["runs"].append(entry)
-            frames[row].append(frame)
     tests = [
         {"a": a, "b": b, **vars(compare(frames[a], frames[b], metric))}
         for a, b in combinations(frames, 2)
@@ -89,4 +91,4 @@ def main(work: Path, record: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), "--test" in sys.argv[3:])
