@@ -78,9 +78,7 @@ def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda lin
             )
         facts = {
             **{name: first.result[name] for name in _COMMON if name in first.result},
-            **{
-                name: _merged(runs, name) for name in ("states", "anchor_states", "encoders", "encoder_parameters")
-            },
+            **{name: _merged(runs, name) for name in _BY_MODALITY},
             **{name: sum(run.result[name] for run in runs) for name in _COSTS},
             "best_epoch": 0,
             "gates": {},
