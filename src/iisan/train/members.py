@@ -46,6 +46,8 @@ def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda lin
     inputs = open_inputs(config)
     first.check_items(inputs.dataset)
     fingerprints = [run.fingerprint for run in runs]
+    if len(set(fingerprints)) < len(runs):
+        raise RunError("one run several times", "different runs", "name each run once")
     with claimed(out, config):
         finished = finished_result(out)
         if finished is not None and [each["fingerprint"] for each in finished["members"]] == fingerprints:
