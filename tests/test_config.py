@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from iisan.config import Config, parse
+from iisan.config import AnchorConfig, Config, parse
 from iisan.errors import ConfigError
 from iisan.nested import flatten
 from iisan.recipes import RECIPES, load_config, paper, recipe, reference
@@ -128,3 +128,15 @@ def test_a_complete_file_takes_nothing_from_its_recipe(tmp_path):
     path.write_text(changed.to_yaml())
     assert load_config(path) == changed
     assert load_config(path, ["items.embedding_dim=32"]).items.embedding_dim == 32
+
+
+def test_the_anchor_is_switched_without_losing_its_settings(tmp_path):
+    config = recipe("default").override(["anchor.width=256", "anchor=false"])
+    assert config.anchor == AnchorConfig(enabled=False, width=256)
+    assert config.override(["anchor=true", "anchor.shrinkage=0.1"]).anchor == AnchorConfig(
+        enabled=True, width=256, shrinkage=0.1
+    )
+    (tmp_path / "config.yaml").write_text("recipe: ids\nanchor: true\n")
+    assert load_config(tmp_path / "config.yaml", ["anchor.width=null"]).anchor == AnchorConfig(
+        enabled=True, width=None
+    )

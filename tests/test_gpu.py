@@ -11,6 +11,7 @@ from iisan.encoders.precision import choose_precision, feed_forward, time_produc
 from iisan.recipes import recipe
 from iisan.runs.run import Run
 from iisan.states.caching import cache
+from iisan.states.sources import LiveStates
 from iisan.train.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA finds no GPU here")
@@ -70,3 +71,18 @@ def test_a_run_of_a_numbered_gpu_is_loaded_onto_it(prepared, tmp_path):
     quick = ["training.epochs=1", "training.batch_size=16", "training.device=cuda:0"]
     train(recipe("default").model_copy(update=folders).override(quick), tmp_path / "run")
     assert Run.load(tmp_path / "run").scorer.items.device == torch.device("cuda", 0)
+
+
+def test_live_encoders_of_an_anchor_compute_on_the_gpu(prepared, tmp_path, monkeypatch):
+    devices, compute = set(), LiveStates._compute
+
+    def recorded(source, modality, items, device):
+        devices.add(device.type)
+        return compute(source, modality, items, device)
+
+    monkeypatch.setattr(LiveStates, "_compute", recorded)
+    config = recipe("uncached").model_copy(update={"dataset": prepared.dataset})
+    quick = ("modalities=[text]", f"text.encoder={prepared.text}", "training.epochs=1", "training.batch_size=16")
+    train(config.override((*quick, "training.device=cuda")), tmp_path / "run")
+    assert devices == {"cuda"}
+    assert Run.load(tmp_path / "run").anchoring.scorer.anchors["text"].device.type == "cpu"

@@ -145,7 +145,7 @@ class Recommender:
             include_seen: Whether items of the history may be recommended again.
 
         Returns:
-            Table of ``rank`` from 1, ``item_id``, ``score`` (dot product), ``text``.
+            Table of ``rank`` from 1, ``item_id``, ``score`` (as the run ranks by it), ``text``.
 
         Raises:
             DataError: Unknown user or item, an empty history or a string, or neither or both arguments.

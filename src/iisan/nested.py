@@ -24,7 +24,10 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
 
 
 def merge(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Set dotted keys in a nested dictionary in place, and return it."""
+    """Set dotted keys in a nested dictionary in place, and return it.
+
+    A truth value of a section with a key ``enabled`` is the value of this key; its other keys stay.
+    """
     for key, value in assignments:
         *parents, name = key.split(".")
         section = base
@@ -34,6 +37,9 @@ def merge(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[
                 raise ConfigError(
                     f"the key '{key}' looks inside '{parent}', which is a value", "a section", "check the key"
                 )
+        old = section.get(name)
+        if isinstance(value, bool) and isinstance(old, dict) and "enabled" in old:
+            section, name = old, "enabled"
         section[name] = value
     return base
 

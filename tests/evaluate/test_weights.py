@@ -59,7 +59,7 @@ def planted(helps="text", repeated=0, seed=0, length=4, place=1):
 def exact(scorer, weights, queries: Queries, policy, metric="hr@10"):
     rows = ranked_rows(queries, policy)
     ranks = rank_targets(scorer.reweighted(weights), queries[rows], policy)
-    return summarise(ranks.above, ranks.ties, pl.Series(queries.users[rows]), (10, 20))[metric]
+    return summarise(ranks.above, ranks.ties, pl.Series(queries.users[rows]), (10, 20, 100))[metric]
 
 
 @pytest.mark.parametrize("helps", ["text", "image", "popularity", "transitions"])
@@ -72,7 +72,7 @@ def test_the_one_term_that_helps_gets_the_weight(helps):
     assert set(found.values()) == {0.0}
 
 
-@pytest.mark.parametrize("metric", ["hr@10", "ndcg@20"])
+@pytest.mark.parametrize("metric", ["hr@10", "ndcg@20", "ndcg@100"])
 @pytest.mark.parametrize("policy", ["unseen", "all", "exclude-all"])
 def test_the_reported_metric_is_that_of_a_full_ranking(policy, metric):
     scorer, queries = planted("image", repeated=6)

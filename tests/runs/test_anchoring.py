@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from iisan.api import Recommender
 from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError, DataError, RunError, StoreError
+from iisan.evaluate import terms
 from iisan.evaluate.metrics import ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.terms import REPEAT, Weights
@@ -309,7 +311,11 @@ def test_similarity_beside_a_run_without_an_anchor_is_that_of_the_recipe(policy,
     found = assess(plain, plain.config)
     assert found["similarity"].metrics == pytest.approx(similarity.result["test"])
     assert list(found)[-2:] == ["similarity", "default"]
-    # States that give no anchor leave the row out.
+    # A missing extra, or states that give no anchor, leave the row out.
+    with monkeypatch.context() as patch:
+        patch.setattr(terms, "_EXACT", 2)
+        patch.setitem(sys.modules, "faiss", None)
+        assert "similarity" not in assess(plain, plain.config)
     read = StateStore.read
     monkeypatch.setattr(
         StateStore, "read", lambda store, rows, levels=None: read(store, torch.zeros_like(rows), levels)

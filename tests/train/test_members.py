@@ -102,6 +102,7 @@ def test_runs_that_do_not_fit_together_are_refused(members, prepared, tmp_path):
 
     cases = (
         ([members["one"]], "1 run; expected two or more"),
+        ([members["one"], members["two"], members["one"]], "one run several times"),
         ([members["one"], other("anchor=false")], "no anchor"),
         ([members["one"], other("evaluation.policy=all")], "differ in evaluation.policy"),
         ([members["one"], other("modalities=[text]")], "differ in"),

@@ -21,7 +21,7 @@ from iisan.evaluate.terms import REPEAT, TermScorer, Weights
 from iisan.names import PAD
 from iisan.progress import track
 
-#: Best items of a query that become candidates in each round, a multiple of any usual cutoff.
+#: Fewest best items of a query that become candidates in each round; twice the cutoff if that is more.
 _CANDIDATES = 64
 _ROUNDS = 4
 #: Most queries on which weights are chosen.
@@ -92,9 +92,9 @@ class Candidates:
         self.others = torch.cat([self.others, torch.from_numpy(new)], dim=1)
         self.unseen = torch.cat([self.unseen, torch.from_numpy(unseen)], dim=1)
 
-    def extend(self, weights: Weights) -> None:
-        """Add the items that are best under some weights, whether seen or not."""
-        scorer, count = self.scorer.reweighted(weights), min(_CANDIDATES, self.scorer.num_items)
+    def extend(self, weights: Weights, count: int = _CANDIDATES) -> None:
+        """Add the ``count`` items that are best under some weights, whether seen or not."""
+        scorer, count = self.scorer.reweighted(weights), min(count, self.scorer.num_items)
         found = []
         for rows in self._chunks("best items"):
             query = scorer.start(self.histories[rows])
@@ -171,14 +171,15 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
         got = "no validation query with a target outside its history, to choose the weights of the terms on"
         raise DataError(got, "at least one", "choose the policy all, or set anchor to false")
     weights, tried = scorer.weights, list[Weights]()
+    depth = max(_CANDIDATES, 2 * int(metric.partition("@")[2]))
     while weights not in tried and len(tried) < _ROUNDS:
-        candidates.extend(weights)
+        candidates.extend(weights, depth)
         tried.append(weights)
         # The last weights may be good for the candidates of their round only.
         start = max(tried, key=lambda each: candidates.mean(each, metric, policy))
         weights = _search(candidates, start, policy, metric)
     if weights not in tried:
-        candidates.extend(weights)
+        candidates.extend(weights, depth)
     without = {
         name: candidates.mean(_without(weights, name), metric, policy)
         for name in _names(weights)

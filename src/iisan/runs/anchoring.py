@@ -19,6 +19,7 @@ from iisan.errors import DataError, StoreError
 from iisan.evaluate.scorer import EmbeddingScorer, Scorer
 from iisan.evaluate.terms import TermScorer, Transitions, Weights, smoothing, transition_shares
 from iisan.evaluate.weights import Choice, choose_weights
+from iisan.machine import choose_device
 from iisan.nn.anchor import BLOCK, Whitening, fit_whitening
 from iisan.states.configured import anchor_config, open_stores, state_source
 from iisan.states.sources import StateSource
@@ -39,7 +40,7 @@ class Anchoring:
     """The terms of a catalogue, fitted on frozen states and training interactions.
 
     Attributes:
-        whitenings: Whitening of each modality, which also projects later items.
+        whitenings: Whitening of each modality, which also projects other states of the items.
         scorer: Scorer of these terms, without a learned part.
     """
 
@@ -120,8 +121,13 @@ def frozen_states(config: Config, dataset: Dataset) -> StateSource:
         if config.items.kind == "none":
             raise
         raise StoreError(error.got, error.expected, f"{error.cure}, or set anchor to false") from None
-    source.hold(True)  # The states of live encoders are computed once.
-    return source.eval()
+    source.eval()
+    if not source.stored:
+        # Live encoders compute all states once, on the device of the run.
+        source.hold(True)
+        device = choose_device(config.training.device)
+        source.to(device)(torch.empty(0, dtype=torch.int64, device=device))
+    return source
 
 
 @torch.inference_mode()

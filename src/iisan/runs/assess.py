@@ -11,7 +11,7 @@ from iisan.data.dataset import Dataset
 from iisan.data.problems import Problems
 from iisan.data.queries import index_queries, read_queries
 from iisan.data.splits import Queries, Split, Subset
-from iisan.errors import ConfigError, DataError, StoreError
+from iisan.errors import ConfigError, DataError, MissingExtraError, StoreError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.evaluation import Evaluation, evaluate
 from iisan.evaluate.metrics import ranked_rows
@@ -59,7 +59,8 @@ def _similarity(config: Config, dataset: Dataset, subsets: Split) -> dict[str, S
     try:
         source = frozen_states(anchored, dataset)
         anchoring, _ = fit_similarity(anchored, dataset, subsets, subsets.validation, source)
-    except (ConfigError, StoreError):  # Constant states, say, which a run without an anchor may well have.
+    # Constant states, say, which a run without an anchor may well have, or no FAISS.
+    except (ConfigError, MissingExtraError, StoreError):
         return {}
     return {SIMILARITY: anchoring.scorer}
 

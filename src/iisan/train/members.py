@@ -46,6 +46,8 @@ def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda lin
     inputs = open_inputs(config)
     first.check_items(inputs.dataset)
     fingerprints = [run.fingerprint for run in runs]
+    if len(set(fingerprints)) < len(runs):
+        raise RunError("one run several times", "different runs", "name each run once")
     with claimed(out, config):
         finished = finished_result(out)
         if finished is not None and [each["fingerprint"] for each in finished["members"]] == fingerprints:
@@ -78,9 +80,7 @@ def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda lin
             )
         facts = {
             **{name: first.result[name] for name in _COMMON if name in first.result},
-            **{
-                name: _merged(runs, name) for name in ("states", "anchor_states", "encoders", "encoder_parameters")
-            },
+            **{name: _merged(runs, name) for name in _BY_MODALITY},
             **{name: sum(run.result[name] for run in runs) for name in _COSTS},
             "best_epoch": 0,
             "gates": {},
