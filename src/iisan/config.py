@@ -278,7 +278,7 @@ class TrainingConfig(Section):
         resident_gb: Maximum size in GB of stored states that are kept on the GPU; larger ones are read per batch.
         max_grad_norm: Maximum gradient norm; 0 disables clipping.
         ema_decay: Decay of an exponential moving average of the weights over the updates, which takes their place
-            in validation and in the saved model; 0 disables it. Not for trained encoders.
+            in validation and in the saved model; 0 disables it. Without effect where encoders are trained.
         modality_dropout: Probability of hiding a modality of an item in a training step (never all of them), which
             teaches the model to work without it.
     """
@@ -393,11 +393,6 @@ class Config(Section):
             )
         if self.source == "partial" and (tuning.method == "none" or tuning.last_n_layers is None):
             yield "source 'partial' needs a tuning.method and tuning.last_n_layers, the number of layers to run"
-        if tuning.method != "none" and self.training.ema_decay:
-            yield (
-                f"training.ema_decay {self.training.ema_decay} with tuning.method '{tuning.method}': weights of "
-                "encoders are not averaged; set training.ema_decay to 0"
-            )
         if tuning.method == "none" and tuning.refresh > 1:
             yield (
                 f"tuning.refresh {tuning.refresh} with tuning.method 'none': there is nothing to refresh when the "

@@ -116,8 +116,11 @@ class SequentialRecommender(nn.Module):
         if norm is not None and norm.kind == "centred":
             self.eval()
             device = next(self.items.parameters()).device
-            step = -(-self.num_items // _MEASURED)
-            norm.measure(self.read_items(torch.arange(0, self.num_items, step, device=device)).modalities)
+            for name, present in self.source.present.items():
+                items = present.nonzero().squeeze(1)
+                some = items[:: max(1, -(-len(items) // _MEASURED))].to(device)
+                if len(some):
+                    norm.measure(name, self.read_items(some).modalities[name])
 
     def read_items(self, rows: Tensor) -> ItemBatch:
         """Read the hidden states of distinct items ``[U]``, padded by copies of item 0 if that is faster."""

@@ -103,9 +103,7 @@ def _changed(config: Config, **changes: Any) -> Config:
 
 def _tuned(name: str, method: Method, **tuning: Any) -> Config:
     """``frozen`` with live encoders, trained by a tuning method."""
-    training = frozen().training.model_copy(update={"ema_decay": 0.0})
-    tuned = TuningConfig(method=method, **tuning)
-    return _changed(frozen(), recipe=name, source="live", tuning=tuned, training=training)
+    return _changed(frozen(), recipe=name, source="live", tuning=TuningConfig(method=method, **tuning))
 
 
 def fft() -> Config:

@@ -194,6 +194,14 @@ def test_other_training_is_the_same_model(earlier, tmp_path):
     assert result["status"] == "finished"
 
 
+def test_another_split_of_the_same_data_is_refused(earlier, tmp_path):
+    """Its targets may have been trained on."""
+    run = earlier("ids")
+    other = run.config.override(["evaluation.split=temporal"])
+    with pytest.raises(RunError, match="was trained on this dataset under the split leave-one-out, not temporal"):
+        train(other, tmp_path / "run", start=run)
+
+
 def test_states_of_another_encoder_are_refused(earlier):
     run = earlier()
     setup = build(run.config)

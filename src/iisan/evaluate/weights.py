@@ -180,6 +180,13 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
         weights = _search(candidates, start, policy, metric)
     if weights not in tried:
         candidates.extend(weights, depth)
+        # They look as good as they are now, which may be worse than those of an earlier round.
+        best = max(tried, key=lambda each: candidates.mean(each, metric, policy))
+        lost = (
+            candidates.values(best, [metric], policy)[metric]
+            - candidates.values(weights, [metric], policy)[metric]
+        )
+        weights = weights if _within_error(lost) else best
     without = {
         name: candidates.mean(_without(weights, name), metric, policy)
         for name in _names(weights)
@@ -210,10 +217,8 @@ def _search(candidates: Candidates, start: Weights, policy: Policy, metric: str)
 
         def for_cold(weights: Weights) -> float:
             found = candidates.values(weights, guarded, policy)
-            for name, values in found.items():
-                lost = (top[name] - values)[np.isfinite(values)]
-                if lost.mean() > lost.std() / len(lost) ** 0.5:
-                    return -np.inf
+            if not all(_within_error(top[name] - values) for name, values in found.items()):
+                return -np.inf
             return float(np.nanmean(found[metric][candidates.cold]))
 
         best = _climb(best, names, for_cold)
@@ -222,6 +227,12 @@ def _search(candidates: Candidates, start: Weights, policy: Policy, metric: str)
     if policy == "all":
         return best
     return max(_moves(best, "repeats"), key=lambda each: candidates.mean(each, metric, "all"))
+
+
+def _within_error(lost: Values) -> bool:
+    """Whether a mean loss ``[Q]`` is within one standard error; NaN of queries that are left out are ignored."""
+    lost = lost[np.isfinite(lost)]
+    return bool(lost.mean() <= lost.std() / len(lost) ** 0.5)
 
 
 def _unit(weights: Weights) -> float:

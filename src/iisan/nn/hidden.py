@@ -81,12 +81,9 @@ class LevelNorm(nn.Module):
         for name, shape in shapes.items() if kind == "centred" else ():
             self.register_buffer(_MEAN + name, torch.zeros(shape))
 
-    def measure(self, states: Mapping[str, Hidden]) -> None:
-        """Set the means of ``centred`` to those of some items' states; other kinds have none."""
-        for name, mean in self.named_buffers():
-            hidden = states[name.removeprefix(_MEAN)]
-            if len(hidden.positions):
-                mean.copy_(hidden.whole().mean(0))
+    def measure(self, name: str, hidden: Hidden) -> None:
+        """Set the mean of ``centred`` for a modality to that of some items' states."""
+        dict(self.named_buffers())[_MEAN + name].copy_(hidden.whole().mean(0))
 
     def forward(self, states: Mapping[str, Hidden]) -> Mapping[str, Hidden]:
         """Normalise the states of each modality."""

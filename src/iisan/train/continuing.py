@@ -72,9 +72,15 @@ def start_from(run: Run, setup: Setup) -> int:
         Number of items of the dataset that the run knows.
 
     Raises:
-        RunError: The states come from another encoder, or the weights do not fit.
+        RunError: The states come from another encoder, the weights do not fit, or they were trained on what the
+            configuration's split holds back of the same data.
     """
     _check_same_states(run, setup)
+    dataset, before, now = setup.dataset, run.config.evaluation.split, setup.config.evaluation.split
+    if before != now and run.result["data"] in (dataset.content_hash, dataset.manifest.get("previous_hash")):
+        got = f"the run in '{run.folder}' was trained on this dataset under the split {before}, not {now}"
+        cure = f"set evaluation.split to {before}, or train a new run without --from"
+        raise RunError(got, "the same split, so that no target was trained on", cure)
     saved, rows = run.weights(), _rows_in(run, setup.dataset)
     known = torch.from_numpy(rows != PAD)
     state = trainable_state(setup.network)

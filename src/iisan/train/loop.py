@@ -116,7 +116,7 @@ class Trainer:
         self._average = {
             name: parameter.detach().clone()
             for name, parameter in self.network.trainable()
-            if self.config.training.ema_decay
+            if self.config.training.ema_decay and self.config.tuning.method == "none"
         }
 
     def fit(self) -> Progress:
@@ -249,9 +249,11 @@ class Trainer:
         weights = {name: weight.data for name, weight in self.network.trainable()}
         for name, weight in self.network.trainable():
             weight.data = self._average.get(name, weight.data)
-        yield
-        for name, weight in self.network.trainable():
-            weight.data = weights[name]
+        try:
+            yield
+        finally:
+            for name, weight in self.network.trainable():
+                weight.data = weights[name]
 
     def _write_metrics(self) -> None:
         with aside(self.folder / METRICS) as temporary:

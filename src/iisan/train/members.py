@@ -122,5 +122,6 @@ def _shared(run: Run) -> dict[str, Any]:
         "data": run.result["data"],
         "states": {**run.result["states"], **run.result.get("anchor_states", {})},
         "sequence.max_length": run.config.sequence.max_length,
+        "levels": {name: run.config.states_of(name).levels for name in run.config.anchor.modalities or ()},
         **run.config.model_dump(mode="json", include={"anchor", "evaluation"}),
     }
