@@ -57,7 +57,7 @@ def main(work: Path, record: Path, with_test: bool) -> None:
     rows: dict[str, dict[str, Any]] = defaultdict(lambda: {"runs": []})
     frames: dict[str, list[pl.DataFrame]] = defaultdict(list)
     protocol = machine = None
-    for folder in sorted(work.glob("*-seed*")):
+    for folder in sorted(work.glob("*-seed*/")):
         run, name = Run.load(folder), folder.name.rpartition("-seed")[0]
         protocol, machine = run.result["selection"], run.result["machine"]
         terms = run.result.get("terms", {})
