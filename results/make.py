@@ -57,16 +57,16 @@ Written by `make.py` from the JSON records in the folders beside it.
 
 12,076 users, 20,314 items, 81,711 interactions (last 13 of each user); text encoder all-MiniLM-L6-v2 (6 blocks,
 384 wide), frozen. Leave-one-out, history excluded, the target too (exclude-all). Machine: {machine},
-two cores, two runs at a time with one thread each. Records: [`anchor.py`](anchor.py).
+two cores, two runs at a time with one thread each. Commands: [`scientific.sh`](scientific.sh).
 
 """
 HEAD = """
 ## Amazon "Industrial & Scientific": earlier settings, without an anchor
 
-12,076 users, 20,314 items, 81,711 interactions (last 13 of each user); text encoder
-all-MiniLM-L6-v2 (6 blocks, 384 wide), frozen. Commands: [`scientific.sh`](scientific.sh).
-Protocol of every row: {protocol}; the epoch is chosen by validation HR@10. In %, mean ± standard
-deviation over seeds.
+The same data and encoder. Recorded before there was an anchor: `default` is what the first search below chose, and
+`reference` ran on states of its own pooling.
+Protocol of every row: {protocol};
+the epoch is chosen by validation HR@10. In %, mean ± standard deviation over seeds.
 
 | method | seeds | {names} | trained parameters | best epoch | s / epoch |
 |---|---|---|---|---|---|---|---|---|

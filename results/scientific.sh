@@ -13,18 +13,16 @@ here=$(cd "$(dirname "$0")" && pwd)
 [ -e "$work/data/dataset.json" ] || iisan prepare reference "$data" --out "$work/data"
 iisan describe "$work/data"
 iisan cache "$work/data" --text "$model" --recipe default --out "$work/states-default"
-iisan cache "$work/data" --text "$model" --recipe reference --out "$work/states-reference"
 
+run() { # RECIPE SEED: train with the anchor
+    iisan train "$1" --dataset "$work/data" --states "$work/states-default" --out "$work/anchored/$1-seed$2" \
+        --set evaluation.policy=exclude-all --set training.seed="$2" --set anchor=true
+}
+run similarity 0
 for seed in 0 1 2; do
-    for recipe in default frozen ids reference; do
-        states=$work/states-default
-        [ "$recipe" = reference ] && states=$work/states-reference
-        run=$work/$recipe-seed$seed
-        iisan train "$recipe" --dataset "$work/data" --states "$states" --out "$run" \
-            --set evaluation.policy=exclude-all --set training.seed=$seed
-        cp "$run/result.json" "$here/scientific/$recipe-seed$seed.json"
-    done
+    for recipe in default frozen ids; do run $recipe $seed; done
 done
+python "$here/anchor.py" "$work/anchored" "$here/scientific/anchor.json"
 python "$here/ngrams.py" "$work/data" "$work/ngrams"
 iisan cache "$work/data" --text "$model" --recipe default --out "$work/states-texts"
 iisan import-states "$work/data" "$work/ngrams.npy" --ids "$work/ngrams.txt" --name ngrams --out "$work/states-texts"
@@ -37,5 +35,4 @@ texts() { # NAME SEED SETTING…: train on the titles and their n-grams
 for seed in 0 1 2; do texts both $seed --set "modalities=[text, ngrams]"; done
 texts ngrams 0 --set "modalities=[ngrams]"
 texts nonorm 0 --set "modalities=[text]" --set items.level_norm=none
-iisan evaluate "$work/default-seed0" --json >"$here/scientific/baselines.json"
 python "$here/make.py"
