@@ -139,8 +139,8 @@ class ItemEncoderConfig(Section):
             code of IISAN-Versa).
         concatenation: Position of the inter-modal tower in the fusion's input: ``inter-between`` the modalities
             (IISAN), or ``inter-last`` (published code).
-        fusion_scale: Factor on the fusion's initial weights. With 1 (Xavier) normalised states give initial scores
-            far larger than the loss calls for, which take epochs to unlearn.
+        fusion_scale: Factor on the fusion's initial weights. With 1 (Xavier) normalised states give initial dot
+            products far larger than the loss calls for, and weights whose direction the optimiser turns slowly.
         level_norm: Normalisation of every state before the gates or the projection, without parameters: ``layer``
             is a LayerNorm, ``centred`` a LayerNorm of the difference from the mean of the level, which is measured
             once. What all items have in common otherwise makes their cosines alike.
@@ -308,7 +308,7 @@ class EvaluationConfig(Section):
             it are left out), ``all``, or ``exclude-all`` (as ``unseen``, but a target in the history counts as a
             miss; published code).
         cutoffs: Values of k for HR@k, NDCG@k and MRR@k.
-        select: Validation metric that selects the best epoch.
+        select: Validation metric that selects the best epoch, and the weights beside the learned score.
         every: Number of epochs from one validation to the next; the last epoch is always validated.
         validation_users: Size of a fixed sample of users (of queries, where a user has several) for validation,
             which depends on the dataset but not on the seed. None validates on all. Testing always covers all.

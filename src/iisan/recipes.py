@@ -137,7 +137,19 @@ def uncached() -> Config:
 
 
 _FUNCTIONS = (
-    *(default, similarity, paper, reference, versa, frozen, ids, uncached, fft, adapter, lora, bitfit, partial),
+    default,
+    similarity,
+    paper,
+    reference,
+    versa,
+    frozen,
+    ids,
+    uncached,
+    fft,
+    adapter,
+    lora,
+    bitfit,
+    partial,
 )
 RECIPES: dict[str, Callable[[], Config]] = {function.__name__: function for function in _FUNCTIONS}
 

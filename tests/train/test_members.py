@@ -9,9 +9,11 @@ import torch
 
 from iisan.api import Recommender
 from iisan.errors import RunError
+from iisan.evaluate.tpme import Weights
 from iisan.experiments.robustness import decline
 from iisan.recipes import recipe
 from iisan.runs.assess import assess
+from iisan.runs.compare import compare_runs
 from iisan.runs.run import Run
 from iisan.train.members import join
 from iisan.train.run import train
@@ -61,6 +63,10 @@ def test_the_result_has_the_gain_and_the_cost_of_every_member(members, tmp_path)
         assert each["trainable_parameters"] == run.result["trainable_parameters"]
         assert each["fingerprint"] == run.fingerprint
     assert result["trainable_parameters"] == sum(run.result["trainable_parameters"] for run in members.values())
+    assert result["peak_memory_bytes"] == max(run.result["peak_memory_bytes"] for run in members.values())
+    (group,) = compare_runs([tmp_path / "run"], Weights(0.45, 0.1, 0.45)).groups
+    seconds = sum(run.result["train_seconds"] / run.result["epochs"] for run in members.values())
+    assert group.measurement().seconds == pytest.approx(seconds)
     assert {*result["terms"]["without"]} >= {"member 2", "member 3"}
     assert result["terms"]["validation"] == pytest.approx(result["validation"]["hr@10"])
 

@@ -26,8 +26,8 @@ _CANDIDATES = 64
 _ROUNDS = 4
 #: Most queries on which weights are chosen.
 MAX_QUERIES = 20_000
-#: Scores computed at a time.
-_SCORES = 2**24
+#: Queries and scores computed at a time.
+_BATCH, _SCORES = 256, 2**24
 _FACTORS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
 _DECAYS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 #: The default first, as of equally good ones the first is chosen.
@@ -96,7 +96,7 @@ class Candidates:
         """Add the ``count`` items that are best under some weights, whether seen or not."""
         scorer, count = self.scorer.reweighted(weights), min(count, self.scorer.num_items)
         found = []
-        for rows in self._chunks("best items"):
+        for rows in self._chunks("best items", _SCORES // scorer.num_items):
             query = scorer.start(self.histories[rows])
             scores = scorer.score(query, slice(0, scorer.num_items))
             found.append(scores.topk(count, dim=1).indices.cpu().numpy())
@@ -126,12 +126,13 @@ class Candidates:
 
     def _terms(self, items: Index) -> dict[str, Tensor]:
         parts = [
-            self.scorer.unweighted(self.histories[rows], items[rows], _DECAYS) for rows in self._chunks("terms")
+            self.scorer.unweighted(self.histories[rows], items[rows], _DECAYS)
+            for rows in self._chunks("terms", _BATCH)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _chunks(self, label: str) -> Iterator[slice]:
-        step = max(1, min(256, _SCORES // self.scorer.num_items))
+    def _chunks(self, label: str, step: int) -> Iterator[slice]:
+        step = max(1, min(_BATCH, step))
         for start in track(range(0, len(self.queries), step), label):
             yield slice(start, min(start + step, len(self.queries)))
 

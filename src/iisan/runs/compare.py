@@ -1,7 +1,8 @@
 """Comparison of finished runs: quality, cost, TPME, and whether differences are significant."""
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,15 @@ class Group:
     def measurement(self) -> Measurement:
         """Seconds per epoch, trained parameters and peak memory, averaged over the runs."""
         results = [run.result for run in self.runs]
-        seconds = statistics.fmean(result["train_seconds"] / max(result["epochs"], 1) for result in results)
+        seconds = statistics.fmean(map(_seconds_per_epoch, results))
         memory = statistics.fmean(result["peak_memory_bytes"] for result in results)
         return Measurement(self.name, seconds, self.parameters, memory)
+
+
+def _seconds_per_epoch(result: Mapping[str, Any]) -> float:
+    """Seconds of an epoch; of a joined run, of one epoch of every member."""
+    trained = result.get("members", [result])
+    return math.fsum(each["train_seconds"] / max(each["epochs"], 1) for each in trained)
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,9 @@ def write_run(
         "precision": config.training.precision,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        **peak_memory(device),
         **facts,
         "test": test.metrics,
         "parts": {name: each.metrics for name, each in tests.items()},
-        **peak_memory(device),
     }
     write_json(out / RESULT, result)

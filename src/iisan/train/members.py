@@ -82,6 +82,8 @@ def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda lin
             **{name: first.result[name] for name in _COMMON if name in first.result},
             **{name: _merged(runs, name) for name in _BY_MODALITY},
             **{name: sum(run.result[name] for run in runs) for name in _COSTS},
+            # Members are trained one after the other.
+            "peak_memory_bytes": max(run.result["peak_memory_bytes"] for run in runs),
             "best_epoch": 0,
             "gates": {},
             "validation": metrics,
