@@ -68,7 +68,9 @@ def scorer(sequences):
 def by_hand(scorer, weights, history, item):
     """The score in fp64, a term at a time."""
     past = [(back, each) for back, each in enumerate(reversed(history)) if each != PAD]
-    terms = {"popularity": weights.popularity * math.log(1 + int(scorer.counts[item]))}
+    logs = [math.log(1 + int(count)) for count in scorer.counts if count]
+    count = int(scorer.counts[item])
+    terms = {"popularity": weights.popularity * (math.log(1 + count) if count else sum(logs) / len(logs))}
     for weight, member in zip(weights.learned, scorer.learned, strict=True):
         query = member.start(np.array([history]))[0]
         terms[f"member {len(terms)}"] = weight * float(query.double() @ member.items[item].double())
@@ -117,7 +119,10 @@ def test_unweighted_terms_times_their_weights_are_the_score(scorer):
 def test_an_empty_history_leaves_popularity(scorer):
     alone = scorer.reweighted(Weights((0.0, 0.0), dict.fromkeys(scorer.anchors, 1.0), 0.7, 0.5, 9.0, 9.0))
     scores = alone.score(alone.start(HISTORIES[:1]), slice(0, N))[0]
-    np.testing.assert_allclose(scores, 0.5 * np.log1p(scorer.counts.numpy()), atol=1e-6)
+    counts = scorer.counts.numpy()
+    logs = np.log1p(counts)
+    # What is not known of an item without interactions is the mean of the others.
+    np.testing.assert_allclose(scores, 0.5 * np.where(counts > 0, logs, logs[counts > 0].mean()), atol=1e-6)
 
 
 def test_copies_of_an_item_tie_exactly(scorer, sequences):

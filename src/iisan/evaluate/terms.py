@@ -43,7 +43,7 @@ class Weights:
         learned: Weight of the dot product of each member's query vector and item embedding.
         anchor: Weight of the similarity of anchors, by modality.
         decay: Weight of an item of the history relative to the one after it.
-        popularity: Weight of log(1 + number of training interactions).
+        popularity: Weight of ``popularity``.
         transitions: Weight of the smoothed share of transitions from the history's last item.
         repeats: Weight of being among the last S items of the history.
     """
@@ -178,6 +178,15 @@ def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
     return neighbours
 
 
+def popularity(counts: Tensor) -> Tensor:
+    """Return log(1 + number of training interactions), ``[N]``, and the mean of all others for items without any.
+
+    The popularity of an item that is new is unknown, not low.
+    """
+    known, values = counts > 0, torch.log1p(counts.float())
+    return torch.where(known, values, values[known].mean()) if known.any() else values
+
+
 class TermQuery(NamedTuple):
     """Query of a ``TermScorer``: the vectors ``[B, V]`` of the dense terms, and the sparse terms ``[B, N]``."""
 
@@ -188,7 +197,7 @@ class TermQuery(NamedTuple):
 class TermScorer:
     """Scores items by the weighted sum of terms, all but the sparse ones in a single dot product.
 
-    The vector of an item is ``[learned ; anchors ; log(1 + count)]``, that of a query ``[learned · weight ;
+    The vector of an item is ``[learned ; anchors ; popularity]``, that of a query ``[learned · weight ;
     weighted sum of the anchors in the history · weight ; weight]``. Transitions and repeats are sparse.
 
     Args:
@@ -212,8 +221,8 @@ class TermScorer:
         self.learned, self.anchors, self.counts = tuple(learned), dict(anchors), counts
         self.transitions, self.weights = transitions, weights
         self.num_items, self.history_length = len(counts), length
-        popularity = torch.log1p(counts.float())[:, None]
-        parts = [*(member.items for member in learned), *anchors.values(), popularity]
+        self.popularity = popularity(counts)
+        parts = [*(member.items for member in learned), *anchors.values(), self.popularity[:, None]]
         device = parts[0].device
         self._dense = EmbeddingScorer(
             torch.cat([part.to(device) for part in parts], dim=1), self.query_vectors, length
@@ -285,7 +294,7 @@ class TermScorer:
             similarities = torch.bmm(anchors[rows.to(device)], past.transpose(1, 2))
             for decay in decays:
                 found[_anchor_term(name, decay)] = similarities @ (decay**steps).to(device)
-        found["popularity"] = torch.log1p(self.counts.float())[rows]
+        found["popularity"] = self.popularity[rows]
         index = np.arange(len(items)).repeat(items.shape[1]), items.ravel()
         for name, term in (
             ("transitions", self.transitions.after(histories[:, -1])),
