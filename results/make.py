@@ -57,7 +57,8 @@ Written by `make.py` from the JSON records in the folders beside it.
 
 12,076 users, 20,314 items, 81,711 interactions (last 13 of each user); text encoder all-MiniLM-L6-v2 (6 blocks,
 384 wide), frozen. Leave-one-out, history excluded, the target too (exclude-all). Machine: {machine},
-two cores, two runs at a time with one thread each. Commands: [`scientific.sh`](scientific.sh).
+two cores, two runs at a time with one thread each. Commands: [`scientific.sh`](scientific.sh). Recorded when the
+popularity of items without interactions was 0; today it is the mean of the others.
 
 """
 HEAD = """
