@@ -56,10 +56,10 @@ def main(work: Path, record: Path, with_test: bool) -> None:
     """Write the record of all runs in a folder."""
     rows: dict[str, dict[str, Any]] = defaultdict(lambda: {"runs": []})
     frames: dict[str, list[pl.DataFrame]] = defaultdict(list)
-    protocol = machine = None
+    selection = machine = None
     for folder in sorted(work.glob("*-seed*/")):
         run, name = Run.load(folder), folder.name.rpartition("-seed")[0]
-        protocol, machine = run.result["selection"], run.result["machine"]
+        selection, machine = run.result["selection"], run.result["machine"]
         terms = run.result.get("terms", {})
         validations = {name: run.result["validation"]}
         if run.parts:
@@ -86,7 +86,7 @@ def main(work: Path, record: Path, with_test: bool) -> None:
         for a, b in combinations(frames, 2)
         for metric in ("hr@10", "ndcg@10")
     ]
-    found = {"protocol": protocol, "machine": machine, "rows": rows, "tests": tests}
+    found = {"selection": selection, "machine": machine, "rows": rows, "tests": tests}
     record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -64,6 +64,14 @@ def recently_popular(split: Split, share: float = 0.2) -> FixedScorer:
     return FixedScorer(_dense_ranks(np.bincount(recent, minlength=split.num_items) * (counts.max() + 1) + counts))
 
 
+def transition_counts(split: Split) -> sparse.csr_array:
+    """Count the training transitions from every item to its next, sparse ``[N, N]``, int64."""
+    users, items = ragged(split.sequences.items, split.train_starts, split.train_ends)
+    follows = users[1:] == users[:-1]
+    pairs = items[:-1][follows], items[1:][follows]
+    return sparse.csr_array((np.ones(follows.sum(), np.int64), pairs), shape=(split.num_items, split.num_items))
+
+
 class Markov:
     """Score items by the number of training transitions to them from the history's last item, then by popularity.
 
@@ -78,12 +86,9 @@ class Markov:
         popularity = split.train_counts()
         ranks = _dense_ranks(popularity)
         self._popularity_ranks = torch.from_numpy(ranks).float()
-        rows, items = ragged(split.sequences.items, split.train_starts, split.train_ends)
-        follows = rows[1:] == rows[:-1]
-        transitions = items[:-1][follows], items[1:][follows]
+        counts = transition_counts(split)
         # The row after those of the items, which has no transitions, is the one that PAD, -1, selects.
-        shape = self.num_items + 1, self.num_items
-        counts = sparse.csr_array((np.ones(follows.sum(), np.int64), transitions), shape=shape)
+        counts.resize(self.num_items + 1, self.num_items)
         # Any transition outranks none.
         order = counts.data * (popularity.max() + 1) + popularity[counts.indices]
         counts.data = (ranks.max() + 1 + _dense_ranks(order)).astype(np.float32)

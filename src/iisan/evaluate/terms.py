@@ -14,9 +14,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from iisan.data.sequences import Index, ragged
+from iisan.data.sequences import Index
 from iisan.data.splits import Split
 from iisan.errors import MissingExtraError
+from iisan.evaluate.baselines import transition_counts
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.names import PAD
 from iisan.progress import track
@@ -100,12 +101,8 @@ class Transitions:
 
 
 def transition_shares(split: Split) -> sparse.csr_array:
-    """Count the training transitions from every item to its next, as shares of all from that item, ``[N, N]``."""
-    users, items = ragged(split.sequences.items, split.train_starts, split.train_ends)
-    follows = users[1:] == users[:-1]
-    pairs = items[:-1][follows], items[1:][follows]
-    shape = split.num_items, split.num_items
-    counts = sparse.csr_array((np.ones(follows.sum(), np.float32), pairs), shape=shape)
+    """Return the training transitions from every item to its next as shares of all from that item, ``[N, N]``."""
+    counts = transition_counts(split).astype(np.float32)
     counts.data /= np.maximum(counts.sum(axis=1), 1).astype(np.float32).repeat(np.diff(counts.indptr))
     return counts
 

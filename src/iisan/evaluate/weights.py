@@ -1,6 +1,6 @@
 """The weights of the terms of a score, chosen on validation queries.
 
-Legend: Q queries, C candidates of a query, F features of a candidate.
+Legend: Q queries, C candidates of a query.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -183,11 +183,8 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
         candidates.extend(weights, depth)
         # They look as good as they are now, which may be worse than those of an earlier round.
         best = max(tried, key=lambda each: candidates.mean(each, metric, policy))
-        lost = (
-            candidates.values(best, [metric], policy)[metric]
-            - candidates.values(weights, [metric], policy)[metric]
-        )
-        weights = weights if _within_error(lost) else best
+        top, found = (candidates.values(each, [metric], policy)[metric] for each in (best, weights))
+        weights = weights if _within_error(top - found) else best
     without = {
         name: candidates.mean(_without(weights, name), metric, policy)
         for name in _names(weights)

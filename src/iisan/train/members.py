@@ -25,8 +25,8 @@ _COMMON = ("data", "previous_data", "selection", "requested_precision", "process
 def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Join finished runs, such as seeds or recipes, into one that adds up their learned scores.
 
-    The weights of all members but the first and of the anchor's terms are chosen on the validation subset. The
-    result records each member's costs, and the validation metric without it.
+    The weights of the members and of the anchor's terms are chosen on the validation subset. The result records
+    each member's costs, and the validation metric without it.
 
     Args:
         runs: Two or more anchored runs on the same items, interactions and states.
@@ -55,11 +55,13 @@ def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda lin
             return finished
         if finished is not None:
             raise RunError(f"'{out}' holds a run of other members", "a new folder", "choose another --out")
-        evaluation = config.evaluation
-        queries = inputs.split.validation.sample(evaluation.validation_users)
+        evaluation, every = config.evaluation, inputs.split.validation
+        queries = every.sample(evaluation.validation_users)
+        # The same sample as that of the members' own metrics.
+        validation = every[ranked_rows(every, evaluation.policy)].sample(evaluation.validation_users)
         members = [run.only_member() for run in runs]
         scorer, choice = anchoring.choose(members, queries, evaluation.policy, evaluation.select)
-        metrics = validation_metrics(scorer, queries[ranked_rows(queries, evaluation.policy)], evaluation)
+        metrics = validation_metrics(scorer, validation, evaluation)
         say(f"{len(runs)} members  validation {evaluation.select.upper()} {100 * metrics[evaluation.select]:.2f}%")
         tensors = anchoring.tensors()
         described = []
