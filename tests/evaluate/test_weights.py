@@ -90,6 +90,15 @@ def test_the_choice_is_deterministic():
     assert isinstance(first, Choice)
 
 
+def test_the_best_of_several_starts_is_chosen():
+    """Beside popularity alone, anchors have no scale at which they could be tried: that start leads nowhere."""
+    scorer, queries = planted("text")
+    nothing = Weights(anchor={"text": 0.0, "image": 0.0}, popularity=1.0)
+    assert choose_weights(scorer, queries, "all", "hr@10", [nothing]).record["validation"] < 0.9
+    found = [choose_weights(scorer, queries, "all", "hr@10", starts) for starts in ([nothing, START], [START])]
+    assert found[0].weights == found[1].weights
+
+
 def test_repeats_keep_their_default_where_none_is_seen():
     scorer, queries = planted("text")
     weights = choose_weights(scorer, queries, "unseen", "hr@10").weights

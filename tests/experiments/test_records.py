@@ -88,6 +88,16 @@ def test_where_costs_were_not_measured_the_machines_are_named():
     assert markdown(runs, "table-3").splitlines()[4] == f"{said.capitalize()[:1]}{said[1:]}."
 
 
+def test_rows_that_ended_at_their_limit_of_epochs_are_marked():
+    def ran(row, seed, epochs):
+        return record(row, seed, 0.1, 0.1, epochs=epochs, config={"training": {"epochs": 9}})
+
+    runs = [ran("A", 0, 8), ran("B", 0, 8), ran("B", 1, 9)]
+    assert [row[0] for row in grid(table(runs))[1]] == ["A", "B †"]
+    assert remark(runs) == "† ended after 9 epochs, perhaps before it converged"
+    assert (remark(runs[:2]), grid(table(runs[:2]))[1][1][0]) == ("", "B")
+
+
 def test_rows_stand_by_their_positions_and_else_as_first_seen():
     runs = [record("C", 0, 0.1), record("A", 0, 0.1), record("C", 1, 0.2), record("B", 0, 0.1)]
     assert [row.name for row in table(runs)] == ["C", "A", "B"]

@@ -82,6 +82,16 @@ def test_equal_rows_of_two_experiments_share_a_training(scale, tmp_path):
     assert len(list((tmp_path / "runs").iterdir())) == 6
 
 
+def test_rows_that_run_the_encoders_have_one_seed_where_they_are_cut_short(scale, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        EXPERIMENTS, "table-3", lambda s: {"live": s.row("uncached"), "cached": s.row("ids", "modalities=[]")}
+    )
+    folder = run_experiment("table-3", replace(scale, live=("training.epochs=2",)), tmp_path, seeds=(3, 4))
+    live, cached = table(read_records([folder]))
+    assert ([run.seed for run in live.runs], live.runs[0].epochs, live.limited) == ([3], 2, True)
+    assert [run.seed for run in cached.runs] == [3, 4]
+
+
 @pytest.fixture
 def again(scale, tmp_path, monkeypatch):
     """Runs one row, on the scale with changes, and returns its record and whether it was finished already."""

@@ -34,6 +34,11 @@ def test_the_demo_has_three_encoders_of_each_modality(tmp_path, monkeypatch):
     # Wider states are transformed for the inter-modal tower, which is as wide as the narrower encoder.
     assert list(networks["image model + small text model"].items.towers["inter"].transforms) == ["image"]
     assert build(resolve(scale.row("partial"))).network.source.encoders.keys() == {"image", "text"}
+    # Only rows that run the encoders end after a few epochs.
+    epochs = {name: config.training.epochs for name, config in experiment("partial")(scale).items()}
+    twice = "last two blocks in every second epoch, twice as long"
+    assert (epochs["from the cache"], epochs["last two blocks"], epochs[twice]) == (100, 4, 8)
+    assert scale.row("uncached").training.epochs == 4
     # Of the published settings group-6 is all blocks here, and the pooling of the stores is theirs.
     settings = experiment("versa-microlens")(scale)["IISAN-Versa"]
     assert (settings.optimizer, settings.training.epochs) == (recipe("versa").optimizer, 40)

@@ -66,6 +66,7 @@ class Candidates:
         self.cold = (scorer.counts.numpy() == 0)[queries.targets]
         self.histories = queries.histories(scorer.history_length)
         self.target_seen = target_seen(queries)
+        self._users = np.unique(queries.users, return_inverse=True)[1]
         rows, seen = queries.seen()
         self._seen: Index = np.sort(self._numbers(rows, seen))
         self._known: Index = np.sort(self._numbers(np.arange(len(queries)), queries.targets))
@@ -124,6 +125,16 @@ class Candidates:
         """Mean of a metric over the queries that the policy ranks."""
         return float(np.nanmean(self.values(weights, [metric], policy)[metric]))
 
+    def within_error(self, lost: Values) -> bool:
+        """Whether the mean of losses ``[Q]`` is within one standard error.
+
+        It is cluster-robust where users have several queries. NaN of queries that are left out are ignored.
+        """
+        known = np.isfinite(lost)
+        mean, count = lost[known].mean(), known.sum()
+        of_users = np.bincount(self._users[known], lost[known] - mean)
+        return bool(mean <= np.sqrt((of_users**2).sum()) / count)
+
     def _terms(self, items: Index) -> dict[str, Tensor]:
         parts = [
             self.scorer.unweighted(self.histories[rows], items[rows], _DECAYS)
@@ -148,20 +159,24 @@ def _contains(ascending: Index, numbers: Index) -> npt.NDArray[np.bool_]:
 
 
 @torch.inference_mode()
-def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric: str) -> Choice:
+def choose_weights(
+    scorer: TermScorer, queries: Queries, policy: Policy, metric: str, starts: Sequence[Weights] = ()
+) -> Choice:
     """Choose the weights of a scorer's terms by a coordinate search for the best metric on validation queries.
 
-    A search over all N items would be slow, so each round searches over the items that were best under the weights
-    of the rounds before, until no new weights are found. Of all weights within one standard error (of the paired
-    difference) of the best, in the metric and in HR and NDCG at its cutoff, those are chosen that are best for
-    targets without interactions: these become more frequent the longer ago the training was. The weight of repeats
-    is chosen under the policy ``all``, as the others leave no items of the history to be ranked.
+    A search over all N items would be slow, so each round searches over the items that were best under the
+    weights of the rounds before, until no new weights are found. The first round searches from every start, the
+    others from the best weights so far. Of all weights within one standard error (of the paired difference) of
+    the best, in the metric and in HR and NDCG at its cutoff, those are chosen that are best for targets without
+    interactions: these become more frequent the longer ago the training was. The weight of repeats is chosen
+    under the policy ``all``, as the others leave no items of the history to be ranked.
 
     Args:
-        scorer: Scorer with any weights, from which the search starts.
+        scorer: Scorer with any weights.
         queries: Validation queries; a fixed sample of ``MAX_QUERIES`` is used if there are more.
         policy: Policy of the evaluation.
         metric: Metric such as ``hr@10``.
+        starts: Weights from which the search starts; by default those of the scorer.
 
     Raises:
         DataError: There is no query that the policy ranks.
@@ -171,20 +186,23 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
     if policy == "unseen" and candidates.target_seen.all():
         got = "no validation query with a target outside its history, to choose the weights of the terms on"
         raise DataError(got, "at least one", "choose the policy all, or set anchor to false")
-    weights, tried = scorer.weights, list[Weights]()
     depth = max(_CANDIDATES, 2 * int(metric.partition("@")[2]))
-    while weights not in tried and len(tried) < _ROUNDS:
-        candidates.extend(weights, depth)
-        tried.append(weights)
+    tried, found = list[Weights](), list(starts or [scorer.weights])
+    rounds = 0
+    while new := [weights for weights in found if weights not in tried]:
+        for weights in new:
+            candidates.extend(weights, depth)
+        tried += new
+        if rounds == _ROUNDS:
+            break
+        rounds += 1
         # The last weights may be good for the candidates of their round only.
-        start = max(tried, key=lambda each: candidates.mean(each, metric, policy))
-        weights = _search(candidates, start, policy, metric)
-    if weights not in tried:
-        candidates.extend(weights, depth)
-        # They look as good as they are now, which may be worse than those of an earlier round.
-        best = max(tried, key=lambda each: candidates.mean(each, metric, policy))
-        top, found = (candidates.values(each, [metric], policy)[metric] for each in (best, weights))
-        weights = weights if _within_error(top - found) else best
+        origins = new if rounds == 1 else [max(tried, key=lambda each: candidates.mean(each, metric, policy))]
+        found = [_search(candidates, origin, policy, metric) for origin in origins]
+    best = max(tried, key=lambda each: candidates.mean(each, metric, policy))
+    top, last = (candidates.values(each, [metric], policy)[metric] for each in (best, found[0]))
+    # The last weights, chosen for cold targets too, may not be as good as they were among fewer candidates.
+    weights = found[0] if candidates.within_error(top - last) else best
     without = {
         name: candidates.mean(_without(weights, name), metric, policy)
         for name in _names(weights)
@@ -194,7 +212,7 @@ def choose_weights(scorer: TermScorer, queries: Queries, policy: Policy, metric:
         "metric": metric,
         "policy": policy,
         "queries": len(sample),
-        "rounds": len(tried),
+        "rounds": rounds,
         "candidates": candidates.count,
         "validation": candidates.mean(weights, metric, policy),
         "without": without,
@@ -215,7 +233,7 @@ def _search(candidates: Candidates, start: Weights, policy: Policy, metric: str)
 
         def for_cold(weights: Weights) -> float:
             found = candidates.values(weights, guarded, policy)
-            if not all(_within_error(top[name] - values) for name, values in found.items()):
+            if not all(candidates.within_error(top[name] - values) for name, values in found.items()):
                 return -np.inf
             return float(np.nanmean(found[metric][candidates.cold]))
 
@@ -225,12 +243,6 @@ def _search(candidates: Candidates, start: Weights, policy: Policy, metric: str)
     if policy == "all":
         return best
     return max(_moves(best, "repeats"), key=lambda each: candidates.mean(each, metric, "all"))
-
-
-def _within_error(lost: Values) -> bool:
-    """Whether a mean loss ``[Q]`` is within one standard error; NaN of queries that are left out are ignored."""
-    lost = lost[np.isfinite(lost)]
-    return bool(lost.mean() <= lost.std() / len(lost) ** 0.5)
 
 
 def _unit(weights: Weights) -> float:

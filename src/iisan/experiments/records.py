@@ -5,6 +5,7 @@ seed, so a table shows the mean and the sample standard deviation over them.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from iisan.runs.conditions import conditions, listed, why_not_compared
 KIND = "iisan-record"
 SCHEMA = 2
 MISSING = "–"
+#: Mark of rows that may not have converged.
+LIMITED = " †"
 #: Costs that depend on the machine.
 _COSTS = {"seconds_per_epoch", "peak_memory_bytes"}
 #: Fields in which the records of a table agree, with their plurals.
@@ -103,6 +106,11 @@ class Record(BaseModel):
         return self.status == "finished"
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether training ended before its limit of epochs, as the validation metric no longer rose."""
+        return self.epochs is None or self.epochs < self.config.get("training", {}).get("epochs", math.inf)
+
+    @property
     def reason(self) -> str:
         """The error in one line, empty for a finished run."""
         return "" if self.finished else " ".join((self.error or "no error was recorded").split())
@@ -134,6 +142,11 @@ class Row:
     peak_memory_bytes: float | None
     encoder_parameters: Mapping[str, float]
     store_bytes: float | None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the training of a run ended at its limit of epochs."""
+        return not all(run.stopped_early for run in self.runs)
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
@@ -221,10 +234,18 @@ def table(records: Sequence[Record], experiment: str | None = None) -> list[Row]
 
 
 def remark(records: Sequence[Record]) -> str:
-    """Say why the costs of an experiment's records are left out, or else which machines they ran on if several."""
+    """Say why the costs of an experiment's records are left out, or else which machines they ran on if several.
+
+    Rows that may not have converged, as training reached its limit of epochs, are explained, too.
+    """
     ran = _conditions(records, costly=False)
     several = len({condition for each in ran.values() for condition in each}) > 1
-    return why_not_compared(_conditions(records, costly=True)) or (f"run on: {listed(ran)}" if several else "")
+    said = why_not_compared(_conditions(records, costly=True)) or (f"run on: {listed(ran)}" if several else "")
+    limits = sorted({record.epochs or 0 for record in records if record.finished and not record.stopped_early})
+    if not limits:
+        return said
+    epochs = " or ".join(map(str, limits))
+    return f"{said}{'; ' * bool(said)}{LIMITED.strip()} ended after {epochs} epochs, perhaps before it converged"
 
 
 def _conditions(records: Sequence[Record], costly: bool) -> dict[str, list[str]]:
@@ -295,7 +316,7 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     memory = [row.peak_memory_bytes for row in rows]
     digits = 0 if max((size or 0 for size in memory), default=0) >= 1e9 else 1
     always = {
-        "": [row.name for row in rows],
+        "": [row.name + LIMITED * row.limited for row in rows],
         "HR@10 (%)": [percent(row.hr) for row in rows],
         "NDCG@10 (%)": [percent(row.ndcg) for row in rows],
     }

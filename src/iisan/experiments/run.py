@@ -33,7 +33,7 @@ Costs = Literal["logged", "measured", "none"]
 def run_experiment(
     name: str, scale: Scale, out: Path, seeds: Sequence[int] = (0,), say: Callable[[str], None] = lambda line: None
 ) -> Path:
-    """Run every row of an experiment with every seed.
+    """Run every row of an experiment with every seed, or only the first seed (see ``Scale.live``).
 
     A failed row is recorded with its error, and the others continue. Rows with equal configurations share one
     training, also across experiments. A finished row is run again if its data, states or live encoders changed.
@@ -48,6 +48,8 @@ def run_experiment(
     records = out / scale.name / name
     for seed in seeds:
         for position, (row, config) in enumerate(rows.items()):
+            if scale.live and config.source != "cached" and seed != seeds[0]:
+                continue
             path = records / f"{_slug(row)}-seed{seed}.json"
             # ``auto`` may choose differently from row to row, but costs are compared in one precision.
             precision = "fp32" if config.training.precision == "auto" else config.training.precision

@@ -1,6 +1,7 @@
 """The two scales of the experiments: the demo's data, and any data with any models."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from iisan.config import Config
@@ -16,9 +17,11 @@ from iisan.runs.naming import short_names
 from iisan.states.caching import cache
 from iisan.states.store import StateStore
 
-#: Changes to the demo's settings, as methods that train their encoders encode every item of a batch: all tables of
-#: IISAN together take half an hour on two fast cores, and an hour or more on slow ones.
-QUICKER = ("loss.negatives=0", "training.epochs=4")
+#: Changes to the demo's settings: negatives that methods which run the encoders can afford, as they encode every
+#: item of a batch, and epochs until early stopping.
+COMPARABLE = ("loss.negatives=0", "training.epochs=100")
+#: Changes to rows that run the encoders: their epochs take twenty times as long, so they do not converge.
+SHORT = ("training.epochs=4",)
 #: Changes to the settings published for MicroLens, which has up to 200 epochs of few, large batches.
 QUICKER_VERSA = ("training.epochs=40",)
 
@@ -42,7 +45,8 @@ def demo_scale(out: Path, say: Say = lambda line: None) -> Scale:
         described = Dataset.load(captioned)
     else:
         described = caption(dataset, captioned, str(ENCODERS / CAPTIONER), say=say)
-    return _scale("demo", _demo_settings, dataset, folder / "states", encoders, say, described)
+    scale = _scale("demo", _demo_settings, dataset, folder / "states", encoders, say, described)
+    return replace(scale, live=SHORT)
 
 
 def full_scale(
@@ -74,7 +78,7 @@ def full_scale(
 
 
 def _demo_settings(method: str) -> Config:
-    return recipe(method).override(QUICKER_VERSA if method == "versa" else (*SETTINGS, *QUICKER))
+    return recipe(method).override(QUICKER_VERSA if method == "versa" else (*SETTINGS, *COMPARABLE))
 
 
 def _scale(

@@ -34,6 +34,7 @@ class Scale:
         captioned: Dataset folder with columns of captions.
         captions: Names of these columns, encoded by the first text encoder.
         images: Folder of the media of the dataset, where they moved.
+        live: Changes to rows that run the encoders in training. If there are any, such rows have one seed.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Scale:
     captioned: Path | None = None
     captions: tuple[str, ...] = ()
     images: Path | None = None
+    live: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -66,7 +68,8 @@ class Scale:
             config = config.model_copy(update={"modalities": tuple(self.encoders)})
         chosen = self.chosen(**encoders).items()
         names = [f"{modality}.encoder={self.encoders[modality][short]}" for modality, short in chosen]
-        return config.override(("anchor=false", *names, *overrides))
+        config = config.override(("anchor=false", *names, *overrides))
+        return config if config.source == "cached" else config.override((*self.live, *overrides))
 
 
 def full_settings(method: str) -> Config:
@@ -178,15 +181,15 @@ def balance(scale: Scale) -> Rows:
 
 
 def partial(scale: Scale) -> Rows:
-    """Open question: longer training from cached states, or occasional fine-tuning of the last two layers?"""
-    epochs = scale.row("default").training.epochs
-    longer = f"training.epochs={2 * epochs}"
+    """Open question: training from the cache, or fine-tuning of the last layers, always or occasionally?"""
+    tuned = scale.row("partial")
     return {
         "from the cache": scale.row("default"),
-        "from the cache, twice as long": scale.row("default", longer),
-        "last two blocks": scale.row("partial"),
+        "last two blocks": tuned,
         # As many epochs of fine-tuning as in the row above.
-        "last two blocks in every second epoch, twice as long": scale.row("partial", longer, "tuning.refresh=2"),
+        "last two blocks in every second epoch, twice as long": scale.row(
+            "partial", f"training.epochs={2 * tuned.training.epochs}", "tuning.refresh=2"
+        ),
         "last two blocks, LoRA": scale.row("partial", "tuning.method=lora"),
         "last two blocks, biases": scale.row("partial", "tuning.method=bias"),
     }

@@ -30,9 +30,11 @@ LEARNED, SIMILARITY = "learned part alone", "similarity"
 ANCHOR, TERMS = "anchor.", "terms."
 #: Items read at a time while the anchor is fitted.
 _READ = 4 * BLOCK
-#: Weights from which the search without a learned part starts; with one, those of the terms are multiplied.
+#: Weights from which the search without a learned part starts.
 _START = Weights(decay=0.7, popularity=0.05, transitions=1.0)
-_BESIDE_LEARNED = 4.0
+#: Weights of the anchors, relative to a learned part's, from which the search with one starts: it ends in a local
+#: optimum, and learned scores are of different sizes.
+_BESIDE_LEARNED = (1.0, 4.0, 16.0)
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,11 @@ class Anchoring:
     def choose(
         self, learned: Sequence[EmbeddingScorer], queries: Queries, policy: Policy, metric: str
     ) -> tuple[TermScorer, Choice]:
-        """Choose the weights beside trained members, starting from those of the scorer without them."""
-        weights = self.scorer.weights
-        if learned:
-            unit = _BESIDE_LEARNED * len(learned) / (sum(weights.anchor.values()) or 1.0)
-            scaled = {name: unit * getattr(weights, name) for name in ("popularity", "transitions", "repeats")}
-            anchor = {name: unit * weight for name, weight in weights.anchor.items()}
-            weights = replace(weights, learned=(1.0,) * len(learned), anchor=anchor, **scaled)
-        scorer = self.beside(learned, weights)
-        choice = choose_weights(scorer, queries, policy, metric)
+        """Choose the weights beside trained members, starting from multiples of those without members."""
+        own = self.scorer.weights
+        starts = [own] if not learned else [_beside(own, len(learned), factor) for factor in _BESIDE_LEARNED]
+        scorer = self.beside(learned, starts[0])
+        choice = choose_weights(scorer, queries, policy, metric, starts)
         return scorer.reweighted(choice.weights), choice
 
     def tensors(self) -> dict[str, Tensor]:
@@ -106,6 +104,14 @@ class Anchoring:
             matrices[name] = sparse.csr_array(arrays, shape=(rows, len(counts)))
         transitions = Transitions(**matrices)
         return cls(whitenings, TermScorer((), anchors, counts, transitions, weights, length))
+
+
+def _beside(weights: Weights, members: int, factor: float) -> Weights:
+    """Weights of terms times a factor, which is that of the anchors together, beside members of weight 1."""
+    unit = factor * members / (sum(weights.anchor.values()) or 1.0)
+    scaled = {name: unit * getattr(weights, name) for name in ("popularity", "transitions", "repeats")}
+    anchor = {name: unit * weight for name, weight in weights.anchor.items()}
+    return replace(weights, learned=(1.0,) * members, anchor=anchor, **scaled)
 
 
 def frozen_states(config: Config, dataset: Dataset) -> StateSource:
