@@ -43,6 +43,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/ranking.py --out $(OUT)/ranking.json
 	$(BIN)/python benchmarks/store.py --out $(OUT)/store.json
 	$(BIN)/python benchmarks/preparation.py --out $(OUT)/preparation.json
+	$(BIN)/python benchmarks/anchor.py --out $(OUT)/anchor.json
+	$(BIN)/python benchmarks/quality.py $(DATA) $(MODEL) --out $(OUT)/quality.json
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

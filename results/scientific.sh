@@ -14,15 +14,23 @@ here=$(cd "$(dirname "$0")" && pwd)
 iisan describe "$work/data"
 iisan cache "$work/data" --text "$model" --recipe default --out "$work/states-default"
 
-run() { # RECIPE SEED: train with the anchor
-    iisan train "$1" --dataset "$work/data" --states "$work/states-default" --out "$work/anchored/$1-seed$2" \
-        --set evaluation.policy=exclude-all --set training.seed="$2" --set anchor=true
+iisan cache "$work/data" --text "$model" --recipe reference --out "$work/states-reference"
+
+run() { # RECIPE SEED STATES SETTING…
+    iisan train "$1" --dataset "$work/data" --states "$work/states-$3" --out "$work/runs/$1-seed$2" \
+        --set evaluation.policy=exclude-all --set training.seed="$2" "${@:4}"
 }
-run similarity 0
-for seed in 0 1 2; do
-    for recipe in default frozen ids; do run $recipe $seed; done
+run similarity 0 default
+for seed in 0 1 2 3 4; do
+    for recipe in default frozen ids; do run $recipe $seed default --set anchor=true; done
+    run=$work/runs
+    iisan join "$run/default-seed$seed" "$run/ids-seed$seed" --out "$run/two-seed$seed"
+    iisan join "$run/default-seed$seed" "$run/frozen-seed$seed" "$run/ids-seed$seed" --out "$run/three-seed$seed"
 done
-python "$here/anchor.py" "$work/anchored" "$here/scientific/anchor.json"
+for seed in 0 1 2; do
+    for recipe in paper reference; do run $recipe $seed reference; done
+done
+python "$here/anchor.py" "$work/runs" "$here/scientific/anchor.json"
 python "$here/ngrams.py" "$work/data" "$work/ngrams"
 iisan cache "$work/data" --text "$model" --recipe default --out "$work/states-texts"
 iisan import-states "$work/data" "$work/ngrams.npy" --ids "$work/ngrams.txt" --name ngrams --out "$work/states-texts"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from iisan import model
 from iisan.api import Recommender
 from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError, DataError, RunError, StoreError
@@ -450,6 +451,20 @@ def test_cached_and_uncached_runs_of_centred_cosines_are_the_same(configured, pr
         train(configured("default", *changes, *more), tmp_path / str(number))
         losses.append(json.loads((tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()[0])["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["default", "frozen"])
+def test_a_content_that_is_in_the_catalogue_gives_its_embedding_bit_for_bit(
+    method, prepared, tmp_path, monkeypatch
+):
+    dataset = Dataset.load(prepared.dataset)
+    again = dataset.items.with_columns(item_id="new " + pl.col("item_id"))
+    grown = Dataset.from_frames(pl.concat([dataset.items, again]), dataset.interactions()).save(tmp_path / "data")
+    config = recipe(method).override([f"dataset={grown.folder}", f"states={prepared.states}"])
+    # The last block holds a single item, for which kernels of matrix products round differently.
+    monkeypatch.setattr(model, "BLOCK", 2 * dataset.num_items - 1)
+    found = build(resolve(config)).network.item_embeddings()
+    assert torch.equal(found[: dataset.num_items], found[dataset.num_items :])
 
 
 def test_rows_of_ids_without_training_score_nothing(prepared, tmp_path):
