@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from iisan.config import Config, SequenceConfig
 from iisan.errors import ConfigError, RunError
 from iisan.names import PAD
+from iisan.nn.anchor import BLOCK
 from iisan.nn.hidden import without_autocast
 from iisan.nn.items import ItemTable, Projection, SideNetwork
 from iisan.nn.sequences import GRU4Rec, NextItNet, Normalised, SASRec
@@ -158,12 +159,29 @@ class SequentialRecommender(nn.Module):
         return encode_histories(self.sequence, items, slots)
 
     @torch.no_grad()
-    def item_embeddings(self, block: int = 512) -> Tensor:
-        """Encode the whole catalogue to fp32 ``[N, E]``, in evaluation mode and in blocks of items."""
+    def item_embeddings(self) -> Tensor:
+        """Encode the whole catalogue to fp32 ``[N, E]``, in evaluation mode and in blocks of items.
+
+        A block of stored states holds items of the same modalities and is padded to one size, see ``BLOCK``: an
+        embedding does not depend on the other items.
+        """
         self.eval()
         device = next(self.items.parameters()).device
-        rows = torch.arange(self.num_items, device=device)
-        return torch.cat([self.encode_items(part) for part in rows.split(block)])
+        if not self.source.stored:
+            every = torch.arange(self.num_items, device=device)
+            return torch.cat([self.encode_items(rows) for rows in every.split(BLOCK)])
+        which = torch.zeros(self.num_items, dtype=torch.int64)
+        for number, present in enumerate(self.source.present.values()):
+            which += present.cpu().long() << number
+        found: Tensor | None = None
+        for kind in which.unique():
+            for rows in (which == kind).nonzero()[:, 0].to(device).split(BLOCK):
+                embeddings = self.encode_items(torch.cat([rows, rows[:1].expand(BLOCK - len(rows))]))
+                if found is None:
+                    found = embeddings.new_empty(self.num_items, embeddings.shape[1])
+                found[rows] = embeddings[: len(rows)]
+        assert found is not None, "a catalogue has items"
+        return found
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over names and values of the trained parameters."""

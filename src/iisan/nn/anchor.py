@@ -61,7 +61,8 @@ class Whitening:
         centred = (states - self.mean).transpose(0, 1)
         # The columns of a map are orthogonal, so its normalised columns are the directions that it keeps.
         kept = torch.bmm(centred, normalize(self.maps, dim=1)).square().sum()
-        return float(1 - kept / centred.square().sum().clamp_min(torch.finfo(torch.float32).tiny))
+        share = 1 - kept / centred.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return float(share.clamp_min(0))
 
 
 def fit_whitening(
