@@ -112,7 +112,7 @@ def assemble(
             paths = find_images(options.images, catalogue[ITEM_ID], required, problems)
         catalogue = catalogue.with_columns(paths.alias(IMAGE))
     catalogue = catalogue.select(ITEM_ID, TEXT, IMAGE, pl.exclude(ITEM_ID, TEXT, IMAGE))
-    user_ids, events, unit = _index(interactions, catalogue[ITEM_ID], problems)
+    user_ids, events, unit = index_interactions(interactions, catalogue[ITEM_ID], problems)
     del interactions
     events, steps = apply_filters(events, filters)
     if not len(events.users):
@@ -182,8 +182,10 @@ def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> 
     return frame.select(storable(frame))
 
 
-def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:
-    """Users in order of first appearance, interactions by user and time, and the unit of time."""
+def index_interactions(
+    table: Table, item_ids: pl.Series, problems: Problems
+) -> tuple[pl.Series, Events, str | None]:
+    """Return users in order of first appearance, interactions by user and time, and the unit of time."""
     table = table.with_ids((USER_ID, ITEM_ID), problems)
     table = Table(numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
     unknown = pl.col(_ITEM).is_null()

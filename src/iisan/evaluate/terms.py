@@ -161,12 +161,17 @@ def _cells(vectors: Tensor) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
     return search
 
 
+def side_by_side(anchors: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate the anchors ``[N, A]`` of all modalities to vectors of length 1; zero for items without any."""
+    return torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
+
+
 def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
     """Find the ``neighbours`` of ``Transitions`` by the anchors ``[N, A]`` of all modalities alike.
 
     An item without any content is similar to itself only.
     """
-    joint = torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
+    joint = side_by_side(anchors)
     neighbours, empty = nearest(joint), (~joint.any(dim=1)).float().cpu().numpy()
     if empty.any():
         neighbours = sparse.diags_array(1 - empty) @ neighbours + sparse.diags_array(empty)
