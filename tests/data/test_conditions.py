@@ -19,6 +19,7 @@ ITEMS = pl.DataFrame(
         "price": [1.5, 2.0, 0.1, None],
         "tags": [["red", "new"], [], None, ["red"]],
         "weekdays": [[1], [2], [3], [4]],
+        "nothing": pl.Series([None] * 4, dtype=pl.String),
         "launched": [datetime.date(2024, 1, day) for day in range(1, 5)],
     }
 )
@@ -57,6 +58,9 @@ def test_matching_items(where, expected):
         ({"brend": "x"}, "no column 'brend'; expected one of item_id, brand, .*: did you mean 'brand'?"),
         ({"brand": "z"}, "no item has brand = 'z'; expected one of its values, such as 'x'"),
         ({"brand": ["z", "w"]}, "no item has brand = 'z' or 'w'"),
+        ({"brand": []}, "no item has brand = one of no values"),
+        ({"size": b"38"}, "the condition size = b'38'"),
+        ({"nothing": "x"}, "no item has nothing = 'x'; expected a column with values"),
         ({"brand": True}, "the condition brand = True on a column of type String; .* such as 'x'"),
         ({"brand": None}, "the condition brand = None"),
         ({"in_stock": "yes"}, "the condition in_stock = 'yes' on a column of type Boolean"),

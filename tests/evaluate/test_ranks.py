@@ -175,5 +175,6 @@ def test_sizes_out_of_range_are_refused():
         rank_targets(scorer, queries, "all", batch=0)
     with pytest.raises(ConfigError, match="lists of 0"):
         top_k(scorer, queries, 0)
-    with pytest.raises(ConfigError, match="lists of '3' items"):
-        top_k(scorer, queries, "3")
+    for k in ("3", 1.5, True, None):
+        with pytest.raises(ConfigError, match=f"lists of {k!r} items"):
+            top_k(scorer, queries, k)

@@ -53,12 +53,12 @@ def matching(items: pl.DataFrame, where: Mapping[str, Any]) -> Mask:
     mask = np.ones(len(items), bool)
     for name, wanted in where.items():
         column = _column(items, name)
-        values = [wanted] if isinstance(wanted, str) or not hasattr(wanted, "__iter__") else list(wanted)
+        values = [wanted] if isinstance(wanted, str | bytes) or not hasattr(wanted, "__iter__") else list(wanted)
         met = np.zeros(len(items), bool)
         for value in values:
             met |= _equal(column, value).fill_null(False).to_numpy()
         if not met.any():
-            got = f"no item has {name} = {' or '.join(map(repr, values))}"
+            got = f"no item has {name} = {' or '.join(map(repr, values)) or 'one of no values'}"
             raise DataError(got, _described(column), "check the spelling")
         mask &= met
     return mask
@@ -115,4 +115,4 @@ def _described(column: pl.Series) -> str:
     """Describe a column's values for a message."""
     flat = column.explode() if column.dtype == pl.List else column
     common = flat.drop_nulls().value_counts(sort=True).head(_SHOWN)[flat.name]
-    return f"one of its values, such as {', '.join(repr(each) for each in common)}"
+    return f"one of its values, such as {', '.join(map(repr, common))}" if len(common) else "a column with values"

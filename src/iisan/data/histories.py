@@ -35,10 +35,11 @@ def ids_of(values: Any, name: str, kind: str, *, empty: bool = False) -> list[st
         empty: Whether there may be none.
 
     Raises:
-        DataError: A single string, no sequence, or an empty one.
+        DataError: A single string, a frame, no sequence, or an empty one.
     """
-    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        got = f"{name}={values!r} is of type {type(values).__name__}"
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__") or hasattr(values, "columns"):
+        shown = f"={values!r}" if isinstance(values, str | bytes | int | float) else ""
+        got = f"{name}{shown} is of type {type(values).__name__}"
         raise DataError(got, f"a sequence of {kind} ids", f"pass {name}=[…]")
     ids = [str(each) for each in values]
     if not (ids or empty):

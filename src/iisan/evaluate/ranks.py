@@ -131,7 +131,7 @@ def top_k(
 
 def check_length(k: int) -> None:
     """Raise a ``ConfigError`` if no list has ``k`` items."""
-    if not isinstance(k, int | np.integer) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ConfigError(f"lists of {k!r} items", "1 item or more", "ask for a positive number of items")
 
 

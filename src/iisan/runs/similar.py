@@ -38,7 +38,7 @@ def item_vectors(run: Run, by: str) -> Tensor:
     anchors = run.anchoring.scorer.anchors if run.anchoring else {}
     learned = {str(number): normalize(member.items, dim=1) for number, member in enumerate(run.members)}
     parts = {name: {name: vectors} for name, vectors in anchors.items()} | {MODEL: learned, ANCHOR: anchors}
-    if parts.get(by):
+    if isinstance(by, str) and parts.get(by):
         return side_by_side(parts[by])
     if by != MODEL and not anchors:
         got = f"the run in '{run.folder}' has no anchor, which similarity by '{by}' needs"
