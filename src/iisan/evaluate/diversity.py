@@ -76,7 +76,7 @@ class Distance:
     def __post_init__(self) -> None:
         if not isinstance(self.threshold, int | float | np.floating) or not 0 <= self.threshold < 1:
             got = f"near-duplicates above a cosine of {self.threshold!r}"
-            raise ConfigError(got, "0 or more, below 1", "choose a threshold such as 0.9")
+            raise ConfigError(got, "0 or more, below 1", "choose a threshold such as 0.99")
 
     def near(self, items: Index, lists: Index) -> tuple[Mask, Mask]:
         """Mark which ``items [B, P]`` are near an item of the ``lists [B, L]``, and which near each other.
@@ -143,12 +143,12 @@ def _pass(ranking: Index, k: int, limits: Sequence[Limit], distance: Distance | 
     # The last row belongs to PAD, which has no value.
     values = [np.append(limit.values, PAD - 1) for limit in limits]
     for place in range(ranking.shape[1]):
-        if distance is not None and place % _PLACES == 0:
-            block = slice(place, place + _PLACES)
-            near, near_each_other = distance.near(ranking[:, block], lists[:, : lengths.max()])
         rows = np.flatnonzero((lengths < k) & (ranking[:, place] != PAD))
         if not len(rows):
             break
+        if distance is not None and place % _PLACES == 0:
+            block = slice(place, place + _PLACES)
+            near, near_each_other = distance.near(ranking[:, block], lists[:, : lengths.max()])
         items, longest = ranking[rows, place], lengths.max()
         kept = np.ones(len(rows), bool)
         for limit, value in zip(limits, values, strict=True):
