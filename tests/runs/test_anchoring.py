@@ -92,7 +92,7 @@ def test_a_loaded_run_is_the_one_that_was_trained(method, finished):
             lengths = run.anchoring.scorer.anchors[name].norm(dim=1)
             assert (lengths == 0).nonzero().flatten().tolist() == bare
             assert lengths.max() < 1 + 1e-5
-    assert Recommender(run).recommend(history=["i3", "i5"], k=30, include_seen=True)["score"].is_finite().all()
+    assert Recommender(run).recommend(history=["i3", "i5"], k=30, filter_viewed=False)["score"].is_finite().all()
 
 
 def test_similarity_trains_nothing(finished, configured, tmp_path):

@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_newer_data(name, earlier, grown, tmp_path):
     assert f"starting from '{run.folder}', which knows 27 of 29 items" in said
     assert 0 < result["lists"]["overlap@10"] < 1
     assert 40 < result["lists"]["users"] <= 50  # not the fresh one
-    found = Recommender.load(tmp_path / "run").recommend(history=["new a", "i9"], k=29, include_seen=True)
+    found = Recommender.load(tmp_path / "run").recommend(history=["new a", "i9"], k=29, filter_viewed=False)
     assert {"new a", "new b"} < set(found["item_id"])
 
 

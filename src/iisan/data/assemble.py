@@ -97,7 +97,7 @@ def assemble(
         DataError: A bad row (policy ``stop``), an invalid name of a further column, or no user is left.
     """
     catalogue, kinds, root = _catalogue(items, options, problems, image_root)
-    user_ids, events, unit = _index(interactions, catalogue[ITEM_ID], problems)
+    user_ids, events, unit = index_interactions(interactions, catalogue[ITEM_ID], problems)
     del interactions
     events, steps = apply_filters(events, filters)
     if not len(events.users):
@@ -218,8 +218,10 @@ def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> 
     return frame.select(storable(frame))
 
 
-def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:
-    """Users in order of first appearance, interactions by user and time, and the unit of time."""
+def index_interactions(
+    table: Table, item_ids: pl.Series, problems: Problems
+) -> tuple[pl.Series, Events, str | None]:
+    """Return users in order of first appearance, interactions by user and time, and the unit of time."""
     table = table.with_ids((USER_ID, ITEM_ID), problems)
     table = Table(numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
     unknown = pl.col(_ITEM).is_null()

@@ -163,6 +163,11 @@ def _cells(vectors: Tensor) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
     return search
 
 
+def side_by_side(anchors: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate the anchors ``[N, A]`` of all modalities to vectors of length 1; zero for items without any."""
+    return torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
+
+
 def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
     """Find the ``neighbours`` of ``Transitions`` by the anchors ``[N, A]`` of all modalities alike."""
     neighbours = similar_items(anchors)
@@ -175,7 +180,7 @@ def similar_items(anchors: Mapping[str, Tensor], rows: Tensor | None = None) -> 
 
     An item without any content is similar to itself only.
     """
-    joint = torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
+    joint = side_by_side(anchors)
     neighbours = nearest(joint, rows)
     rows = torch.arange(len(joint)) if rows is None else rows
     empty = (~joint[rows].any(dim=1)).cpu().numpy()
