@@ -19,6 +19,7 @@ from iisan.errors import DataError, RunError
 from iisan.evaluate.ranks import top_k
 from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
+from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
 from iisan.states.configured import open_dataset
 from iisan.train.run import train
@@ -150,6 +151,22 @@ class Recommender:
         Raises:
             DataError: Unknown user or item, an empty history or a string, or neither or both arguments.
         """
+        sequences, users = self._asked(user, history)
+        return self._lists(sequences, users, k, include_seen).drop("query")
+
+    def explain(self, item: str, *, user: str | None = None, history: Sequence[str] | None = None) -> Explanation:
+        """Explain the score of any item for one user or one history, given as in ``recommend``.
+
+        Raises:
+            DataError: Unknown user or item, an empty history or a string, or neither or both of user and history.
+        """
+        sequences, users = self._asked(user, history)
+        start, end = sequences.offsets[users[0] : users[0] + 2]
+        row = index_of(self.run.items[ITEM_ID], [item], "item")[0]
+        return explain(self.run, sequences.items[start:end].astype(np.int64), int(row))
+
+    def _asked(self, user: str | None, history: Sequence[str] | None) -> tuple[Sequences, Index]:
+        """Find the history of a user, or of given items: sequences, and the number of one of them, ``[1]``."""
         if (user is None) == (history is None):
             raise DataError(
                 "neither or both of user and history are given", "one of them", "pass user=… or history=[…]"
@@ -166,7 +183,7 @@ class Recommender:
             sequences, users = Sequences(np.array([0, len(items)]), items), np.array([0])
         else:
             raise DataError("the history is empty", "one item or more", "name at least one item")
-        return self._lists(sequences, users, k, include_seen).drop("query")
+        return sequences, users
 
     def recommend_all(self, k: int = 10, include_seen: bool = False) -> pl.DataFrame:
         """Recommend the ``k`` best next items for every user of the dataset.
