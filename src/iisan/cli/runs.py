@@ -25,8 +25,8 @@ from iisan.cli.common import (
 from iisan.errors import ConfigError
 from iisan.printing import print_evaluations, print_explanation, print_json, print_recommendations
 
-User = Annotated[str | None, typer.Option(help="User of the dataset.")]
-History = Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")]
+UserOption = Annotated[str | None, typer.Option(help="User of the dataset.")]
+HistoryOption = Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")]
 
 
 @app.command()
@@ -156,8 +156,8 @@ def evaluate(
 @app.command()
 def recommend(
     run: RunFolder,
-    user: User = None,
-    history: History = None,
+    user: UserOption = None,
+    history: HistoryOption = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="Recommend for every user, into --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of items per list.")] = 10,
@@ -192,8 +192,8 @@ def recommend(
 def explain(
     run: RunFolder,
     item: Annotated[str, typer.Option(metavar="ID", help="Item whose score is explained.")],
-    user: User = None,
-    history: History = None,
+    user: UserOption = None,
+    history: HistoryOption = None,
     dataset: DatasetOption = None,
     as_json: Json = False,
 ) -> None:
