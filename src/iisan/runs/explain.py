@@ -91,6 +91,7 @@ def explain(run: Run, history: Index, item: int) -> Explanation:
     query = given_queries(sequences, np.zeros(1, np.int64))
     read = query.histories(length)
     past = read[read != PAD]
+    # One item more than is read: it moves in where another one is taken out.
     without = _without_each(history[-length - 1 :], length)[-len(past) :]
     scores = scorer.score(scorer.start(np.concatenate([read, without])), torch.tensor([item]))
     score, *scores_without = scores[:, 0].tolist()
