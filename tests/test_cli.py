@@ -233,7 +233,8 @@ def test_a_full_disk_is_one_sentence(iisan, run_folder, tmp_path, monkeypatch):
 
 def test_help_of_every_command(iisan):
     _, out, _ = iisan("--help")
-    for command in ("demo", "prepare", "describe", "caption", "cache", "train", "evaluate", "recommend"):
+    commands = ("demo", "prepare", "describe", "caption", "cache", "train", "evaluate", "recommend", "explain")
+    for command in commands:
         assert command in out
         code, text, _ = iisan(command, "--help")
         assert code == 0

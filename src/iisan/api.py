@@ -23,6 +23,7 @@ from iisan.evaluate.diversity import Distance, diverse_top_k, limits_per
 from iisan.evaluate.ranks import check_length
 from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
+from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
 from iisan.runs.similar import ANCHOR, item_vectors, similar_items
 from iisan.states.configured import open_dataset
@@ -204,6 +205,20 @@ class Recommender:
             texts = self.run.items.select(ITEM_ID, TEXT)
             return lists.drop(USER_ID).join(texts, on=ITEM_ID, how="left", maintain_order="left")
         return in_the_form_of(histories if users is None else users, lists)
+
+    def explain(self, item: str, *, user: str | None = None, history: Iterable[Any] | None = None) -> Explanation:
+        """Explain the score of any item for one user or one history, given as in ``recommend``.
+
+        Raises:
+            DataError: Unknown user or item, an empty history or a string, or neither or both of user and history.
+        """
+        if (user is None) == (history is None):
+            got = "neither or both of user and history are given"
+            raise DataError(got, "one of them", "pass user=… or history=[…]")
+        _, query = self._queries(None, None, user, history)
+        past = query.sequences.items[query.starts[0] : query.ends[0]].astype(np.int64)
+        row = index_of(self.run.items[ITEM_ID], [item], "item")[0]
+        return explain(self.run, past, int(row))
 
     def recommend_all(self, k: int = 10, **options: Any) -> pl.DataFrame:
         """Recommend the ``k`` best next items for every user of the dataset with interactions.

@@ -25,7 +25,10 @@ from iisan.cli.common import (
     write_frame,
 )
 from iisan.errors import ConfigError
-from iisan.printing import print_evaluations, print_json, print_recommendations
+from iisan.printing import print_evaluations, print_explanation, print_json, print_recommendations
+
+UserOption = Annotated[str | None, typer.Option(help="User of the dataset.")]
+HistoryOption = Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")]
 
 
 @app.command()
@@ -155,8 +158,8 @@ def evaluate(
 @app.command()
 def recommend(
     run: RunFolder,
-    user: Annotated[str | None, typer.Option(help="User of the dataset.")] = None,
-    history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")] = None,
+    user: UserOption = None,
+    history: HistoryOption = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="Recommend for every user, into --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of items per list.")] = 10,
@@ -200,16 +203,14 @@ def recommend(
     if all_users:
         lists = recommender.recommend_all(**options)
     else:
-        items = None if history is None else [item.strip() for item in history.split(",") if item.strip()]
-        lists = recommender.recommend(user=user, history=items, **options)
+        lists = recommender.recommend(user=user, history=_ids(history), **options)
     if out is not None:
         write_frame(lists, out)
         print(f"{lists.height:,} rows written to {out}", file=sys.stderr)
     elif as_json:
         print_json(lists.to_dicts())
     else:
-        title = f"next for user {user}" if user is not None else f"next after {history}"
-        print_recommendations(title, lists.to_dicts())
+        print_recommendations(f"next {_whose(user, history)}", lists.to_dicts())
 
 
 @app.command()
@@ -240,3 +241,32 @@ def similar(
             texts, on="item_id", how="left", maintain_order="left"
         )
         print_recommendations(f"similar to {item} by {by}", similar_to.to_dicts())
+
+
+@app.command()
+def explain(
+    run: RunFolder,
+    item: Annotated[str, typer.Option(metavar="ID", help="Item whose score is explained.")],
+    user: UserOption = None,
+    history: HistoryOption = None,
+    dataset: DatasetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Explain the score of an item for a user or history: its terms, and what each past item adds."""
+    from iisan.api import Recommender
+
+    if (user is None) == (history is None):
+        raise ConfigError("neither or both of --user and --history are given", "one of them", "give one of them")
+    found = Recommender.load(run, dataset).explain(item, user=user, history=_ids(history))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_explanation(_whose(user, history), found)
+
+
+def _ids(history: str | None) -> list[str] | None:
+    return None if history is None else [item.strip() for item in history.split(",") if item.strip()]
+
+
+def _whose(user: str | None, history: str | None) -> str:
+    return f"for user {user}" if user is not None else f"after {history}"
