@@ -86,8 +86,11 @@ def test_your_own_data_and_the_cookbook(follow):
     for name in ("valid", "test", "january"):
         Path(f"{name}.csv").write_text(queries)
 
+    Path("new.csv").write_text("item_id,title,image,brand\nNEW-1,a red lamp,photos/SKU-5.png,Acme\n")
+
     follow("your-own-data.md")
     assert pl.read_parquet("recommendations.parquet")["user_id"].n_unique() == 80
     session = follow("cookbook.md")
     assert pl.read_parquet("ranks.parquet").height == 80
-    assert session["embeddings"].shape == (100, 128)
+    # That of the item that was added, too.
+    assert session["embeddings"].shape == (101, 128)

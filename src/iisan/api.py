@@ -15,7 +15,8 @@ import polars as pl
 from iisan.config import Config, Policy
 from iisan.data.conditions import allowed_items, matching
 from iisan.data.dataset import Dataset, index_of, quoted
-from iisan.data.histories import ids_of, in_the_form_of, known_rows, read_histories
+from iisan.data.filters import Mask
+from iisan.data.histories import ids_of, in_rows_of, in_the_form_of, known_rows, read_histories
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError, RunError
@@ -23,9 +24,11 @@ from iisan.evaluate.diversity import Distance, diverse_top_k, limits_per
 from iisan.evaluate.ranks import check_length
 from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
+from iisan.runs.additions import Additions
 from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
 from iisan.runs.similar import ANCHOR, item_vectors, similar_items
+from iisan.serve.items import Change, add_items, remove_items
 from iisan.states.configured import open_dataset
 from iisan.train.run import train
 
@@ -91,7 +94,7 @@ class Recommender:
         Raises:
             RunError: The run does not exist, is unfinished or damaged.
         """
-        run = Run.load(folder)
+        run = Run.load(folder, with_additions=True)
         if dataset is not None:
             run = replace(run, config=run.config.model_copy(update={"dataset": Path(dataset)}))
         return cls(run)
@@ -116,14 +119,25 @@ class Recommender:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The dataset of the run, needed for known users and for conditions and limits on columns of items.
+        """The dataset of the run, or newer interactions of old and new users: for histories and columns of items.
 
         Raises:
-            DataError: The dataset has moved, or has other items now.
+            DataError: The dataset has moved.
         """
-        dataset = open_dataset(self.run.config)
-        self.run.check_items(dataset)
-        return dataset
+        return open_dataset(self.run.config)
+
+    @cached_property
+    def _sequences(self) -> Sequences:
+        """The interactions of the dataset in rows of the run's items; those with other items are left out."""
+        return in_rows_of(self.run.items[ITEM_ID], self.dataset)
+
+    @cached_property
+    def _catalogue(self) -> pl.DataFrame:
+        """Columns of the run's items, in their order: those of the dataset, and of items that were added."""
+        ids, items = self.run.items.select(ITEM_ID), self.dataset.items
+        return Additions.read(self.run.folder).columns(
+            ids.join(items, on=ITEM_ID, how="left", maintain_order="left")
+        )
 
     @property
     def item_embeddings(self) -> np.ndarray[Any, Any]:
@@ -187,10 +201,10 @@ class Recommender:
             raise DataError(got, "one of them", "pass users=[…], histories=FRAME, user=… or history=[…]")
         check_length(k)
         names, queries = self._queries(**given)
-        allowed = allowed_items(self.run.items[ITEM_ID], items_to_recommend, items_to_exclude)
+        allowed = allowed_items(self.run.items[ITEM_ID], items_to_recommend, items_to_exclude) & self._offered
         if where is not None:
-            allowed &= matching(self.dataset.items, where)
-        limits = [] if max_per is None else limits_per(self.dataset.items, max_per)
+            allowed &= matching(self._catalogue, where)
+        limits = [] if max_per is None else limits_per(self._catalogue, max_per)
         distance = None
         if near_duplicates is not None:
             distance = Distance(self._anchors, near_duplicates)
@@ -205,6 +219,36 @@ class Recommender:
             texts = self.run.items.select(ITEM_ID, TEXT)
             return lists.drop(USER_ID).join(texts, on=ITEM_ID, how="left", maintain_order="left")
         return in_the_form_of(histories if users is None else users, lists)
+
+    def add_items(self, items: Any, images: Path | str | None = None) -> Change:
+        """Add items to the run, or update those that it has, without training.
+
+        Args:
+            items: polars or pandas DataFrame, or a file: ``item_id``, ``text``, ``image`` and further columns.
+            images: Folder of the images and other media.
+
+        Raises:
+            IisanError: See :func:`iisan.serve.items.add_items`.
+        """
+        change = add_items(self.run.folder, items, images=None if images is None else Path(images))
+        self._reopen()
+        return change
+
+    def remove_items(self, ids: Iterable[Any]) -> Change:
+        """Remove items from all lists; in histories they still count.
+
+        Raises:
+            DataError: An unknown item.
+        """
+        change = remove_items(self.run.folder, ids_of(ids, "ids", "item"))
+        self._reopen()
+        return change
+
+    def _reopen(self) -> None:
+        """Read the run's folder again, and forget what was computed from its items."""
+        config, folder = self.run.config, self.run.folder
+        self.__dict__.clear()
+        self.run = replace(Run.load(folder, with_additions=True), config=config)
 
     def explain(self, item: str, *, user: str | None = None, history: Iterable[Any] | None = None) -> Explanation:
         """Explain the score of any item for one user or one history, given as in ``recommend``.
@@ -230,7 +274,7 @@ class Recommender:
         Returns:
             ``user_id``, ``item_id``, ``score``, ``rank``.
         """
-        users = self.dataset.user_ids.filter(pl.Series(self.dataset.sequences.lengths > 0))
+        users = self.dataset.user_ids.filter(pl.Series(self._sequences.lengths > 0))
         return self.recommend(users=users, k=k, **options)
 
     def similar_items(self, ids: Iterable[Any], k: int = 10, by: str = "model") -> pl.DataFrame | Any:
@@ -257,8 +301,13 @@ class Recommender:
         item_ids = self.run.items[ITEM_ID]
         wanted = pl.Series(ids_of(ids, "ids", "item"), dtype=pl.String).unique(maintain_order=True)
         rows = index_of(item_ids, wanted.to_list(), "item")
-        found = similar_items(self.run, rows, min(k, len(item_ids)), by)
+        found = similar_items(self.run, rows, min(k, len(item_ids)), by, self._offered)
         return in_the_form_of(ids, self._table(wanted.alias(ITEM_ID), "similar_id", *found))
+
+    @cached_property
+    def _offered(self) -> Mask:
+        """Mask ``[N]`` of the items that were not removed."""
+        return ~self.run.items[ITEM_ID].is_in(list(self.run.removed)).to_numpy()
 
     @cached_property
     def _anchors(self) -> npt.NDArray[np.float32]:
@@ -278,7 +327,7 @@ class Recommender:
             return pl.Series(USER_ID, [None], dtype=pl.String), whole_histories(alone, np.array([0]))
         wanted = [str(user)] if users is None else ids_of(users, "users", "user")
         names = pl.Series(USER_ID, wanted, dtype=pl.String).unique(maintain_order=True)
-        rows, sequences = index_of(self.dataset.user_ids, names.to_list(), "user"), self.dataset.sequences
+        rows, sequences = index_of(self.dataset.user_ids, names.to_list(), "user"), self._sequences
         without = names.filter(pl.Series(sequences.lengths[rows] == 0))
         if len(without):
             got = f"user {quoted(without)} has given queries only, no interactions"

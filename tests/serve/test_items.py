@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iisan.api import Recommender
 from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
 from iisan.recipes import recipe
@@ -16,6 +17,7 @@ from iisan.runs import additions as additions_module
 from iisan.runs.run import Run
 from iisan.serve import items as items_module
 from iisan.serve.items import add_items, remove_items
+from iisan.states.importing import column_source, import_states
 from iisan.states.store import StateStore
 from iisan.train.members import join
 from iisan.train.run import train
@@ -183,9 +185,10 @@ def test_a_change_that_is_interrupted_leaves_the_old_state(place, trained, catal
     def fail(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(additions_module, place, fail)
-        add_items(folder, first.with_columns(item_id=pl.lit("second")))
+        with pytest.raises(KeyboardInterrupt):
+            add_items(folder, first.with_columns(item_id=pl.lit("second")))
     assert Run.load(folder, with_additions=True).items["item_id"][-1] == "first"
     add_items(folder, first.with_columns(item_id=pl.lit("third")))
     run = Run.load(folder, with_additions=True)
@@ -237,3 +240,98 @@ def test_states_outside_the_fit_are_reported(trained, catalogue, monkeypatch):
     assert change.outside.keys() == {"text", "image"}
     assert all(0 <= share < 1e-3 for share in change.outside.values()), change.outside
     assert items_module.Change().outside is None
+
+
+def test_new_items_are_recommended_found_and_explained(trained, catalogue, iisan):
+    folder = trained("default")
+    new = catalogue.head(1).with_columns(item_id=pl.lit("new"))
+    recommender = Recommender.load(folder)
+    old = recommender.recommend(user="u1", k=30)
+    assert recommender.add_items(new).added == 1
+    assert recommender.recommend(history=["i7"], items_to_recommend=["new"])["item_id"].to_list() == ["new"]
+    assert recommender.recommend(history=["new"])["score"].is_finite().all()
+    # The others' scores are as before.
+    lists = recommender.recommend(user="u1", k=31).filter(pl.col("item_id") != "new")
+    assert lists["item_id"].to_list() == old["item_id"].to_list()
+    np.testing.assert_allclose(lists["score"], old["score"], rtol=1e-6, atol=1e-6)
+    similar = recommender.similar_items(["i0"], k=1, by="anchor")
+    assert (similar["similar_id"][0], similar["score"][0]) == ("new", pytest.approx(1))
+    assert recommender.explain("new", history=["i7", "i0"]).rank >= 1
+    # An update changes the text that is shown.
+    recommender.add_items(new.with_columns(text=pl.lit("blue lamp")))
+    shown = recommender.recommend(history=["i7"], items_to_recommend=["new"])
+    assert shown["text"].to_list() == ["blue lamp"]
+    assert recommender.remove_items(["new", "i3"]).removed == 2
+    assert not {"new", "i3"} & set(recommender.recommend(history=["i7"], k=31, filter_viewed=False)["item_id"])
+    assert "new" not in recommender.similar_items(["i0"], k=31, by="text")["similar_id"].to_list()
+    assert recommender.recommend(history=["new"])["score"].is_finite().all()
+    again = Recommender.load(folder)
+    assert again.recommend(user="u1", k=5).equals(recommender.recommend(user="u1", k=5))
+    # The metrics of the run are those of its own items.
+    code, printed, _ = iisan("evaluate", folder, "--no-baselines", "--json")
+    assert (code, json.loads(printed)["default"]["hr@10"]) == (0, again.metrics["hr@10"])
+
+
+def test_columns_of_new_items_are_conditions_and_limits(trained, catalogue, prepared, tmp_path):
+    dataset = Dataset.load(prepared.dataset)
+    branded = dataset.items.with_columns(brand=pl.lit("old"))
+    data = Dataset.from_frames(branded, dataset.interactions()).save(tmp_path / "data")
+    folder = trained("similarity", f"dataset={data.folder}")
+    recommender = Recommender.load(folder)
+    recommender.add_items(catalogue.head(2).with_columns(item_id="new " + pl.col("item_id"), brand=pl.lit("new")))
+    found = recommender.recommend(history=["i7"], where={"brand": "new"})
+    assert sorted(found["item_id"]) == ["new i0", "new i1"]
+    assert len(recommender.recommend(history=["i7"], max_per="brand")) == 2
+
+
+def test_newer_interactions_of_old_and_new_users_and_items(trained, catalogue, prepared, tmp_path):
+    folder = trained("similarity")
+    dataset = Dataset.load(prepared.dataset)
+    new = catalogue.head(1).with_columns(item_id=pl.lit("new"))
+    log = pl.DataFrame({"user_id": ["u1", "fresh", "fresh", "fresh"], "item_id": ["new", "i7", "new", "i8"]})
+    every = pl.concat([dataset.interactions().select("user_id", "item_id"), log])
+    items = pl.concat([new, catalogue[::-1]])
+    newer = Dataset.from_frames(items, every, min_length=1).save(tmp_path / "newer")
+    with pytest.warns(UserWarning, match=r"2 of \d+ interactions are left out.*iisan add-items"):
+        before = Recommender.load(folder, newer.folder).recommend(user="fresh")
+    by_hand = Recommender.load(folder).recommend(history=["i7", "i8"])
+    assert before["item_id"].to_list() == by_hand["item_id"].to_list()
+    Recommender.load(folder).add_items(new)
+    after = Recommender.load(folder, newer.folder).recommend(user="fresh")
+    assert after.equals(Recommender.load(folder).recommend(history=["i7", "new", "i8"]))
+    strange = Dataset.from_frames(
+        pl.DataFrame({"item_id": ["x", "y", "z"]}),
+        pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["x", "y", "z"]}),
+    ).save(tmp_path / "strange")
+    with pytest.raises(DataError, match="has none of the run's items"):
+        Recommender.load(folder, strange.folder).recommend(user="u")
+
+
+def test_the_command_line_adds_and_removes(trained, tmp_path, iisan):
+    folder, table = trained("default", "modalities=[text]"), tmp_path / "new.csv"
+    table.write_text("item_id,title\na1,red pump\ni2,blue pump\n")
+    code, printed, _ = iisan("add-items", folder, table)
+    assert (code, printed.strip()) == (0, "1 added, 1 updated")
+    code, printed, _ = iisan("add-items", folder, table, "--json")
+    assert (code, json.loads(printed)["updated"]) == (0, 2)
+    code, printed, _ = iisan("remove-items", folder, "a1")
+    assert (code, printed.strip()) == (0, "1 removed")
+    code, printed, _ = iisan("remove-items", folder, "a1")
+    assert (code, printed.strip()) == (0, "nothing to change")
+    table.write_text("item_id,title\n,red pump\n")
+    code, _, said = iisan("add-items", folder, table)
+    assert (code, "new.csv, line 2" in said) == (2, True)
+
+
+def test_imported_vectors_come_with_the_items(configured, prepared, tmp_path):
+    dataset, rng = Dataset.load(prepared.dataset), np.random.default_rng(0)
+    rows = dataset.items.select("item_id", v=pl.Series(rng.normal(size=(30, 4)).tolist()))
+    import_states(dataset, column_source(rows, "v", "rows"), "v", tmp_path / "states", dtype="fp32")
+    train(configured("default", f"states={tmp_path / 'states'}", "modalities=[v]"), tmp_path / "run")
+    again = rows.head(3).with_columns(item_id="new " + pl.col("item_id"))
+    assert add_items(tmp_path / "run", again).added == 3
+    run = Run.load(tmp_path / "run", with_additions=True)
+    for found in vectors(run).values():
+        assert torch.equal(found[30:], found[:3])
+    with pytest.raises(DataError, match=r"1 levels of 2.*1 of 4, as in training"):
+        add_items(tmp_path / "run", pl.DataFrame({"item_id": ["w"], "v": [[1.0, 2.0]]}))

@@ -4,18 +4,20 @@ import sys
 import warnings
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from iisan.data.assemble import index_interactions
-from iisan.data.dataset import index_of, quoted
+from iisan.data.dataset import Dataset, index_of, quoted
 from iisan.data.filters import to_sequences
 from iisan.data.frames import read_frame
 from iisan.data.problems import Problems
 from iisan.data.sequences import Index, Sequences
 from iisan.data.tables import Role, Table, numbered
 from iisan.errors import DataError
-from iisan.names import ITEM_ID, TIMESTAMP, USER_ID
+from iisan.names import ITEM_ID, PAD, TIMESTAMP, USER_ID
 
+_ROW = "__row__"
 _FRAME = "the frame of histories"
 _CURE = f"name the columns {USER_ID}, {ITEM_ID} and, for the order, {TIMESTAMP}"
 _ROLES = (
@@ -87,6 +89,31 @@ def read_histories(frame: Any, item_ids: pl.Series) -> tuple[pl.Series, Sequence
     _warn(table.frame[ITEM_ID].filter(~known), "the histories")
     user_ids, events, _ = index_interactions(Table(left, table.where), item_ids, problems)
     return user_ids, to_sequences(events, len(user_ids))
+
+
+def in_rows_of(item_ids: pl.Series, dataset: Dataset) -> Sequences:
+    """Return the interactions of a dataset in rows of a catalogue; those with other items are left out.
+
+    Warns of such interactions.
+
+    Raises:
+        DataError: No item of the dataset is known.
+    """
+    sequences, theirs = dataset.sequences, dataset.items[ITEM_ID]
+    if theirs.equals(item_ids[: len(theirs)]):
+        return sequences
+    rows = numbered(theirs.to_frame(), ITEM_ID, item_ids, _ROW)[_ROW].cast(pl.Int64).fill_null(PAD).to_numpy()
+    if (rows == PAD).all():
+        got = f"the dataset '{dataset.folder}' has none of the run's items (its first: {theirs[0]!r})"
+        raise DataError(got, "a dataset with items of the run", "name the run's own dataset, or a newer one")
+    items = rows[sequences.items]
+    known = items != PAD
+    if not known.all():
+        left = f"{(~known).sum():,} of {len(known):,} interactions are left out, as the run lacks their items"
+        warnings.warn(f"{left}: add these by `iisan add-items`", stacklevel=3)
+    offsets = np.concatenate([[0], np.cumsum(known)])[sequences.offsets]
+    timestamps = None if sequences.timestamps is None else sequences.timestamps[known]
+    return Sequences(offsets, items[known].astype(np.int32), timestamps)
 
 
 def in_the_form_of(given: Any, frame: pl.DataFrame) -> Any:

@@ -82,10 +82,23 @@ class Additions:
             place = self.folder / ADDITIONS / name
             segment = load_file(place / _VECTORS)
             weights = _grown(weights, segment, segment.pop(_ROWS))
-            changed = pl.read_parquet(place / _ITEMS, glob=False)
-            items = items.update(changed, on=ITEM_ID, how="left", include_nulls=True)
-            items = pl.concat([items, changed.join(items, on=ITEM_ID, how="anti", maintain_order="left")])
+            items = _with_rows(items, pl.read_parquet(place / _ITEMS, columns=items.columns, glob=False))
         return weights, items
+
+    def columns(self, items: pl.DataFrame) -> pl.DataFrame:
+        """Put further columns of added and updated items into a frame of all items."""
+        for name in self.segments:
+            changed = pl.read_parquet(self.folder / ADDITIONS / name / _ITEMS, glob=False)
+            known = [column for column in changed.columns if column in items.columns]
+            items = _with_rows(items, changed.select(known).cast({each: items.schema[each] for each in known}))
+        return items
+
+
+def _with_rows(items: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+    """Replace the rows of known items and append the others, by id."""
+    items = items.update(changed, on=ITEM_ID, how="left", include_nulls=True)
+    new = changed.join(items, on=ITEM_ID, how="anti", maintain_order="left")
+    return pl.concat([items, new], how="diagonal")
 
 
 def writing(run: Path) -> AbstractContextManager[object]:
@@ -102,7 +115,7 @@ def write_segment(run: Path, items: pl.DataFrame, rows: Tensor, tensors: Mapping
 
     Args:
         run: Run folder.
-        items: ``item_id`` and ``text``.
+        items: ``item_id``, ``text`` and further columns.
         rows: Rows of items that are replaced, or the next free ones.
         tensors: Tensors ``[n, …]`` under the names of a run's, and the rows of ``terms.neighbours``.
     """

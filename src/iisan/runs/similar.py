@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iisan.data.dataset import quoted
+from iisan.data.filters import Mask
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import whole_histories
 from iisan.errors import DataError, RunError
@@ -47,8 +48,8 @@ def item_vectors(run: Run, by: str) -> Tensor:
     raise RunError(f"the run in '{run.folder}' has no item vectors by '{by}'", known, f"ask for {known}")
 
 
-def similar_items(run: Run, rows: Index, k: int, by: str) -> tuple[Index, npt.NDArray[np.float32]]:
-    """List the ``k`` items most similar to each of the items ``rows [Q]``, itself not included.
+def similar_items(run: Run, rows: Index, k: int, by: str, allowed: Mask) -> tuple[Index, npt.NDArray[np.float32]]:
+    """List the ``k`` allowed items most similar to each of the items ``rows [Q]``, itself not included.
 
     Returns:
         Item indices ``[Q, k]``, best first, and their cosines; ``PAD`` and -inf where no item is left, and, with a
@@ -69,6 +70,6 @@ def similar_items(run: Run, rows: Index, k: int, by: str) -> tuple[Index, npt.ND
         warnings.warn(f"items without a vector by '{by}' are left out: {names}", stacklevel=3)
     alone = Sequences(np.arange(len(rows) + 1), rows.astype(np.int32))
     scorer = EmbeddingScorer(vectors, lambda histories: vectors[torch.from_numpy(histories[:, -1])], 1)
-    items, scores = top_k(scorer, whole_histories(alone, np.arange(len(rows))), k, "unseen", present)
+    items, scores = top_k(scorer, whole_histories(alone, np.arange(len(rows))), k, "unseen", present & allowed)
     items[missing], scores[missing] = PAD, -np.inf
     return items, scores

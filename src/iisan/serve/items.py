@@ -114,7 +114,8 @@ def add_items(
                 added, outside = _terms(run.anchoring, config, dataset, stores, rows)
                 tensors |= added
         state = Additions.read(folder)
-        name = write_segment(folder, dataset.items.select(ITEM_ID, TEXT), rows, tensors)
+        facts = dataset.items.drop(set(dataset.kinds) - {TEXT}, strict=False)
+        name = write_segment(folder, facts, rows, tensors)
         removed = state.removed - set(dataset.items[ITEM_ID])
         Additions(folder, (*state.segments, name), removed).write()
     count = int(new.sum())
