@@ -382,6 +382,40 @@ def test_a_folder_without_states_has_no_anchor(prepared, tmp_path, iisan):
     assert f"an anchor on none of the states in '{tmp_path / 'empty'}'; expected states of this dataset" in message
 
 
+def test_terms_that_were_damaged(finished, tmp_path):
+    shutil.copytree(finished("similarity").folder, tmp_path / "run")
+    model = tmp_path / "run" / "model.safetensors"
+    tensors = load_file(model)
+    beyond = {name: tensors[name] + 30 for name in ("terms.shares.indices", "terms.neighbours.indices")}
+    for name in tensors:
+        save_file({other: value for other, value in tensors.items() if other != name}, model)
+        with pytest.raises(RunError, match=f"is damaged .*{name}"):
+            Run.load(tmp_path / "run")
+    for name, indices in beyond.items():
+        save_file({**tensors, name: indices}, model)
+        with pytest.raises(RunError, match=r"is damaged \(.*ind(ex|ices).*\)"):
+            Run.load(tmp_path / "run")
+    save_file(tensors, model)
+    pl.read_parquet(tmp_path / "run" / "items.parquet").head(29).write_parquet(tmp_path / "run" / "items.parquet")
+    with pytest.raises(RunError, match=r"30 items in model.safetensors, 29 in items.parquet"):
+        Run.load(tmp_path / "run")
+
+
+def test_an_evaluation_on_changed_data_says_so(finished, prepared, tmp_path):
+    """With the last interaction of every user gone, targets are those that the weights were chosen on."""
+    dataset, run = Dataset.load(prepared.dataset), finished("similarity")
+    log = dataset.interactions()
+    last = pl.int_range(pl.len()).over("user_id") == pl.len().over("user_id") - 1
+    changed = Dataset.from_frames(dataset.items, log.filter(~last)).save(tmp_path / "changed")
+    remark = "test of another version of the dataset than the run was trained on, full ranking"
+    config = run.config.model_copy(update={"dataset": changed.folder})
+    assert remark in assess(run, config, with_baselines=False)["similarity"].protocol
+    moved = {"dataset": changed.folder}
+    (found,) = decline(run.folder, "text", [0.5], "remove", moved=moved).evaluations
+    assert remark in found.protocol
+    assert "version" not in assess(run, run.config, with_baselines=False)["similarity"].protocol
+
+
 def test_a_run_without_training_starts_nothing(finished, tmp_path, iisan):
     message = failed(iisan, tmp_path / "run", "--from", finished("similarity").folder)
     assert "has no trained weights; expected a trained run to start from: train the recipe" in message
