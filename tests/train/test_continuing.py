@@ -1,13 +1,14 @@
 """Runs that start from another run's weights: what is taken over, what is refused, what is said about it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from iisan.api import Recommender
 from iisan.data.dataset import Dataset
@@ -132,6 +133,16 @@ def test_no_weight_is_left_behind(earlier):
     run = earlier()
     with pytest.raises(RunError, match=r"has a parameter 'items\.towers\.\w+\.gates', which the network lacks"):
         start_from(run, build(run.config.override(["items.gated=false"])))
+
+
+def test_no_weight_is_made_up(earlier, tmp_path):
+    run, lost = earlier(), "items.fusion.linear.bias"
+    shutil.copytree(run.folder, tmp_path / "run")
+    weights = load_file(run.folder / "model.safetensors")
+    del weights[lost]
+    save_file(weights, tmp_path / "run" / "model.safetensors")
+    with pytest.raises(RunError, match=f"lacks the parameter '{lost}' of the network"):
+        start_from(Run.load(tmp_path / "run"), build(run.config))
 
 
 def test_lists_are_compared_by_hand(earlier, grown):

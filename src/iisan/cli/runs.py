@@ -84,13 +84,16 @@ def _print_test(which: str, result: dict[str, Any], out: Path) -> None:
 def join(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Finished anchored runs.")],
     out: Out,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
     as_json: Json = False,
 ) -> None:
     """Join runs, such as seeds or recipes, into one that adds up their scores, weighted on validation."""
     from iisan.runs.run import Run
     from iisan.train.members import join as join_runs
 
-    result = join_runs([Run.load(run) for run in runs], out, say=say_to(as_json))
+    moved = given(dataset=dataset, states=states)
+    result = join_runs([Run.load(run) for run in runs], out, say=say_to(as_json), moved=moved)
     if as_json:
         print_json(result)
         return

@@ -123,6 +123,10 @@ class Run:
             return learned
         return self.anchoring.of_states(source).beside([] if learned is None else [learned], self._weights)
 
+    def trained_on(self, dataset: Dataset) -> bool:
+        """Whether the run was trained on exactly this content of a dataset."""
+        return self.result["data"] in (dataset.content_hash, dataset.manifest.get("previous_hash"))
+
     def check_items(self, dataset: Dataset) -> None:
         """Check that a dataset has the items of the training in the same order, as rows identify them.
 
@@ -172,8 +176,11 @@ class Run:
                 scorer: Scorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
             else:
                 (scorer,) = members
+            if scorer.num_items != len(items):
+                raise ValueError(f"{scorer.num_items:,} items in {MODEL}, {len(items):,} in {ITEMS}")
         except (OSError, SafetensorError, pl.exceptions.PolarsError, *_DAMAGE) as error:
-            raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
+            fault = " ".join(str(error).split())  # PyTorch lists absent tensors in several lines.
+            raise RunError(f"the run in '{folder}' is damaged ({fault})", "a whole run folder", cure) from None
         return cls(folder, config, result, items, scorer, members, anchoring, num_trained, additions.removed)
 
 
