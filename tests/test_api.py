@@ -46,11 +46,11 @@ def test_recommendation_and_evaluation_use_the_same_scores(recommender):
 
 def test_a_list_is_ranked_and_holds_nothing_of_the_history(recommender):
     found = recommender.recommend(history=["i0", "i1", "i2"], k=7)
-    assert found.columns == ["rank", "item_id", "score", "text"]
+    assert found.columns == ["item_id", "score", "rank", "text"]
     assert found["rank"].to_list() == [1, 2, 3, 4, 5, 6, 7]
     assert found["score"].is_sorted(descending=True)
     assert not set(found["item_id"]) & {"i0", "i1", "i2"}
-    again = recommender.recommend(history=["i0", "i1", "i2"], k=30, include_seen=True)
+    again = recommender.recommend(history=["i0", "i1", "i2"], k=30, filter_viewed=False)
     assert set(again["item_id"]) == {f"i{n}" for n in range(30)}
 
 
@@ -64,7 +64,7 @@ def test_a_known_users_history_is_everything_that_user_took(recommender):
 
 def test_all_users_get_the_lists_that_each_gets_alone(recommender):
     lists = recommender.recommend_all(k=4)
-    assert lists.columns == ["user_id", "rank", "item_id", "score", "text"]
+    assert lists.columns == ["user_id", "item_id", "score", "rank"]
     assert set(lists["user_id"]) == set(recommender.dataset.user_ids)
     for user in ("u0", "u31"):
         alone = recommender.recommend(user=user, k=4)
@@ -84,12 +84,17 @@ def test_saved_and_loaded_it_recommends_the_same(recommender, tmp_path):
 @pytest.mark.parametrize(
     ("question", "sentence"),
     [
-        ({"history": ["i0", "i99"]}, "i99"),
-        ({"history": []}, "the history is empty"),
-        ({"history": "i1"}, "is a string"),
-        ({"user": "nobody"}, "nobody"),
-        ({}, "neither or both"),
-        ({"user": "u1", "history": ["i1"]}, "neither or both"),
+        ({"history": ["i99", "i98"]}, "unknown item 'i99', 'i98'; .*did you mean"),
+        ({"history": []}, "history is empty"),
+        ({"history": "i1"}, "history='i1' is of type str; expected a sequence of item ids"),
+        ({"history": 7}, "history=7 is of type int"),
+        ({"user": "nobody"}, "unknown user 'nobody'"),
+        ({"users": "u1"}, "users='u1' is of type str"),
+        ({"users": []}, "users is empty"),
+        ({"users": ["u1", "nobody"]}, "unknown user 'nobody'"),
+        ({"histories": [["i1"]]}, "histories is of type list; expected a polars or pandas DataFrame"),
+        ({}, "none or several of users, histories, user, history"),
+        ({"user": "u1", "history": ["i1"]}, "none or several"),
     ],
 )
 def test_a_question_that_cannot_be_answered(recommender, question, sentence):
@@ -133,7 +138,7 @@ def test_states_may_stand_in_the_configuration(prepared, tmp_path):
 
 
 def test_a_list_is_no_longer_than_the_catalogue(recommender):
-    assert len(recommender.recommend(history=["i3"], k=10**11, include_seen=True)) == 30
+    assert len(recommender.recommend(history=["i3"], k=10**11, filter_viewed=False)) == 30
 
 
 def test_a_dataset_whose_saving_was_killed_is_saved_again(tmp_path):

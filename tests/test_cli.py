@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import polars as pl
 import pytest
@@ -98,13 +99,61 @@ def test_recommend_for_people(iisan, run_folder):
     code, out, _ = iisan("recommend", run_folder, "--user", "u3")
     assert code == 0
     assert "next for user u3" in out
+    code, out, _ = iisan("similar", run_folder, "--item", "i3", "--item", "i7", "-k", "2")
+    assert code == 0
+    assert [name in out for name in ("similar to i3 by model", "similar to i7 by model")] == [True, True]
+
+
+def test_filters_and_a_note(iisan, run_folder, tmp_path):
+    rules = [
+        "--where",
+        "item_id=i3",
+        "--where",
+        "item_id = i4",
+        "--max-per",
+        "text=2",
+        "--near-duplicates",
+        "0.99",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, out, error = iisan("recommend", run_folder, "--history", "i1,i77", *rules, "--json")
+    assert (code, error) == (0, "warning: unknown items are left out of history: 'i77'\n")
+    assert {row["item_id"] for row in json.loads(out)} == {"i3", "i4"}
+    assert {*json.loads(out)[0]} == {"item_id", "score", "rank", "text"}
+    code, _, error = iisan("recommend", run_folder, "--all-users", *rules, "--out", tmp_path / "lists.csv")
+    assert code == 0, error
+    lists = pl.read_csv(tmp_path / "lists.csv")
+    assert lists.columns == ["user_id", "item_id", "score", "rank"]
+    assert set(lists["item_id"]) == {"i3", "i4"}
+
+
+def test_similar_items(iisan, run_folder):
+    code, out, _ = iisan("similar", run_folder, "--item", "i1", "--by", "text", "--k", "3", "--json")
+    found = json.loads(out)
+    assert (code, [row["rank"] for row in found]) == (0, [1, 2, 3])
+    assert {*found[0]} == {"item_id", "similar_id", "score", "rank"}
+    for arguments, sentence in (
+        (["--item", "i99"], "unknown item 'i99'"),
+        (["--item", "i3", "--by", "text"], "item 'i3' has no vector by 'text'"),
+        (["--item", "i1", "--by", "sound"], "no item vectors by 'sound'"),
+    ):
+        code, out, error = iisan("similar", run_folder, *arguments)
+        assert (code, out) == (2, "")
+        assert sentence in error
+        assert is_one_sentence(error)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--history", "i1,i77"], "i77"),
-        (["--history", " , "], "the history is empty"),
+        (["--history", "i76,i77"], "i77"),
+        (["--history", " , "], "history is empty"),
+        (["--user", "u3", "--where", "colour=red"], "the items have no column 'colour'"),
+        (["--user", "u3", "--where", "text=nothing"], "no item has text = 'nothing'"),
+        (["--user", "u3", "--max-per", "text=x"], "--max-per 'text=x'"),
+        (["--user", "u3", "--max-per", "text=0"], "at most 0 items of a value"),
+        (["--user", "u3", "--near-duplicates", "1"], "above a cosine of 1.0"),
         (["--user", "nobody"], "nobody"),
         ([], "exactly one of --user, --history and --all-users"),
         (["--all-users"], "add --out FILE.parquet"),
@@ -184,7 +233,8 @@ def test_a_full_disk_is_one_sentence(iisan, run_folder, tmp_path, monkeypatch):
 
 def test_help_of_every_command(iisan):
     _, out, _ = iisan("--help")
-    for command in ("demo", "prepare", "describe", "caption", "cache", "train", "evaluate", "recommend"):
+    commands = ("demo", "prepare", "describe", "caption", "cache", "train", "evaluate", "recommend", "explain")
+    for command in commands:
         assert command in out
         code, text, _ = iisan(command, "--help")
         assert code == 0

@@ -36,6 +36,7 @@ from iisan.recipes import RECIPES, load_config, paper, recipe, reference
         ("modalities=[]", "'table' learns from ids alone"),
         ("sequence.num_heads=3", "no multiple of sequence.num_heads"),
         ("text.levels=[]", r"'text.levels' has the value \[\]"),
+        ("optimizer.learning_rate=.nan", "has the value nan; expected a finite number: change that value"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_cure(override, sentence):
@@ -81,6 +82,23 @@ def test_a_bad_file_is_explained(text, sentence, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
+        load_config(path)
+
+
+def test_a_recipe_is_not_an_override(tmp_path):
+    """It would only rename a run; names of one's own are."""
+    path = tmp_path / "config.yaml"
+    path.write_text(recipe("default").to_yaml())
+    for source in ("default", path):
+        with pytest.raises(ConfigError, match=r"recipe=frozen, which is only a name.*: name 'frozen' as CONFIG"):
+            load_config(source, ["recipe=frozen"])
+        assert load_config(source, ["recipe=mine"]).recipe == "mine"
+
+
+def test_the_configuration_of_a_joined_run_trains_nothing(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(recipe("default").model_copy(update={"recipe": "default + ids"}).to_yaml())
+    with pytest.raises(ConfigError, match=r"is that of a joined run.*: join its members again"):
         load_config(path)
 
 

@@ -76,15 +76,21 @@ def test_your_own_data_and_the_cookbook(follow):
     item_id, user_id = (pl.col(name).str.slice(1).cast(pl.Int64) for name in ("item_id", "user_id"))
     items, purchases = pl.read_csv("items.csv"), pl.read_csv("interactions.csv")
     sku = pl.format("SKU-{}", item_id).alias("item_id")
-    items.with_columns(sku, description="title").write_csv("items.csv")
+    number = pl.int_range(pl.len())
+    brand = pl.when(number % 3 == 0).then(pl.lit("Acme")).when(number % 3 == 1).then(pl.lit("Apex"))
+    columns = {"description": "title", "brand": brand, "in_stock": number % 4 > 0}
+    items.with_columns(sku, **columns).write_csv("items.csv")
     purchases.with_columns(sku, user_id + 4700).write_csv("purchases.csv")
 
     queries = "user_id,history,target\n4711,SKU-1 SKU-2,SKU-3\n4711,SKU-1,SKU-7\nelse,SKU-5,SKU-6\n"
     for name in ("valid", "test", "january"):
         Path(f"{name}.csv").write_text(queries)
 
+    Path("new.csv").write_text("item_id,title,image,brand\nNEW-1,a red lamp,photos/SKU-5.png,Acme\n")
+
     follow("your-own-data.md")
     assert pl.read_parquet("recommendations.parquet")["user_id"].n_unique() == 80
     session = follow("cookbook.md")
     assert pl.read_parquet("ranks.parquet").height == 80
-    assert session["embeddings"].shape == (100, 128)
+    # That of the item that was added, too.
+    assert session["embeddings"].shape == (101, 128)

@@ -33,6 +33,7 @@ ORDER = [
         "evaluate",
         "runs",
         "train",
+        "serve",
         "efficiency",
         "api",
         "demo",

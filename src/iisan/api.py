@@ -1,25 +1,34 @@
-"""The Python interface: fit, recommend, save, load."""
+"""The Python interface: fit, recommend, find similar items, save, load."""
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from iisan.config import Config
-from iisan.data.dataset import Dataset, index_of
+from iisan.config import Config, Policy
+from iisan.data.conditions import allowed_items, matching
+from iisan.data.dataset import Dataset, index_of, quoted
+from iisan.data.filters import Mask
+from iisan.data.histories import ids_of, in_rows_of, in_the_form_of, known_rows, read_histories
 from iisan.data.sequences import Index, Sequences
-from iisan.data.splits import Queries
+from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError, RunError
-from iisan.evaluate.ranks import top_k
+from iisan.evaluate.diversity import Distance, diverse_top_k, limits_per
+from iisan.evaluate.ranks import check_length
 from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
+from iisan.runs.additions import Additions
+from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
+from iisan.runs.similar import ANCHOR, item_vectors, similar_items
+from iisan.serve.items import Change, add_items, remove_items
 from iisan.states.configured import open_dataset
 from iisan.train.run import train
 
@@ -85,7 +94,7 @@ class Recommender:
         Raises:
             RunError: The run does not exist, is unfinished or damaged.
         """
-        run = Run.load(folder)
+        run = Run.load(folder, with_additions=True)
         if dataset is not None:
             run = replace(run, config=run.config.model_copy(update={"dataset": Path(dataset)}))
         return cls(run)
@@ -110,14 +119,25 @@ class Recommender:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The dataset of the run, needed for known users only.
+        """The dataset of the run, or newer interactions of old and new users: for histories and columns of items.
 
         Raises:
-            DataError: The dataset has moved, or has other items now.
+            DataError: The dataset has moved.
         """
-        dataset = open_dataset(self.run.config)
-        self.run.check_items(dataset)
-        return dataset
+        return open_dataset(self.run.config)
+
+    @cached_property
+    def _sequences(self) -> Sequences:
+        """The interactions of the dataset in rows of the run's items; those with other items are left out."""
+        return in_rows_of(self.run.items[ITEM_ID], self.dataset)
+
+    @cached_property
+    def _catalogue(self) -> pl.DataFrame:
+        """Columns of the run's items, in their order: those of the dataset, and of items that were added."""
+        ids, items = self.run.items.select(ITEM_ID), self.dataset.items
+        return Additions.read(self.run.folder).columns(
+            ids.join(items, on=ITEM_ID, how="left", maintain_order="left")
+        )
 
     @property
     def item_embeddings(self) -> np.ndarray[Any, Any]:
@@ -131,63 +151,199 @@ class Recommender:
     def recommend(
         self,
         *,
+        users: Iterable[Any] | None = None,
+        histories: Any = None,
         user: str | None = None,
-        history: Sequence[str] | None = None,
+        history: Iterable[Any] | None = None,
         k: int = 10,
-        include_seen: bool = False,
-    ) -> pl.DataFrame:
-        """Recommend the ``k`` best next items for one user or one history.
+        filter_viewed: bool = True,
+        items_to_recommend: Iterable[Any] | None = None,
+        items_to_exclude: Iterable[Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+        max_per: str | Mapping[str, int] | None = None,
+        near_duplicates: float | None = None,
+    ) -> pl.DataFrame | Any:
+        """Recommend the ``k`` best next items for users of the dataset or for any histories.
+
+        One of the first four arguments is given. Items that the run does not know are left out with a warning.
 
         Args:
-            user: User of the dataset, whose history is all interactions.
-            history: Item ids, oldest first, instead of a user.
-            k: Number of items.
-            include_seen: Whether items of the history may be recommended again.
+            users: Users of the dataset, whose histories are all their interactions.
+            histories: polars or pandas DataFrame with one row per interaction of any users: ``user_id``,
+                ``item_id`` and, to order them by, ``timestamp`` or ``datetime``; without it, rows are in order.
+            user: One user of the dataset.
+            history: Item ids of one history, oldest first.
+            k: Number of items per list; a list is shorter where fewer are left.
+            filter_viewed: Whether items of the history are left out.
+            items_to_recommend: Ids of the items that may be recommended; defaults to all.
+            items_to_exclude: Ids of items that may not be recommended.
+            where: Conditions on columns of the dataset's items, all of which must hold: column -> value, or a list
+                of values of which one is enough.
+            max_per: Column of the dataset's items, each of whose values may occur once in a list, or column ->
+                number of times. Items without a value are not limited.
+            near_duplicates: Cosine of anchors, of all modalities side by side, above which an item is left out
+                because of one higher in the list.
 
         Returns:
-            Table of ``rank`` from 1, ``item_id``, ``score`` (as the run ranks by it), ``text``.
+            ``user_id``, ``item_id``, ``score`` (as the run ranks by it) and ``rank`` from 1; a pandas DataFrame if
+            ``users`` or ``histories`` are of pandas. For one user or history: ``item_id``, ``score``, ``rank``,
+            ``text``.
 
         Raises:
-            DataError: Unknown user or item, an empty history or a string, or neither or both arguments.
+            ConfigError: ``k``, ``max_per`` or ``near_duplicates`` is out of range.
+            DataError: An unknown user, a history without a known item, a string in place of a sequence, an unknown
+                column or value, or filters that leave nothing.
+            RunError: ``near_duplicates`` for a run without an anchor.
+        """
+        given = {"users": users, "histories": histories, "user": user, "history": history}
+        if sum(value is not None for value in given.values()) != 1:
+            got = f"none or several of {', '.join(given)} are given"
+            raise DataError(got, "one of them", "pass users=[…], histories=FRAME, user=… or history=[…]")
+        check_length(k)
+        names, queries = self._queries(**given)
+        allowed = allowed_items(self.run.items[ITEM_ID], items_to_recommend, items_to_exclude) & self._offered
+        if where is not None:
+            allowed &= matching(self._catalogue, where)
+        limits = [] if max_per is None else limits_per(self._catalogue, max_per)
+        distance = None
+        if near_duplicates is not None:
+            distance = Distance(self._anchors, near_duplicates)
+        policy: Policy = "unseen" if filter_viewed else "all"
+        k = min(k, len(allowed))
+        found = diverse_top_k(self.run.scorer, queries, k, policy, allowed, limits=limits, distance=distance)
+        lists = self._table(names, ITEM_ID, *found)
+        if lists.is_empty():
+            got = f"history and filters leave none of the {len(allowed):,} items"
+            raise DataError(got, "at least one to recommend", "relax the filters")
+        if users is None and histories is None:
+            texts = self.run.items.select(ITEM_ID, TEXT)
+            return lists.drop(USER_ID).join(texts, on=ITEM_ID, how="left", maintain_order="left")
+        return in_the_form_of(histories if users is None else users, lists)
+
+    def add_items(self, items: Any, images: Path | str | None = None) -> Change:
+        """Add items to the run, or update those that it has, without training.
+
+        Args:
+            items: polars or pandas DataFrame, or a file: ``item_id``, ``text``, ``image`` and further columns.
+            images: Folder of the images and other media.
+
+        Raises:
+            IisanError: See :func:`iisan.serve.items.add_items`.
+        """
+        change = add_items(self.run.folder, items, images=None if images is None else Path(images))
+        self._reopen()
+        return change
+
+    def remove_items(self, ids: Iterable[Any]) -> Change:
+        """Remove items from all lists; in histories they still count.
+
+        Raises:
+            DataError: An unknown item.
+        """
+        change = remove_items(self.run.folder, ids_of(ids, "ids", "item"))
+        self._reopen()
+        return change
+
+    def _reopen(self) -> None:
+        """Read the run's folder again, and forget what was computed from its items."""
+        config, folder = self.run.config, self.run.folder
+        self.__dict__.clear()
+        self.run = replace(Run.load(folder, with_additions=True), config=config)
+
+    def explain(self, item: str, *, user: str | None = None, history: Iterable[Any] | None = None) -> Explanation:
+        """Explain the score of any item for one user or one history, given as in ``recommend``.
+
+        Raises:
+            DataError: Unknown user or item, an empty history or a string, or neither or both of user and history.
         """
         if (user is None) == (history is None):
-            raise DataError(
-                "neither or both of user and history are given", "one of them", "pass user=… or history=[…]"
-            )
-        if isinstance(history, str):
-            raise DataError(f"the history '{history}' is a string", "a sequence of item ids", "pass history=[…]")
-        if history is None:
-            sequences, users = self.dataset.sequences, np.array([self.dataset.user_index(str(user))])
-            if not sequences.lengths[users[0]]:
-                got = f"the user '{user}' has given queries only, no interactions"
-                raise DataError(got, "a user with a history", "pass history=[…] (--history)")
-        elif len(history):
-            items = index_of(self.run.items[ITEM_ID], history, "item").astype(np.int32)
-            sequences, users = Sequences(np.array([0, len(items)]), items), np.array([0])
-        else:
-            raise DataError("the history is empty", "one item or more", "name at least one item")
-        return self._lists(sequences, users, k, include_seen).drop("query")
+            got = "neither or both of user and history are given"
+            raise DataError(got, "one of them", "pass user=… or history=[…]")
+        _, query = self._queries(None, None, user, history)
+        past = query.sequences.items[query.starts[0] : query.ends[0]].astype(np.int64)
+        row = index_of(self.run.items[ITEM_ID], [item], "item")[0]
+        return explain(self.run, past, int(row))
 
-    def recommend_all(self, k: int = 10, include_seen: bool = False) -> pl.DataFrame:
-        """Recommend the ``k`` best next items for every user of the dataset.
+    def recommend_all(self, k: int = 10, **options: Any) -> pl.DataFrame:
+        """Recommend the ``k`` best next items for every user of the dataset with interactions.
+
+        Args:
+            k: Number of items per list.
+            options: Further arguments of ``recommend``.
 
         Returns:
-            Table of ``user_id``, ``rank`` from 1, ``item_id``, ``score``, ``text``.
+            ``user_id``, ``item_id``, ``score``, ``rank``.
         """
-        users = np.flatnonzero(self.dataset.sequences.lengths > 0)
-        lists = self._lists(self.dataset.sequences, users, k, include_seen)
-        names = self.dataset.user_ids.gather(users).gather(lists["query"])
-        return lists.drop("query").insert_column(0, names.alias(USER_ID))
+        users = self.dataset.user_ids.filter(pl.Series(self._sequences.lengths > 0))
+        return self.recommend(users=users, k=k, **options)
 
-    def _lists(self, sequences: Sequences, users: Index, k: int, include_seen: bool) -> pl.DataFrame:
-        starts, ends = sequences.offsets[users], sequences.offsets[users + 1]
-        queries = Queries(sequences, users, starts, ends, np.full(len(users), PAD))
-        k = min(k, self.run.scorer.num_items)
-        items, scores = top_k(self.run.scorer, queries, k, "all" if include_seen else "unseen")
-        found = items != PAD
-        query, position = np.nonzero(found)
-        lists = self.run.items[items[found]].with_columns(query=query, rank=position + 1, score=scores[found])
-        return lists.select("query", "rank", ITEM_ID, "score", TEXT)
+    def similar_items(self, ids: Iterable[Any], k: int = 10, by: str = "model") -> pl.DataFrame | Any:
+        """List the ``k`` items most similar to each of some items.
+
+        Items without the modality, or that training never reached, are left out with a warning.
+
+        Args:
+            ids: Item ids.
+            k: Number of similar items per item.
+            by: What the cosine is taken of: ``model`` for learned embeddings, ``anchor`` for the anchors of all
+                modalities side by side, or the name of a modality, such as ``text``, for its anchors.
+
+        Returns:
+            ``item_id``, ``similar_id``, ``score`` (the cosine) and ``rank`` from 1; a pandas DataFrame if ``ids``
+            are of pandas.
+
+        Raises:
+            ConfigError: ``k`` is out of range.
+            DataError: No or unknown items, a string in place of a sequence, or only items that are left out.
+            RunError: The run has no such embeddings or anchors.
+        """
+        check_length(k)
+        item_ids = self.run.items[ITEM_ID]
+        wanted = pl.Series(ids_of(ids, "ids", "item"), dtype=pl.String).unique(maintain_order=True)
+        rows = index_of(item_ids, wanted.to_list(), "item")
+        found = similar_items(self.run, rows, min(k, len(item_ids)), by, self._offered)
+        return in_the_form_of(ids, self._table(wanted.alias(ITEM_ID), "similar_id", *found))
+
+    @cached_property
+    def _offered(self) -> Mask:
+        """Mask ``[N]`` of the items that were not removed."""
+        return ~self.run.items[ITEM_ID].is_in(list(self.run.removed)).to_numpy()
+
+    @cached_property
+    def _anchors(self) -> npt.NDArray[np.float32]:
+        return item_vectors(self.run, ANCHOR).cpu().numpy()
+
+    def _queries(
+        self, users: Iterable[Any] | None, histories: Any, user: str | None, history: Iterable[Any] | None
+    ) -> tuple[pl.Series, Queries]:
+        """Ids and histories of what is given; a single history has no id."""
+        item_ids = self.run.items[ITEM_ID]
+        if histories is not None:
+            names, sequences = read_histories(histories, item_ids)
+            return names, whole_histories(sequences, np.arange(len(names)))
+        if history is not None:
+            rows = known_rows(item_ids, history, "history")
+            alone = Sequences(np.array([0, len(rows)]), rows.astype(np.int32))
+            return pl.Series(USER_ID, [None], dtype=pl.String), whole_histories(alone, np.array([0]))
+        wanted = [str(user)] if users is None else ids_of(users, "users", "user")
+        names = pl.Series(USER_ID, wanted, dtype=pl.String).unique(maintain_order=True)
+        rows, sequences = index_of(self.dataset.user_ids, names.to_list(), "user"), self._sequences
+        without = names.filter(pl.Series(sequences.lengths[rows] == 0))
+        if len(without):
+            got = f"user {quoted(without)} has given queries only, no interactions"
+            raise DataError(got, "users with a history", "pass history=[…] (--history)")
+        return names, whole_histories(sequences, rows)
+
+    def _table(self, names: pl.Series, column: str, items: Index, scores: npt.NDArray[np.float32]) -> pl.DataFrame:
+        """Table of lists ``[Q, k]``, one for each of the ``names [Q]``, with the ids of the items in a column."""
+        query, position = np.nonzero(items != PAD)
+        columns = {
+            names.name: names.gather(query),
+            column: self.run.items[ITEM_ID].gather(items[query, position]),
+            "score": scores[query, position],
+            "rank": position + 1,
+        }
+        return pl.DataFrame(columns)
 
 
 def _saved(dataset: Dataset, folder: Path) -> Dataset:

@@ -42,7 +42,7 @@ Policy = Literal["unseen", "all", "exclude-all"]
 class Section(BaseModel):
     """An immutable group of settings; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class StatesConfig(Section):
@@ -386,6 +386,8 @@ class Config(Section):
                 yield "no tower is left: items.intra is off and there is no inter tower"
         if items.kind == "none" and not self.anchor.enabled:
             yield "items.kind 'none' with anchor 'false': nothing is left that scores items"
+        if self.recipe == "similarity" and items.kind != "none":
+            yield f"items.kind '{items.kind}' with recipe 'similarity', which trains nothing: take another recipe"
         if self.source == "cached" and tuning.method != "none":
             yield (
                 f"tuning.method '{tuning.method}' with source 'cached': stored states cannot be trained; set "
@@ -484,8 +486,11 @@ def _explained(error: ErrorDetails) -> ConfigError:
         message = error["msg"].removeprefix("Value error, ")
         return ConfigError(message, "settings that fit together", "change one of them")
     new = new_value(key, value)
+    expected = error["msg"].removeprefix("Input should be ")
+    if error["type"] == "model_type":
+        expected = "true, false, or keys and values" if key == "anchor" else "keys and values"
     return ConfigError(
         f"configuration key '{key}' has the value {value!r}",
-        "keys and values" if error["type"] == "model_type" else error["msg"].removeprefix("Input should be "),
-        "change that value" if new == value else f"it is now {new!r}",
+        expected,
+        "change that value" if new is value else f"it is now {new!r}",
     )

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from iisan.evaluate.evaluation import Evaluation
     from iisan.experiments.robustness import Decline
     from iisan.runs.compare import Comparisons, Measured
+    from iisan.runs.explain import Explanation
     from iisan.states.store import StateStore
 
 
@@ -53,6 +54,43 @@ def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None
     """Print a list of recommended items."""
     cells = [[row["rank"], row["item_id"], f"{row['score']:.3f}", (row["text"] or "")[:80]] for row in rows]
     print_table(title, ["rank#", "item", "score#", "title"], cells)
+
+
+def print_explanation(whose: str, found: "Explanation") -> None:
+    """Print where the score of an item comes from: its terms, and the items of the history."""
+    from iisan.evaluate.evaluation import POLICIES
+
+    print(f"{found.item_id} {whose}: {(found.text or '')[:80]}".rstrip(": "))
+    if found.rank is None:
+        print(f"not ranked: it is in the history, which the policy {found.policy} excludes")
+    else:
+        tied = f", tied with {found.tied:,} more" if found.tied else ""
+        print(f"rank {found.rank:,}{tied}; full ranking of {found.num_items:,} items, {POLICIES[found.policy]}")
+    print()
+    total = sum(map(abs, found.terms.values())) or 1.0
+    names = {} if "member 2" in found.terms else {"member 1": "learned part"}
+    rows = [[names.get(name, name), f"{part:z.3f}", f"{part / total:z.0%}"] for name, part in found.terms.items()]
+    print_table("Terms of the score", ["", "score#", "share#"], [*rows, ["sum", f"{found.score:z.3f}", ""]])
+    print("share: of the sum of the terms without their signs")
+    print()
+    learned, modalities = "member 1" in found.terms, list(found.history[0].anchor)
+    effects, cosines = [], []
+    for each in found.history:
+        title = (each.text or "")[:40]
+        change = "–" if each.change is None else f"{each.change:+z.3f}"
+        effects.append([each.item_id, *(f"{part:z.3f}" for part in each.anchor.values()), change, title])
+        similar = [*each.similarity.values(), *([each.model_similarity] if learned else [])]
+        cosines.append([each.item_id, *("–" if one is None else f"{one:z.2f}" for one in similar), title])
+    count = len(found.history)
+    past = "history" if count == found.interactions else f"last {count} of {found.interactions:,} items"
+    heads = ["item", *(f"via {name}#" for name in modalities), "without it#", "title"]
+    print_table(f"Effect of the {past}, oldest first", heads, effects)
+    if modalities:
+        print("via: its part of the anchor's term, to which these add up")
+    print("without it: change of the score if it is taken out; these do not add up")
+    print()
+    heads = ["item", *(f"{name}#" for name in modalities), *(["model#"] if learned else []), "title"]
+    print_table(f"Similarity to {found.item_id} (cosine)", heads, cosines)
 
 
 def print_stores(title: object, stores: Mapping[str, "StateStore"]) -> None:

@@ -21,6 +21,8 @@ from iisan.errors import ConfigError
 from iisan.nested import flatten, merge, read_yaml
 
 Method = Literal["full", "bias", "lora", "adapter"]
+#: Separator of the members' recipes in the name of a joined run.
+JOINT = " + "
 
 
 def default() -> Config:
@@ -171,10 +173,10 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     file with all sections, such as the ``config.yaml`` of a run, is complete.
 
     Raises:
-        ConfigError: An unknown recipe, file or key, or an invalid value.
+        ConfigError: An unknown recipe, file or key, an invalid value, or the configuration of a joined run.
     """
     if str(source) in RECIPES:
-        return recipe(str(source)).override(overrides)
+        return _overridden(recipe(str(source)), overrides)
     path = Path(source)
     if not path.exists() and path.suffix not in {".yaml", ".yml"}:
         expected = f"one of {', '.join(RECIPES)}, or the path of a YAML file"
@@ -182,6 +184,17 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = read_yaml(path)
     # Complete configurations of version 0.1 have no anchor.
     if values.keys() >= Config.model_fields.keys() - {"anchor"}:
-        return parse(values).override(overrides)
+        if JOINT in str(values["recipe"]):
+            got, cure = f"'{path}' is that of a joined run", "join its members again with `iisan join`"
+            raise ConfigError(got, "the configuration of a single trained run", cure)
+        return _overridden(parse(values), overrides)
     base = recipe(str(values.get("recipe", "default"))).model_dump(mode="json")
-    return parse(merge(base, flatten(values))).override(overrides)
+    return _overridden(parse(merge(base, flatten(values))), overrides)
+
+
+def _overridden(config: Config, overrides: Iterable[str]) -> Config:
+    changed = config.override(overrides)
+    if changed.recipe != config.recipe and changed.recipe in RECIPES:
+        got = f"the recipe '{config.recipe}' with the override recipe={changed.recipe}, which is only a name"
+        raise ConfigError(got, "settings of one recipe", f"name '{changed.recipe}' as CONFIG instead")
+    return changed

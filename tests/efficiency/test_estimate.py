@@ -8,7 +8,7 @@ import transformers
 
 from iisan.data.dataset import Dataset
 from iisan.efficiency.counting import Meter
-from iisan.efficiency.estimate import estimate, store_bytes
+from iisan.efficiency.estimate import estimate, plan, store_bytes
 from iisan.efficiency.hardware import Hardware
 from iisan.efficiency.models import Blueprint
 from iisan.efficiency.workload import DataShape
@@ -95,6 +95,15 @@ def test_counts_of_methods_are_those_of_the_built_model(name, changes, prepared)
 def test_a_recipe_that_trains_nothing_has_no_estimate():
     with pytest.raises(ConfigError, match="which has no network; expected a recipe that trains"):
         predicted_for("similarity")
+
+
+def test_a_recipe_that_trains_nothing_is_named_before_anything_is_measured(prepared, monkeypatch):
+    monkeypatch.setattr(Hardware, "measure", lambda *_: pytest.fail("the machine was measured"))
+    for models in ({}, {"text": str(prepared.text)}):
+        with pytest.raises(
+            ConfigError, match=r"the recipe 'similarity' with items.kind 'none', which trains nothing"
+        ):
+            plan(Dataset.load(prepared.dataset), models, ["frozen", "similarity"])
 
 
 def test_published_count():

@@ -82,17 +82,17 @@ def test_ranks_equal_a_naive_full_sort(problem, policy, batch, block):
         assert ranks.ties[user] == ordered.count(scores[target])
 
 
-@given(problem=problems(), k=st.integers(1, 15), **sizes)
-def test_top_k_equals_a_naive_full_sort(problem, k, policy, batch, block):
+@given(problem=problems(), k=st.integers(1, 15), barred=st.none() | st.sets(st.integers(0, 11)), **sizes)
+def test_top_k_equals_a_naive_full_sort(problem, k, barred, policy, batch, block):
     table, histories, targets = problem
-    items, values = top_k(
-        TableScorer(table), make_queries(histories, targets), k, policy, batch=batch, block=block
-    )
+    scorer, queries = TableScorer(table), make_queries(histories, targets)
+    allowed = None if barred is None else ~np.isin(np.arange(scorer.num_items), list(barred))
+    items, values = top_k(scorer, queries, k, policy, allowed, batch=batch, block=block)
     assert items.shape == values.shape == (len(histories), k)
     for user, history in enumerate(histories):
         scores = naive_scores(table, history, policy)
-        best = sorted(range(len(scores)), key=lambda item: (-scores[item], item))[:k]
-        best = [item for item in best if scores[item] > -np.inf]
+        best = sorted(range(len(scores)), key=lambda item: (-scores[item], item))
+        best = [item for item in best if scores[item] > -np.inf and item not in (barred or ())][:k]
         missing = k - len(best)
         assert items[user].tolist() == best + [-1] * missing
         assert values[user].tolist() == [scores[item] for item in best] + [-np.inf] * missing
@@ -175,3 +175,6 @@ def test_sizes_out_of_range_are_refused():
         rank_targets(scorer, queries, "all", batch=0)
     with pytest.raises(ConfigError, match="lists of 0"):
         top_k(scorer, queries, 0)
+    for k in ("3", 1.5, True, None):
+        with pytest.raises(ConfigError, match=f"lists of {k!r} items"):
+            top_k(scorer, queries, k)

@@ -116,7 +116,9 @@ def test_variance_outside_the_fit():
 def test_states_without_use():
     states = states_of(6)
     for count in (0, 1):
-        with pytest.raises(ConfigError, match=f"{count} items with states of text; expected 2 or more"):
+        with pytest.raises(
+            ConfigError, match=rf"too few items with states of text \({count}\); expected 2 or more"
+        ):
             fit(states[:count])
     with pytest.raises(StoreError, match="the states of text are the same for all 6 items"):
         fit(states[:1].expand(6, -1, -1))
@@ -125,3 +127,5 @@ def test_states_without_use():
         broken[5, 2, 3] = value
         with pytest.raises(StoreError, match="states of text that are infinite or not a number; expected finite"):
             fit(broken)
+    with pytest.raises(StoreError, match="states of text that are so large that their squares are infinite"):
+        fit(states * 1e30)

@@ -33,7 +33,7 @@ from iisan.states.importing import column_source, import_states, open_source
 from iisan.states.store import StateStore
 from iisan.train import run as training
 from iisan.train.run import train
-from iisan.train.setup import build, resolve
+from iisan.train.setup import build, open_inputs, resolve
 
 QUICK = ("training.epochs=1", "training.batch_size=16", "loss.negatives=5", "training.precision=fp32")
 
@@ -93,7 +93,7 @@ def test_a_loaded_run_is_the_one_that_was_trained(method, finished):
             lengths = run.anchoring.scorer.anchors[name].norm(dim=1)
             assert (lengths == 0).nonzero().flatten().tolist() == bare
             assert lengths.max() < 1 + 1e-5
-    assert Recommender(run).recommend(history=["i3", "i5"], k=30, include_seen=True)["score"].is_finite().all()
+    assert Recommender(run).recommend(history=["i3", "i5"], k=30, filter_viewed=False)["score"].is_finite().all()
 
 
 def test_similarity_trains_nothing(finished, configured, tmp_path):
@@ -141,7 +141,7 @@ def test_the_command_line_takes_similarity_as_any_recipe(prepared, finished, tmp
 @pytest.mark.parametrize("policy", ["unseen", "all", "exclude-all"])
 def test_weights_are_chosen_for_the_policy_and_that_of_repeats_on_every_query(policy, finished):
     run = finished("similarity", f"evaluation.policy={policy}")
-    queries = build(run.config.override(["items.kind=side"])).split.validation
+    queries = open_inputs(run.config).split.validation
     ranked = queries[ranked_rows(queries, policy)]
     ranks = rank_targets(run.scorer, ranked, policy)
     exact = summarise(ranks.above, ranks.ties, pl.Series(ranked.users), (10,))["hr@10"]
@@ -271,7 +271,7 @@ def test_an_anchor_whose_modality_goes_is_zero(finished):
         each.zero_()
     counts = torch.log1p(anchoring.scorer.counts.float())
     shares = torch.from_numpy(anchoring.scorer.transitions.shares.toarray())
-    queries = build(run.config.override(["items.kind=side"])).split.test
+    queries = open_inputs(run.config).split.test
     queries = queries[ranked_rows(queries, "unseen")]
     scores = weights.popularity * counts + weights.transitions * shares[queries.histories(1)[:, 0]]
     scores[queries.seen()] = -torch.inf
@@ -356,9 +356,16 @@ def failed(iisan, out, *arguments):
             True,
             r"anchor\.modalities \['text', 'text'\] names one",
         ),
-        (["--set", "anchor.modalities=[]"], True, "an anchor without states to fit it on"),
+        (["--set", "anchor.modalities=[]"], True, "an anchor on none of the states in .*; .*anchor.modalities"),
         (["--set", "anchor.width=0"], True, r"'anchor\.width' has the value 0; expected greater than 0"),
         (["--set", "anchor.shrinkage=0"], True, r"'anchor\.shrinkage' has the value 0"),
+        (["--set", "anchor.shrinkage=.inf"], True, "expected a finite number: change that value"),
+        (["--set", "anchor=maybe"], True, "'anchor' has the value 'maybe'; expected true, false, or keys"),
+        (
+            ["similarity", "--set", "items.kind=side"],
+            True,
+            "'side' with recipe 'similarity', which trains nothing",
+        ),
     ],
 )
 def test_anchors_that_cannot_be(arguments, stored, sentence, prepared, tmp_path, iisan):
@@ -367,6 +374,47 @@ def test_anchors_that_cannot_be(arguments, stored, sentence, prepared, tmp_path,
     message = failed(iisan, tmp_path / "run", *name, *arguments, *folders)
     assert re.search(sentence, message), message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_states_has_no_anchor(prepared, tmp_path, iisan):
+    (tmp_path / "empty").mkdir()
+    folders = ["--dataset", prepared.dataset, "--states", tmp_path / "empty"]
+    message = failed(iisan, tmp_path / "run", "ids", "--set", "anchor=true", *folders)
+    assert f"an anchor on none of the states in '{tmp_path / 'empty'}'; expected states of this dataset" in message
+
+
+def test_terms_that_were_damaged(finished, tmp_path):
+    shutil.copytree(finished("similarity").folder, tmp_path / "run")
+    model = tmp_path / "run" / "model.safetensors"
+    tensors = load_file(model)
+    beyond = {name: tensors[name] + 30 for name in ("terms.shares.indices", "terms.neighbours.indices")}
+    for name in tensors:
+        save_file({other: value for other, value in tensors.items() if other != name}, model)
+        with pytest.raises(RunError, match=f"is damaged .*{name}"):
+            Run.load(tmp_path / "run")
+    for name, indices in beyond.items():
+        save_file({**tensors, name: indices}, model)
+        with pytest.raises(RunError, match=r"is damaged \(.*ind(ex|ices).*\)"):
+            Run.load(tmp_path / "run")
+    save_file(tensors, model)
+    pl.read_parquet(tmp_path / "run" / "items.parquet").head(29).write_parquet(tmp_path / "run" / "items.parquet")
+    with pytest.raises(RunError, match=r"30 items in model.safetensors, 29 in items.parquet"):
+        Run.load(tmp_path / "run")
+
+
+def test_an_evaluation_on_changed_data_says_so(finished, prepared, tmp_path):
+    """With the last interaction of every user gone, targets are those that the weights were chosen on."""
+    dataset, run = Dataset.load(prepared.dataset), finished("similarity")
+    log = dataset.interactions()
+    last = pl.int_range(pl.len()).over("user_id") == pl.len().over("user_id") - 1
+    changed = Dataset.from_frames(dataset.items, log.filter(~last)).save(tmp_path / "changed")
+    remark = "test of another version of the dataset than the run was trained on, full ranking"
+    config = run.config.model_copy(update={"dataset": changed.folder})
+    assert remark in assess(run, config, with_baselines=False)["similarity"].protocol
+    moved = {"dataset": changed.folder}
+    (found,) = decline(run.folder, "text", [0.5], "remove", moved=moved).evaluations
+    assert remark in found.protocol
+    assert "version" not in assess(run, run.config, with_baselines=False)["similarity"].protocol
 
 
 def test_a_run_without_training_starts_nothing(finished, tmp_path, iisan):
@@ -420,7 +468,7 @@ def test_contents_that_are_no_anchor(prepared, tmp_path, monkeypatch, configured
     items = dataset.items.select("item_id").with_columns(text=pl.Series(texts))
     alone = Dataset.from_frames(items, dataset.interactions()).save(tmp_path / "alone")
     config = configured("similarity", f"dataset={alone.folder}", "modalities=[text]")
-    with pytest.raises(ConfigError, match=r"1 items? with states of text; expected 2 or more"):
+    with pytest.raises(ConfigError, match=r"too few items with states of text \(1\); expected 2 or more"):
         train(config, tmp_path / "one")
 
 

@@ -1,13 +1,14 @@
 """Runs that start from another run's weights: what is taken over, what is refused, what is said about it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from iisan.api import Recommender
 from iisan.data.dataset import Dataset
@@ -92,7 +93,7 @@ def test_a_run_goes_on_with_newer_data(name, earlier, grown, tmp_path):
     assert f"starting from '{run.folder}', which knows 27 of 29 items" in said
     assert 0 < result["lists"]["overlap@10"] < 1
     assert 40 < result["lists"]["users"] <= 50  # not the fresh one
-    found = Recommender.load(tmp_path / "run").recommend(history=["new a", "i9"], k=29, include_seen=True)
+    found = Recommender.load(tmp_path / "run").recommend(history=["new a", "i9"], k=29, filter_viewed=False)
     assert {"new a", "new b"} < set(found["item_id"])
 
 
@@ -132,6 +133,16 @@ def test_no_weight_is_left_behind(earlier):
     run = earlier()
     with pytest.raises(RunError, match=r"has a parameter 'items\.towers\.\w+\.gates', which the network lacks"):
         start_from(run, build(run.config.override(["items.gated=false"])))
+
+
+def test_no_weight_is_made_up(earlier, tmp_path):
+    run, lost = earlier(), "items.fusion.linear.bias"
+    shutil.copytree(run.folder, tmp_path / "run")
+    weights = load_file(run.folder / "model.safetensors")
+    del weights[lost]
+    save_file(weights, tmp_path / "run" / "model.safetensors")
+    with pytest.raises(RunError, match=f"lacks the parameter '{lost}' of the network"):
+        start_from(Run.load(tmp_path / "run"), build(run.config))
 
 
 def test_lists_are_compared_by_hand(earlier, grown):

@@ -152,7 +152,7 @@ def test_describe_counts_rows_and_users(dataset, iisan):
 def test_recommending_for_users_of_queries(dataset, run, iisan, tmp_path):
     code, out, error = iisan("recommend", run.folder, "--user", "new")
     assert (code, out, error.count("\n")) == (2, "", 1)
-    assert "the user 'new' has given queries only, no interactions" in error
+    assert "user 'new' has given queries only, no interactions" in error
     code, _, _ = iisan("recommend", run.folder, "--all-users", "--out", tmp_path / "all.parquet")
     assert (code, pl.read_parquet(tmp_path / "all.parquet")["user_id"].n_unique()) == (0, 10)
 

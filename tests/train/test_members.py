@@ -1,13 +1,16 @@
 """Several trained runs joined into one."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from iisan.api import Recommender
+from iisan.data.dataset import Dataset
 from iisan.errors import RunError
 from iisan.evaluate.tpme import Weights
 from iisan.experiments.robustness import decline
@@ -92,6 +95,7 @@ def test_what_needs_a_single_member_says_so(members, tmp_path):
         lambda: Recommender(run).item_embeddings,
         lambda: decline(tmp_path / "run", "text", [0.5], "remove"),
         lambda: join([run, members["one"]], tmp_path / "other"),
+        lambda: train(members["one"].config, tmp_path / "other", start=run),
     ):
         with pytest.raises(RunError, match="has 2 trained members"):
             use()
@@ -117,3 +121,17 @@ def test_runs_that_do_not_fit_together_are_refused(members, prepared, tmp_path):
         with pytest.raises(RunError, match=sentence):
             join(runs, tmp_path / "joined")
         assert not (tmp_path / "joined").exists()
+
+
+def test_members_are_joined_on_the_data_they_were_trained_on(members, prepared, tmp_path, iisan):
+    dataset = Dataset.load(prepared.dataset)
+    later = dataset.interactions().head(1).with_columns(timestamp=pl.lit(1_800_000_000, pl.Int64))
+    grown = Dataset.from_frames(dataset.items, pl.concat([dataset.interactions(), later])).save(tmp_path / "grown")
+    shutil.copytree(prepared.dataset, tmp_path / "moved")
+    command = ["join", members["one"].folder, members["two"].folder, "--out", tmp_path / "run", "--dataset"]
+    code, _, said = iisan(*command, grown.folder)
+    assert (code, "has changed since the run in" in said) == (2, True)
+    assert not (tmp_path / "run").exists()
+    code, _, said = iisan(*command, tmp_path / "moved", "--states", prepared.states)
+    assert code == 0, said
+    assert Run.load(tmp_path / "run").config.dataset == tmp_path / "moved"

@@ -93,3 +93,25 @@ def pairs_of(given: Iterable[str] | None, form: str) -> dict[str, str]:
             raise ConfigError(f"'{each}' is not {form}", form, "write both, with a '=' between them")
         pairs[name] = value
     return pairs
+
+
+def conditions_of(given: Iterable[str] | None) -> dict[str, list[str | bool]] | None:
+    """Parse ``["color=red", "color=blue", "new"]`` to ``{"color": ["red", "blue"], "new": [True]}``."""
+    conditions: dict[str, list[str | bool]] = {}
+    for each in given or ():
+        name, separator, value = each.partition("=")
+        conditions.setdefault(name.strip(), []).append(value.strip() if separator else True)
+    return conditions or None
+
+
+def limits_of(given: Iterable[str] | None) -> dict[str, int] | None:
+    """Parse ``["brand", "category=3"]`` to ``{"brand": 1, "category": 3}``."""
+    limits = {}
+    for each in given or ():
+        name, separator, value = each.partition("=")
+        try:
+            limits[name.strip()] = int(value) if separator else 1
+        except ValueError:
+            expected = "COLUMN or COLUMN=N"
+            raise ConfigError(f"--max-per '{each}'", expected, "write a whole number after the '='") from None
+    return limits or None

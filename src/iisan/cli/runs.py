@@ -18,12 +18,17 @@ from iisan.cli.common import (
     StatesOption,
     app,
     check_ending,
+    conditions_of,
     given,
+    limits_of,
     say_to,
     write_frame,
 )
 from iisan.errors import ConfigError
-from iisan.printing import print_evaluations, print_json, print_recommendations
+from iisan.printing import print_evaluations, print_explanation, print_json, print_recommendations
+
+UserOption = Annotated[str | None, typer.Option(help="User of the dataset.")]
+HistoryOption = Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")]
 
 
 @app.command()
@@ -79,13 +84,16 @@ def _print_test(which: str, result: dict[str, Any], out: Path) -> None:
 def join(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Finished anchored runs.")],
     out: Out,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
     as_json: Json = False,
 ) -> None:
     """Join runs, such as seeds or recipes, into one that adds up their scores, weighted on validation."""
     from iisan.runs.run import Run
     from iisan.train.members import join as join_runs
 
-    result = join_runs([Run.load(run) for run in runs], out, say=say_to(as_json))
+    moved = given(dataset=dataset, states=states)
+    result = join_runs([Run.load(run) for run in runs], out, say=say_to(as_json), moved=moved)
     if as_json:
         print_json(result)
         return
@@ -153,12 +161,28 @@ def evaluate(
 @app.command()
 def recommend(
     run: RunFolder,
-    user: Annotated[str | None, typer.Option(help="User of the dataset.")] = None,
-    history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")] = None,
+    user: UserOption = None,
+    history: HistoryOption = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="Recommend for every user, into --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write (.parquet, .csv, .jsonl).")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of items per list.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Allow seen items in the lists.")] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE",
+            help="Condition on a column of the items (COLUMN alone: true); repeatable. Values of one column are "
+            "alternatives.",
+        ),
+    ] = None,
+    max_per: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN[=N]", help="Most items per value of a column in a list; N defaults to 1."),
+    ] = None,
+    near_duplicates: Annotated[
+        float | None,
+        typer.Option(metavar="COSINE", help="Largest cosine of the anchors of two items in a list."),
+    ] = None,
     dataset: DatasetOption = None,
     as_json: Json = False,
 ) -> None:
@@ -171,17 +195,81 @@ def recommend(
     if all_users and out is None:
         raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
     check_ending(out, FRAMES)
+    options: dict[str, Any] = {
+        "k": k,
+        "filter_viewed": not include_seen,
+        "where": conditions_of(where),
+        "max_per": limits_of(max_per),
+        "near_duplicates": near_duplicates,
+    }
     recommender = Recommender.load(run, dataset)
     if all_users:
-        lists = recommender.recommend_all(k, include_seen)
+        lists = recommender.recommend_all(**options)
     else:
-        items = None if history is None else [item.strip() for item in history.split(",") if item.strip()]
-        lists = recommender.recommend(user=user, history=items, k=k, include_seen=include_seen)
+        lists = recommender.recommend(user=user, history=_ids(history), **options)
     if out is not None:
         write_frame(lists, out)
         print(f"{lists.height:,} rows written to {out}", file=sys.stderr)
     elif as_json:
         print_json(lists.to_dicts())
     else:
-        title = f"next for user {user}" if user is not None else f"next after {history}"
-        print_recommendations(title, lists.to_dicts())
+        print_recommendations(f"next {_whose(user, history)}", lists.to_dicts())
+
+
+@app.command()
+def similar(
+    run: RunFolder,
+    items: Annotated[list[str], typer.Option("--item", metavar="ID", help="Item of the run; repeatable.")],
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="model|anchor|MODALITY",
+            help="Vectors to compare: learned embeddings, anchors of all modalities, or of one such as text.",
+        ),
+    ] = "model",
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of similar items per item.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """List the items that are most similar to some items."""
+    from iisan.api import Recommender
+
+    recommender = Recommender.load(run)
+    found = recommender.similar_items(items, k, by)
+    if as_json:
+        print_json(found.to_dicts())
+        return
+    texts = recommender.run.items.select("item_id", "text")
+    for (item,), lists in found.group_by("item_id", maintain_order=True):
+        similar_to = lists.select("rank", "score", item_id="similar_id").join(
+            texts, on="item_id", how="left", maintain_order="left"
+        )
+        print_recommendations(f"similar to {item} by {by}", similar_to.to_dicts())
+
+
+@app.command()
+def explain(
+    run: RunFolder,
+    item: Annotated[str, typer.Option(metavar="ID", help="Item whose score is explained.")],
+    user: UserOption = None,
+    history: HistoryOption = None,
+    dataset: DatasetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Explain the score of an item for a user or history: its terms, and what each past item adds."""
+    from iisan.api import Recommender
+
+    if (user is None) == (history is None):
+        raise ConfigError("neither or both of --user and --history are given", "one of them", "give one of them")
+    found = Recommender.load(run, dataset).explain(item, user=user, history=_ids(history))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_explanation(_whose(user, history), found)
+
+
+def _ids(history: str | None) -> list[str] | None:
+    return None if history is None else [item.strip() for item in history.split(",") if item.strip()]
+
+
+def _whose(user: str | None, history: str | None) -> str:
+    return f"for user {user}" if user is not None else f"after {history}"

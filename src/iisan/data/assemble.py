@@ -96,23 +96,8 @@ def assemble(
     Raises:
         DataError: A bad row (policy ``stop``), an invalid name of a further column, or no user is left.
     """
-    kinds: dict[str, str] = {TEXT: TEXT, IMAGE: IMAGE, **options.columns}
-    for name, kind in kinds.items():
-        check_modality(name, kind)
-    catalogue = _clean_items(_with_images(items, options.image), kinds, problems)
-    root = options.images or image_root
-    root = Path(os.path.realpath(root)) if root is not None else None
-    if root is not None and not root.is_dir():
-        raise DataError(f"no folder '{root}'", "the folder of the images", "check the path")
-    if IMAGE not in catalogue.columns:
-        paths = pl.Series([None], dtype=pl.String).new_from_index(0, len(catalogue))
-        if options.images:
-            # The folder may hold other kinds of files only.
-            required = all(kind == TEXT for kind in options.columns.values())
-            paths = find_images(options.images, catalogue[ITEM_ID], required, problems)
-        catalogue = catalogue.with_columns(paths.alias(IMAGE))
-    catalogue = catalogue.select(ITEM_ID, TEXT, IMAGE, pl.exclude(ITEM_ID, TEXT, IMAGE))
-    user_ids, events, unit = _index(interactions, catalogue[ITEM_ID], problems)
+    catalogue, kinds, root = _catalogue(items, options, problems, image_root)
+    user_ids, events, unit = index_interactions(interactions, catalogue[ITEM_ID], problems)
     del interactions
     events, steps = apply_filters(events, filters)
     if not len(events.users):
@@ -129,10 +114,7 @@ def assemble(
         known += " with an interaction (items=interacted)"
     for subset, table in (queries or {}).items():
         found[subset], user_ids = index_queries(table, catalogue[ITEM_ID], user_ids, problems, known)
-    files = {name: kind for name, kind in kinds.items() if kind != TEXT}
-    keys: dict[str, pl.Series] = {}
-    for name, kind in files.items():
-        catalogue, keys[name] = checked_files(catalogue, name, kind, root, options.check_images, problems)
+    catalogue, keys = _checked(catalogue, kinds, root, options, problems)
     counts = {
         "items_listed": num_listed,
         "steps": steps,
@@ -148,13 +130,67 @@ def assemble(
         items=catalogue,
         user_ids=user_ids,
         sequences=to_sequences(Events(users, item_numbers, events.timestamps), len(user_ids)),
-        image_root=root if any(has_paths(catalogue[name]) for name in files) else None,
+        image_root=root if any(has_paths(catalogue[name]) for name in keys.columns) else None,
         kinds=kinds,
-        keys=pl.DataFrame(keys),
+        keys=keys,
         counts=counts,
         skipped=problems.skipped,
         queries=found,
     )
+
+
+def assemble_items(items: Table, options: PrepareOptions, problems: Problems, image_root: Path | None) -> Parts:
+    """Clean, check and index a table of items alone, as ``assemble`` does: a dataset without users."""
+    catalogue, kinds, root = _catalogue(items, options, problems, image_root)
+    catalogue, keys = _checked(catalogue, kinds, root, options, problems)
+    return Parts(
+        items=catalogue,
+        user_ids=pl.Series(dtype=pl.String),
+        sequences=Sequences(np.zeros(1, np.int64), np.empty(0, np.int32)),
+        image_root=root if any(has_paths(catalogue[name]) for name in keys.columns) else None,
+        kinds=kinds,
+        keys=keys,
+        counts={"items": len(catalogue), "missing": {name: catalogue[name].null_count() for name in kinds}},
+        skipped=problems.skipped,
+        queries={},
+    )
+
+
+def _catalogue(
+    items: Table, options: PrepareOptions, problems: Problems, image_root: Path | None
+) -> tuple[pl.DataFrame, dict[str, str], Path | None]:
+    """Clean items, find their images, and return them with the kinds of their contents and the folder of files."""
+    kinds: dict[str, str] = {TEXT: TEXT, IMAGE: IMAGE, **options.columns}
+    for name, kind in kinds.items():
+        check_modality(name, kind)
+    catalogue = _clean_items(_with_images(items, options.image), kinds, problems)
+    root = options.images or image_root
+    root = Path(os.path.realpath(root)) if root is not None else None
+    if root is not None and not root.is_dir():
+        raise DataError(f"no folder '{root}'", "the folder of the images", "check the path")
+    if IMAGE not in catalogue.columns:
+        paths = pl.Series([None], dtype=pl.String).new_from_index(0, len(catalogue))
+        if options.images:
+            # The folder may hold other kinds of files only.
+            required = all(kind == TEXT for kind in options.columns.values())
+            paths = find_images(options.images, catalogue[ITEM_ID], required, problems)
+        catalogue = catalogue.with_columns(paths.alias(IMAGE))
+    return catalogue.select(ITEM_ID, TEXT, IMAGE, pl.exclude(ITEM_ID, TEXT, IMAGE)), kinds, root
+
+
+def _checked(
+    catalogue: pl.DataFrame,
+    kinds: Mapping[str, str],
+    root: Path | None,
+    options: PrepareOptions,
+    problems: Problems,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Check the files of a catalogue; return it and their content keys, a column per column of files."""
+    keys: dict[str, pl.Series] = {}
+    for name, kind in kinds.items():
+        if kind != TEXT:
+            catalogue, keys[name] = checked_files(catalogue, name, kind, root, options.check_images, problems)
+    return catalogue, pl.DataFrame(keys)
 
 
 def _with_images(items: Table, image: str | None) -> Table:
@@ -182,8 +218,10 @@ def _clean_items(table: Table, kinds: Mapping[str, str], problems: Problems) -> 
     return frame.select(storable(frame))
 
 
-def _index(table: Table, item_ids: pl.Series, problems: Problems) -> tuple[pl.Series, Events, str | None]:
-    """Users in order of first appearance, interactions by user and time, and the unit of time."""
+def index_interactions(
+    table: Table, item_ids: pl.Series, problems: Problems
+) -> tuple[pl.Series, Events, str | None]:
+    """Return users in order of first appearance, interactions by user and time, and the unit of time."""
     table = table.with_ids((USER_ID, ITEM_ID), problems)
     table = Table(numbered(table.frame, ITEM_ID, item_ids, _ITEM), table.where)
     unknown = pl.col(_ITEM).is_null()

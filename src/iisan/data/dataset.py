@@ -399,12 +399,17 @@ def index_of(ids: pl.Series, wanted: Sequence[str], kind: str) -> Index:
     rows = numbered(asked, "id", ids, "number")
     unknown = rows.filter(pl.col("number").is_null())["id"].unique(maintain_order=True)
     if len(unknown):
-        names = ", ".join(f"'{one}'" for one in unknown.head(_SHOWN))
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         close = difflib.get_close_matches(unknown[0], ids.to_list(), n=3) if len(ids) <= _SMALL else []
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "check the spelling"
-        raise DataError(f"unknown {kind} {names}{more}", f"one of the {len(ids):,} {kind}s of the dataset", hint)
+        expected = f"one of the {len(ids):,} {kind}s of the dataset"
+        raise DataError(f"unknown {kind} {quoted(unknown)}", expected, hint)
     return rows["number"].cast(pl.Int64).to_numpy()
+
+
+def quoted(ids: pl.Series) -> str:
+    """Name the first of some ids, and the number of the others, for a message."""
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(f"'{one}'" for one in ids.head(_SHOWN)) + more
 
 
 def check_writable(folder: Path) -> None:

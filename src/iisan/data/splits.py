@@ -8,6 +8,7 @@ import numpy as np
 
 from iisan.data.sequences import Index, Sequences, item_counts, padded, ragged
 from iisan.errors import DataError
+from iisan.names import PAD
 
 SplitName = Literal["given", "leave-one-out", "temporal"]
 #: Subsets with queries; the third subset is train.
@@ -138,6 +139,12 @@ def _queries(sequences: Sequences, users: Index, positions: Index) -> Queries:
     """Queries whose targets are at these positions of ``sequences.items``."""
     targets = sequences.items[positions].astype(np.int64)
     return Queries(sequences, users, sequences.offsets[users], positions, targets)
+
+
+def whole_histories(sequences: Sequences, users: Index) -> Queries:
+    """Queries for what comes after all interactions of some users ``[Q]``, so without targets."""
+    ends = sequences.offsets[users + 1]
+    return Queries(sequences, users, sequences.offsets[users], ends, np.full(len(users), PAD))
 
 
 def given_queries(sequences: Sequences, users: Index) -> Queries:

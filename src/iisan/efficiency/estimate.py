@@ -190,13 +190,17 @@ def plan(
         tokens: Mean tokens per text; defaults to the recipe's maximum.
 
     Raises:
-        ConfigError: An unknown recipe or setting.
+        ConfigError: An unknown recipe or setting, or a recipe that trains nothing.
         EncoderError: A model that is not found or not supported.
     """
+    configs = {name: recipe(name).override(overrides) for name in recipes}
+    for name, config in configs.items():
+        if config.items.kind == "none":  # Said before the machine is measured.
+            got = f"the recipe '{name}' with items.kind 'none', which trains nothing"
+            raise ConfigError(got, "a recipe that trains something", "leave it out, or choose another recipe")
     measured: dict[str, Hardware] = {}
     found = {}
-    for name in recipes:
-        config = recipe(name).override(overrides)
+    for name, config in configs.items():
         blueprints = {
             modality: Blueprint.of_folder(model, modality, tokens or config.text.max_tokens)
             for modality, model in models.items()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from iisan.config import Policy
+from iisan.data.filters import Mask
 from iisan.data.sequences import Index
 from iisan.data.splits import Queries
 from iisan.errors import ConfigError, RunError
@@ -79,11 +80,19 @@ def rank_targets(
 
 @torch.inference_mode()
 def top_k(
-    scorer: Scorer, queries: Queries, k: int, policy: Policy = "unseen", *, batch: int = 128, block: int = 32768
+    scorer: Scorer,
+    queries: Queries,
+    k: int,
+    policy: Policy = "unseen",
+    allowed: Mask | None = None,
+    *,
+    batch: int = 128,
+    block: int = 32768,
 ) -> tuple[Index, npt.NDArray[np.float32]]:
     """List the ``k`` best items of every query, whatever its target; of equal scores the lower index comes first.
 
-    ``policy``, ``batch`` and ``block`` are those of ``rank_targets``.
+    ``policy``, ``batch`` and ``block`` are those of ``rank_targets``. Of the items, only those of the mask
+    ``allowed [N]`` are listed, by default all.
 
     Returns:
         Item indices ``[Q, k]``, best first, and their scores; ``PAD`` and -inf where no item is left.
@@ -92,15 +101,18 @@ def top_k(
         RunError: A score is NaN or +inf.
         ConfigError: ``k``, ``batch`` or ``block`` is out of range.
     """
-    if k < 1:
-        raise ConfigError(f"lists of {k} items", "1 item or more", "ask for a positive number of items")
+    check_length(k)
     items = np.full((len(queries), k), PAD, np.int64)
     scores_of_items = np.full((len(queries), k), -np.inf, np.float32)
     width = _width(scorer, block)
+    barred = None if allowed is None or allowed.all() else torch.from_numpy(~allowed)
     for rows, chunk in _batches(queries, batch):
         query = scorer.start(chunk.histories(scorer.history_length))
         best: tuple[Tensor, Tensor] | None = None
         for start, scores in _blocks(scorer, query, _excluded(chunk, policy), width):
+            if barred is not None:
+                barred = barred.to(scores.device)
+                scores.masked_fill_(barred[start : start + scores.shape[1]], -torch.inf)
             values, columns = _top_of_block(scores, min(k, scores.shape[1]))
             if best is None:
                 best = values, columns + start
@@ -115,6 +127,12 @@ def top_k(
         items[rows, :length] = torch.where(values == -torch.inf, PAD, found).numpy()
         scores_of_items[rows, :length] = values.numpy()
     return items, scores_of_items
+
+
+def check_length(k: int) -> None:
+    """Raise a ``ConfigError`` if no list has ``k`` items."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ConfigError(f"lists of {k!r} items", "1 item or more", "ask for a positive number of items")
 
 
 def _width(scorer: Scorer, block: int) -> int:

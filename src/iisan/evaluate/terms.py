@@ -107,27 +107,29 @@ def transition_shares(split: Split) -> sparse.csr_array:
     return counts
 
 
-def nearest(vectors: Tensor) -> sparse.csr_array:
+def nearest(vectors: Tensor, rows: Tensor | None = None) -> sparse.csr_array:
     """Find the items most similar to each of the ``vectors [N, A]`` of length 1, itself included.
 
-    More than ``_EXACT`` items are searched approximately, in the cells of a FAISS index.
+    For more than ``_EXACT`` of the items ``rows [n]``, by default all, the search is approximate, in the cells of
+    a FAISS index.
 
     Returns:
-        Their weights, a softmax over the similarities, sparse ``[N, N]``.
+        Their weights, a softmax over the similarities, sparse ``[n, N]``.
 
     Raises:
         MissingExtraError: FAISS is needed and not installed.
     """
+    wanted = vectors if rows is None else vectors[rows]
     count = min(NEIGHBOURS, len(vectors))
-    search = partial(_exact, vectors) if len(vectors) <= _EXACT else _cells(vectors)
+    search = partial(_exact, vectors) if len(wanted) <= _EXACT else _cells(vectors)
     values, columns = [], []
-    for block in track(vectors.split(_BLOCK), "similar items"):
+    for block in track(wanted.split(_BLOCK), "similar items"):
         similarities, items = search(block, count)
         values.append(torch.softmax(_SHARPNESS * similarities, dim=1).flatten().cpu())
         columns.append(items.flatten().cpu())
-    offsets = np.arange(0, count * len(vectors) + 1, count)
+    offsets = np.arange(0, count * len(wanted) + 1, count)
     found = sparse.csr_array(
-        (torch.cat(values).numpy(), torch.cat(columns).numpy(), offsets), shape=(len(vectors), len(vectors))
+        (torch.cat(values).numpy(), torch.cat(columns).numpy(), offsets), shape=(len(wanted), len(vectors))
     )
     found.eliminate_zeros()
     return found
@@ -161,17 +163,32 @@ def _cells(vectors: Tensor) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
     return search
 
 
+def side_by_side(anchors: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate the anchors ``[N, A]`` of all modalities to vectors of length 1; zero for items without any."""
+    return torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
+
+
 def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
-    """Find the ``neighbours`` of ``Transitions`` by the anchors ``[N, A]`` of all modalities alike.
+    """Find the ``neighbours`` of ``Transitions`` by the anchors ``[N, A]`` of all modalities alike."""
+    neighbours = similar_items(anchors)
+    neighbours.resize(neighbours.shape[0] + 1, neighbours.shape[1])
+    return neighbours
+
+
+def similar_items(anchors: Mapping[str, Tensor], rows: Tensor | None = None) -> sparse.csr_array:
+    """Find the items most similar to the items ``rows [n]``, by default all, see ``nearest``: sparse ``[n, N]``.
 
     An item without any content is similar to itself only.
     """
-    joint = torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
-    neighbours, empty = nearest(joint), (~joint.any(dim=1)).float().cpu().numpy()
+    joint = side_by_side(anchors)
+    neighbours = nearest(joint, rows)
+    rows = torch.arange(len(joint)) if rows is None else rows
+    empty = (~joint[rows].any(dim=1)).cpu().numpy()
     if empty.any():
-        neighbours = sparse.diags_array(1 - empty) @ neighbours + sparse.diags_array(empty)
+        own = (np.ones(empty.sum(), np.float32), (np.flatnonzero(empty), rows.numpy()[empty]))
+        neighbours = sparse.diags_array((~empty).astype(np.float32)) @ neighbours
+        neighbours = sparse.csr_array(neighbours + sparse.csr_array(own, shape=neighbours.shape))
         neighbours.eliminate_zeros()
-    neighbours.resize(len(joint) + 1, len(joint))
     return neighbours
 
 

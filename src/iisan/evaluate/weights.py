@@ -185,7 +185,7 @@ def choose_weights(
     candidates = Candidates(scorer, sample)
     if policy == "unseen" and candidates.target_seen.all():
         got = "no validation query with a target outside its history, to choose the weights of the terms on"
-        raise DataError(got, "at least one", "choose the policy all, or set anchor to false")
+        raise DataError(got, "at least one", "choose the policy all, more validation users, or no anchor")
     depth = max(_CANDIDATES, 2 * int(metric.partition("@")[2]))
     tried, found = list[Weights](), list(starts or [scorer.weights])
     rounds = 0

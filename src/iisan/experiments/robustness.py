@@ -12,7 +12,7 @@ from iisan.errors import ConfigError
 from iisan.evaluate.evaluation import Evaluation
 from iisan.model import load_trainable
 from iisan.runs.anchoring import frozen_states
-from iisan.runs.assess import measure
+from iisan.runs.assess import measure, other_version
 from iisan.runs.run import Run, network_scorer
 from iisan.states.corruption import CorruptedStates, Corruption
 from iisan.states.sources import StateSource
@@ -101,6 +101,7 @@ def decline(
     if network is not None:
         load_trainable(network, run.weights())
     candidates = np.arange(dataset.num_items) if ids is None else dataset.item_index(ids)
+    evaluation, remark = run.config.evaluation, other_version(run, dataset)
     order = np.random.default_rng(seed).permutation(candidates)
     found: list[Evaluation] = []
     for rate in rates:
@@ -115,5 +116,5 @@ def decline(
             network.source = corrupt(states)
         learned = None if network is None else network_scorer(network)
         scorer = run.rescored(learned, None if frozen is None else corrupt(frozen))
-        found += measure({folder.name: scorer}, run.config.evaluation, dataset, setup.split).values()
+        found += measure({folder.name: scorer}, evaluation, dataset, setup.split, remark=remark).values()
     return Decline(name or folder.name, tuple(rates), tuple(found))

@@ -61,7 +61,8 @@ class Whitening:
         centred = (states - self.mean).transpose(0, 1)
         # The columns of a map are orthogonal, so its normalised columns are the directions that it keeps.
         kept = torch.bmm(centred, normalize(self.maps, dim=1)).square().sum()
-        return float(1 - kept / centred.square().sum().clamp_min(torch.finfo(torch.float32).tiny))
+        share = 1 - kept / centred.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return float(share.clamp_min(0))
 
 
 def fit_whitening(
@@ -80,14 +81,15 @@ def fit_whitening(
 
     Raises:
         ConfigError: There are fewer than two items.
-        StoreError: A state is not finite, or all items have the same states.
+        StoreError: A state is not finite or too large, or all items have the same states.
     """
+    without = f"leave {name} out of anchor.modalities, or set anchor to false"
     count = 0
     first = total = products = torch.empty(0)
     for block in blocks():
         if not torch.isfinite(block).all():
-            cure = "run `iisan cache` again, or leave this modality out of anchor.modalities"
-            raise StoreError(f"states of {name} that are infinite or not a number", "finite states", cure)
+            got = f"states of {name} that are infinite or not a number"
+            raise StoreError(got, "finite states", f"run `iisan cache` again, or {without}")
         if not count:
             # Sums of differences from a typical state are exact enough in fp32 where sums of states are not.
             first = block.mean(0)
@@ -98,16 +100,18 @@ def fit_whitening(
         total += shifted.double().sum(1)
         products += torch.bmm(shifted.transpose(1, 2), shifted).double()
     if count < 2:
-        raise ConfigError(
-            f"{count} items with states of {name}", "2 or more to fit an anchor on", "set anchor to false"
-        )
+        got = f"too few items with states of {name} ({count})"
+        raise ConfigError(got, "2 or more to fit an anchor on", without)
+    if not torch.isfinite(products).all():
+        got = f"states of {name} that are so large that their squares are infinite"
+        raise StoreError(got, "states of ordinary size", f"scale them before they are imported, or {without}")
     shift = total / count
     mean = (first + shift).float()
     variances, rotations = torch.linalg.eigh(products / count - shift[:, :, None] * shift[:, None, :])
     typical = variances.mean(1, keepdim=True).clamp_min(0)
     varies = typical > _CONSTANT * (first + shift).square().mean(1, keepdim=True)
     if not varies.any():
-        cure = "choose other levels or another pooling, and run `iisan cache` again"
+        cure = f"choose other levels or another pooling and run `iisan cache` again, or {without}"
         raise StoreError(f"the states of {name} are the same for all {count:,} items", "states that differ", cure)
     # At most count - 1 directions vary; variances are in ascending order.
     kept = variances > torch.finfo(torch.float32).eps * variances[:, -1:]

@@ -91,7 +91,12 @@ class Anchoring:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], weights: Weights, length: int) -> "Anchoring":
-        """Return what ``tensors`` was called on; raise a ``KeyError`` if a tensor is absent."""
+        """Return what ``tensors`` was called on.
+
+        Raises:
+            KeyError: A tensor is absent.
+            ValueError: A sparse matrix is not valid.
+        """
         counts = tensors[TERMS + "counts"]
         whitenings, anchors = {}, {}
         for name in weights.anchor:
@@ -102,6 +107,8 @@ class Anchoring:
         for name, rows in (("shares", len(counts)), ("neighbours", len(counts) + 1)):
             arrays = tuple(tensors[f"{TERMS}{name}.{part}"].numpy() for part in ("data", "indices", "indptr"))
             matrices[name] = sparse.csr_array(arrays, shape=(rows, len(counts)))
+            # scipy would read and write memory at indices of no item.
+            matrices[name].check_format()
         transitions = Transitions(**matrices)
         return cls(whitenings, TermScorer((), anchors, counts, transitions, weights, length))
 

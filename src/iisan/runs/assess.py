@@ -75,7 +75,7 @@ def assess(
     """Evaluate a run, and the baselines, under the protocol of ``config``: the run's own with other settings.
 
     With a different split, targets that the run was trained or selected on are left out, and the baselines count
-    the interactions that it was trained on.
+    the interactions that it was trained on. If the dataset has changed since, the protocol says so.
 
     With a file of ``queries`` (see :func:`iisan.data.queries.read_queries`), these are evaluated instead of a
     subset, under the run's own split.
@@ -89,7 +89,7 @@ def assess(
     dataset = open_dataset(config)
     run.check_items(dataset)
     own, other = run.config.evaluation.split, config.evaluation.split
-    subsets, remark = dataset.split(other), ""
+    subsets, remark = dataset.split(other), other_version(run, dataset)
     if other != own:
         total = len(subsets.subset(subset))
         subsets = subsets.after(dataset.split(own))
@@ -98,7 +98,7 @@ def assess(
             got = f"the run was trained or selected on all {total:,} targets of the {other} {subset} under {own}"
             raise DataError(got, "at least one that it was not", f"evaluate it under {own}")
         later = subsets.trained_later(left)
-        remark = (
+        remark += (
             f" of a run trained under {own} ({total - len(left):,} of {total:,} targets left out, which it was "
             f"trained or selected on; {'an unknown share' if later is None else f'{later:.1%}'} of its training "
             "interactions are later than the target, on average)"
@@ -110,8 +110,13 @@ def assess(
     if queries is None:
         return measure(scorers, config.evaluation, dataset, subsets, subset, remark)
     given, user_ids = _read_queries(queries, dataset)
-    name = f"given queries {queries.name}"
+    name = f"given queries {queries.name}{remark}"
     return _measure(scorers, config.evaluation, dataset, subsets, given, name, user_ids)
+
+
+def other_version(run: Run, dataset: Dataset) -> str:
+    """Remark on a dataset that has changed since a run was trained on it, as targets may have been trained on."""
+    return "" if run.trained_on(dataset) else " of another version of the dataset than the run was trained on"
 
 
 def _read_queries(path: Path, dataset: Dataset) -> tuple[Queries, pl.Series]:

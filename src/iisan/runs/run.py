@@ -23,6 +23,7 @@ from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
 from iisan.nested import read_yaml
+from iisan.runs.additions import Additions
 from iisan.runs.anchoring import ANCHOR, SIMILARITY, TERMS, Anchoring
 from iisan.states.sources import StateSource
 
@@ -33,6 +34,8 @@ ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
 #: Key of the item embeddings in the file of the weights.
 EMBEDDINGS = "item_embeddings"
+#: Prefix of the tensors of all members of a joined run but the first.
+MEMBERS = "members."
 SCHEMA = 2
 #: Errors of files that have other content than was written.
 _DAMAGE = (KeyError, RuntimeError, TypeError, ValueError)
@@ -60,6 +63,8 @@ class Run:
         members: Item embeddings and sequence encoder of the best epoch, of each member of a joined run; empty if
             nothing was trained.
         anchoring: Terms beside the learned part, with the weights chosen without it; None without an anchor.
+        num_trained: Number of items that there were in training; those that were added since follow them.
+        removed: Ids of items that are in no list.
     """
 
     folder: Path
@@ -69,6 +74,8 @@ class Run:
     scorer: Scorer
     members: tuple[EmbeddingScorer, ...]
     anchoring: Anchoring | None = None
+    num_trained: int = 0
+    removed: frozenset[str] = frozenset()
 
     @property
     def parts(self) -> dict[str, Scorer]:
@@ -98,11 +105,15 @@ class Run:
     def weights(self) -> dict[str, Tensor]:
         """Name -> trained parameter of the best epoch, on the CPU; raises what ``only_member`` does."""
         self.only_member()
-        weights = load_file(self.folder / MODEL)
+        return self.member_weights("")
+
+    def member_weights(self, prefix: str) -> dict[str, Tensor]:
+        """Name -> trained parameter of the member whose tensors have a prefix, see ``member_prefixes``."""
+        others = (EMBEDDINGS, ANCHOR, TERMS) + (() if prefix else (MEMBERS,))
         return {
-            name.replace(*OLD_PARAMETERS): value
-            for name, value in weights.items()
-            if name != EMBEDDINGS and not name.startswith((ANCHOR, TERMS))
+            name.removeprefix(prefix).replace(*OLD_PARAMETERS): value
+            for name, value in load_file(self.folder / MODEL).items()
+            if name.startswith(prefix) and not name.removeprefix(prefix).startswith(others)
         }
 
     def rescored(self, learned: EmbeddingScorer | None, source: StateSource | None) -> Scorer:
@@ -112,13 +123,17 @@ class Run:
             return learned
         return self.anchoring.of_states(source).beside([] if learned is None else [learned], self._weights)
 
+    def trained_on(self, dataset: Dataset) -> bool:
+        """Whether the run was trained on exactly this content of a dataset."""
+        return self.result["data"] in (dataset.content_hash, dataset.manifest.get("previous_hash"))
+
     def check_items(self, dataset: Dataset) -> None:
-        """Check that a dataset has the run's items in the same order, as rows identify them.
+        """Check that a dataset has the items of the training in the same order, as rows identify them.
 
         Raises:
             DataError: It does not.
         """
-        ours, theirs = self.items[ITEM_ID], dataset.items[ITEM_ID]
+        ours, theirs = self.items[ITEM_ID][: self.num_trained], dataset.items[ITEM_ID]
         if not ours.equals(theirs):
             added, gone = (len(set(one) - set(other)) for one, other in ((theirs, ours), (ours, theirs)))
             raise DataError(
@@ -129,8 +144,8 @@ class Run:
             )
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Run":
-        """Open a run folder.
+    def load(cls, folder: str | Path, with_additions: bool = False) -> "Run":
+        """Open a run folder, as it was trained or with the items that were added since.
 
         Raises:
             RunError: It is absent, unfinished, failed or damaged.
@@ -149,6 +164,8 @@ class Run:
         try:
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS, glob=False)
+            num_trained, additions = len(items), Additions.read(folder) if with_additions else Additions(folder)
+            weights, items = additions.applied(weights, items)
             configs = [config, *(parse(each["config"]) for each in result.get("members", [])[1:])]
             trained = [] if config.items.kind == "none" else list(zip(configs, member_prefixes(), strict=False))
             members = tuple(_learned(each, config.training.device, weights, prefix) for each, prefix in trained)
@@ -159,15 +176,18 @@ class Run:
                 scorer: Scorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
             else:
                 (scorer,) = members
+            if scorer.num_items != len(items):
+                raise ValueError(f"{scorer.num_items:,} items in {MODEL}, {len(items):,} in {ITEMS}")
         except (OSError, SafetensorError, pl.exceptions.PolarsError, *_DAMAGE) as error:
-            raise RunError(f"the run in '{folder}' is damaged ({error})", "a whole run folder", cure) from None
-        return cls(folder, config, result, items, scorer, members, anchoring)
+            fault = " ".join(str(error).split())  # PyTorch lists absent tensors in several lines.
+            raise RunError(f"the run in '{folder}' is damaged ({fault})", "a whole run folder", cure) from None
+        return cls(folder, config, result, items, scorer, members, anchoring, num_trained, additions.removed)
 
 
 def member_prefixes() -> Iterator[str]:
     """Prefixes of the tensors of each member of a joined run in the file of the weights; the first has none."""
     yield ""
-    yield from (f"members.{number}." for number in itertools.count(2))
+    yield from (f"{MEMBERS}{number}." for number in itertools.count(2))
 
 
 def _learned(config: Config, device_name: str, weights: Mapping[str, Tensor], prefix: str) -> EmbeddingScorer:

@@ -132,6 +132,10 @@ def anchor_config(config: Config) -> Config:
         ConfigError: There are neither states nor encoders.
     """
     modalities = config.anchor.modalities
+    if not modalities and config.states is not None:
+        got = f"an anchor on none of the states in '{config.states}'"
+        cure = "name some in anchor.modalities, pass another --states, or set anchor to false"
+        raise ConfigError(got, "states of this dataset", cure)
     if not modalities or (config.states is None and config.source != "live"):
         got = "an anchor without states to fit it on"
         raise ConfigError(got, "the folder that `iisan cache` wrote", f"{STATES_CURE}, or set anchor to false")

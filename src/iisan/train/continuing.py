@@ -17,7 +17,7 @@ from iisan.evaluate.scorer import Scorer
 from iisan.model import load_trainable, trainable_state
 from iisan.names import IMAGE, ITEM_ID, PAD, TEXT, USER_ID
 from iisan.nested import difference
-from iisan.runs.run import PER_USER, Run
+from iisan.runs.run import MODEL, PER_USER, Run
 from iisan.train.setup import Setup, fingerprints
 
 #: Length of the compared lists.
@@ -32,18 +32,21 @@ _TRAINING = {
 _ITEM_TABLE = "items.embedding.weight"
 #: Parameter that exists only if some item lacks a modality.
 _ABSENT = "items.fusion.absent"
+#: Prefix of the parameters inside encoders.
+_ENCODERS = "source."
 
 
 def check_same_model(run: Run, config: Config) -> None:
     """Check that a run can provide the initial weights of a configuration.
 
     Raises:
-        RunError: Nothing was trained, or a setting differs that makes it another model.
+        RunError: Nothing was trained, several runs were joined, or a setting differs that makes it another model.
     """
     if not run.members:
         got = f"the run in '{run.folder}' has no trained weights"
         cure = f"train the recipe {run.config.recipe} again, without --from"
         raise RunError(got, "a trained run to start from", cure)
+    run.only_member()
     # An encoder that was frozen may be trained from now on.
     frozen = run.config.tuning.method == "none"
     before, after = (_model_settings(each, frozen) for each in (run.config, config))
@@ -77,7 +80,7 @@ def start_from(run: Run, setup: Setup) -> int:
     """
     _check_same_states(run, setup)
     dataset, before, now = setup.dataset, run.config.evaluation.split, setup.config.evaluation.split
-    if before != now and run.result["data"] in (dataset.content_hash, dataset.manifest.get("previous_hash")):
+    if before != now and run.trained_on(dataset):
         got = f"the run in '{run.folder}' was trained on this dataset under the split {before}, not {now}"
         cure = f"set evaluation.split to {before}, or train a new run without --from"
         raise RunError(got, "the same split, so that no target was trained on", cure)
@@ -87,6 +90,13 @@ def start_from(run: Run, setup: Setup) -> int:
     if lost := saved.keys() - state.keys() - {_ABSENT}:
         got = f"the run in '{run.folder}' has a parameter '{min(lost)}', which the network lacks"
         cure = "leave source and tuning as they are, or train a new run without --from"
+        raise RunError(got, "the same parameters", cure)
+    absent = state.keys() - saved.keys() - {_ABSENT}
+    if run.config.tuning.method == "none":  # Encoders that are trained from now on.
+        absent = {name for name in absent if not name.startswith(_ENCODERS)}
+    if absent:
+        got = f"the run in '{run.folder}' lacks the parameter '{min(absent)}' of the network"
+        cure = f"bring back its {MODEL}, or train a new run without --from"
         raise RunError(got, "the same parameters", cure)
     for name in state.keys() & saved.keys():
         if name == _ITEM_TABLE:

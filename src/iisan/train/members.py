@@ -1,6 +1,6 @@
 """Several trained runs joined into one: the sum of their learned scores beside one anchor."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from iisan.errors import RunError
 from iisan.evaluate.metrics import ranked_rows
 from iisan.nested import difference
+from iisan.recipes import JOINT
 from iisan.runs.anchoring import ANCHOR, SIMILARITY, TERMS, Anchoring
 from iisan.runs.run import MODEL, Run, member_prefixes
 from iisan.train.folder import claimed, finished_result, validation_metrics, write_run
@@ -22,7 +23,12 @@ _BY_MODALITY = ("states", "anchor_states", "encoders", "encoder_parameters")
 _COMMON = ("data", "previous_data", "selection", "requested_precision", "processes")
 
 
-def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def join(
+    runs: Sequence[Run],
+    out: Path,
+    say: Callable[[str], None] = lambda line: None,
+    moved: Mapping[str, Path | None] | None = None,
+) -> dict[str, Any]:
     """Join finished runs, such as seeds or recipes, into one that adds up their learned scores.
 
     The weights of the members and of the anchor's terms are chosen on the validation subset. The result records
@@ -32,19 +38,26 @@ def join(runs: Sequence[Run], out: Path, say: Callable[[str], None] = lambda lin
         runs: Two or more anchored runs on the same items, interactions and states.
         out: Run folder.
         say: Callback for progress messages.
+        moved: ``dataset`` and ``states`` -> folder, for those that moved.
 
     Returns:
         The content of ``result.json``.
 
     Raises:
-        RunError: A run cannot be joined with the first one, or ``out`` contains something else.
+        RunError: A run cannot be joined with the first one, the dataset has changed since they were trained, or
+            ``out`` contains something else.
+        DataError: The dataset has other items.
     """
     anchoring = _check_alike(runs)
     first = runs[0]
     recipes = [run.config.recipe for run in runs]
-    config = first.config.model_copy(update={"recipe": " + ".join(recipes)})
+    config = first.config.model_copy(update={"recipe": JOINT.join(recipes), **(moved or {})})
     inputs = open_inputs(config)
     first.check_items(inputs.dataset)
+    if not first.trained_on(inputs.dataset):
+        got = f"the dataset '{inputs.dataset.folder}' has changed since the run in '{first.folder}' was trained"
+        cure = "name that dataset with --dataset, or train the runs again"
+        raise RunError(got, "the dataset that the runs were trained on", cure)
     fingerprints = [run.fingerprint for run in runs]
     if len(set(fingerprints)) < len(runs):
         raise RunError("one run several times", "different runs", "name each run once")

@@ -1,0 +1,58 @@
+"""Commands that change the items of a finished run."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iisan.cli.common import Json, RunFolder, StatesOption, app, given, say_to
+from iisan.printing import print_json
+
+if TYPE_CHECKING:
+    from iisan.serve.items import Change
+
+
+@app.command("add-items")
+def add_items(
+    run: RunFolder,
+    items: Annotated[
+        Path,
+        typer.Argument(metavar="ITEMS", help="Table of items as for `iisan prepare`, such as new.csv."),
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the new items' images and other media; default: that of ITEMS.")
+    ] = None,
+    states: StatesOption = None,
+    as_json: Json = False,
+) -> None:
+    """Add items to a finished run, or update those that it has, without training."""
+    from iisan.serve.items import add_items as add
+
+    _tell(add(run, items, images=images, moved=given(states=states), say=say_to(True)), as_json)
+
+
+@app.command("remove-items")
+def remove_items(
+    run: RunFolder,
+    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Items of the run.")],
+    as_json: Json = False,
+) -> None:
+    """Remove items from all lists of a run; in histories they still count."""
+    from iisan.serve.items import remove_items as remove
+
+    _tell(remove(run, ids), as_json)
+
+
+def _tell(change: "Change", as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(change))
+        return
+    counts = {"added": change.added, "updated": change.updated, "removed": change.removed}
+    print(", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing to change")
+    for name, share in (change.outside or {}).items():
+        if share >= 0.01:
+            print(
+                f"{share:.0%} of the variance of the new {name} states is unknown to the anchor", file=sys.stderr
+            )

@@ -1,0 +1,180 @@
+"""Items that were added to a run after training, updated or removed: what a run's folder holds of them.
+
+Each change is a *segment*, a folder of its own, that is written aside. The manifest, which is replaced last, names
+the segments in order and the removed items. So a reader sees all of a change or nothing of it, and vectors that
+were there before stay as they are. Legend: N items before a segment, n items in it.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file, save_file
+from scipy import sparse
+from torch import Tensor
+
+from iisan.errors import RunError
+from iisan.files import locked, read_manifest, write_json
+from iisan.names import ITEM_ID
+from iisan.runs.anchoring import TERMS
+
+#: Folder of the segments in a run folder, and the manifest in it.
+ADDITIONS, MANIFEST = "additions", "additions.json"
+KIND, SCHEMA = "iisan-additions", 1
+_ITEMS, _VECTORS, _ROWS = "items.parquet", "vectors.safetensors", "rows"
+_NEIGHBOURS, _SHARES, _COUNTS = f"{TERMS}neighbours.", f"{TERMS}shares.indptr", f"{TERMS}counts"
+_CSR = ("data", "indices", "indptr")
+
+
+@dataclass(frozen=True)
+class Additions:
+    """Changes of a run's items since it was trained.
+
+    Attributes:
+        folder: Run folder.
+        segments: Names of the segments, the oldest first.
+        removed: Ids of the items that are in no list.
+    """
+
+    folder: Path
+    segments: tuple[str, ...] = ()
+    removed: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, run: Path) -> "Additions":
+        """Read the manifest of a run folder, which need not exist.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        path = run / ADDITIONS / MANIFEST
+        if not path.exists():
+            return cls(run)
+        found = read_manifest(path, KIND, SCHEMA, RunError, "train the run again, or delete the folder")
+        return cls(run, tuple(found["segments"]), frozenset(found["removed"]))
+
+    def write(self) -> None:
+        """Replace the manifest, and delete segments that it does not name."""
+        place = self.folder / ADDITIONS
+        value = {"segments": list(self.segments), "removed": sorted(self.removed)}
+        write_json(place / MANIFEST, {"kind": KIND, "schema": SCHEMA, **value})
+        for path in place.iterdir():
+            if path.is_dir() and path.name not in self.segments:
+                shutil.rmtree(path)
+
+    def applied(
+        self, weights: Mapping[str, Tensor], items: pl.DataFrame
+    ) -> tuple[dict[str, Tensor], pl.DataFrame]:
+        """Return the tensors and items of a run with all segments.
+
+        Raises:
+            OSError, KeyError, ValueError, SafetensorError: A segment is damaged.
+        """
+        weights = dict(weights)
+        for name in self.segments:
+            place = self.folder / ADDITIONS / name
+            segment = load_file(place / _VECTORS)
+            weights = _grown(weights, segment, segment.pop(_ROWS))
+            items = _with_rows(items, pl.read_parquet(place / _ITEMS, columns=items.columns, glob=False))
+        return weights, items
+
+    def columns(self, items: pl.DataFrame) -> pl.DataFrame:
+        """Put further columns of added and updated items into a frame of all items."""
+        for name in self.segments:
+            changed = pl.read_parquet(self.folder / ADDITIONS / name / _ITEMS, glob=False)
+            known = [column for column in changed.columns if column in items.columns]
+            items = _with_rows(items, changed.select(known).cast({each: items.schema[each] for each in known}))
+        return items
+
+
+def _with_rows(items: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+    """Replace the rows of known items and append the others, by id."""
+    items = items.update(changed, on=ITEM_ID, how="left", include_nulls=True)
+    new = changed.join(items, on=ITEM_ID, how="anti", maintain_order="left")
+    return pl.concat([items, new], how="diagonal")
+
+
+def writing(run: Path) -> AbstractContextManager[object]:
+    """Lock the additions of a run for one writer.
+
+    Raises:
+        RunError: Another process is writing.
+    """
+    return locked(run / ADDITIONS, RunError)
+
+
+def write_segment(run: Path, items: pl.DataFrame, rows: Tensor, tensors: Mapping[str, Tensor]) -> str:
+    """Write a segment of n items that ends up in the given ``rows [n]``, and return its name.
+
+    Args:
+        run: Run folder.
+        items: ``item_id``, ``text`` and further columns.
+        rows: Rows of items that are replaced, or the next free ones.
+        tensors: Tensors ``[n, …]`` under the names of a run's, and the rows of ``terms.neighbours``.
+    """
+    place = run / ADDITIONS
+    for leftover in place.glob(".*.part"):  # of a killed process
+        shutil.rmtree(leftover)
+    aside = Path(tempfile.mkdtemp(dir=place, prefix=".", suffix=".part"))
+    items.write_parquet(aside / _ITEMS)
+    save_file({_ROWS: rows, **tensors}, aside / _VECTORS)
+    for path in aside.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    numbers = [int(path.name) for path in place.iterdir() if path.name.isdecimal()]
+    name = f"{max(numbers, default=0) + 1:06d}"
+    aside.chmod(0o755)
+    aside.rename(place / name)
+    return name
+
+
+def _grown(weights: dict[str, Tensor], segment: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Put the rows of a segment into the tensors of a run."""
+    found = dict(weights)
+    for name, values in segment.items():
+        if not name.startswith(_NEIGHBOURS):
+            found[name] = _put(weights[name], rows, values)
+            total = len(found[name])
+    if _COUNTS in weights:
+        found[_COUNTS] = _longer(weights[_COUNTS], total)
+        # An item that was added has no transitions of its own.
+        shares = weights[_SHARES]
+        found[_SHARES] = torch.cat([shares, shares[-1:].expand(total + 1 - len(shares))])
+        neighbours = _put_neighbours(_csr(weights, total), _csr(segment, total), rows, total)
+        found |= {_NEIGHBOURS + part: torch.from_numpy(getattr(neighbours, part)) for part in _CSR}
+    return found
+
+
+def _longer(old: Tensor, total: int) -> Tensor:
+    return torch.cat([old, old.new_zeros(total - len(old), *old.shape[1:])])
+
+
+def _put(old: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    grown = _longer(old, max(len(old), int(rows.max()) + 1))
+    grown[rows] = values
+    return grown
+
+
+def _csr(tensors: Mapping[str, Tensor], columns: int) -> sparse.csr_array:
+    arrays = tuple(tensors[_NEIGHBOURS + part].numpy() for part in _CSR)
+    return sparse.csr_array(arrays, shape=(len(arrays[2]) - 1, columns))
+
+
+def _put_neighbours(old: sparse.csr_array, new: sparse.csr_array, rows: Tensor, total: int) -> sparse.csr_array:
+    """Put rows into the neighbours ``[N + 1, N]``, whose last row is that of ``PAD``."""
+    size = old.shape[0] - 1
+    places = np.arange(total)
+    places[rows.numpy()] = size + 1 + np.arange(len(rows))
+    return sparse.vstack([old, new]).tocsr()[np.append(places, size)]
+
+
+def tensors_of(neighbours: sparse.csr_array) -> dict[str, Tensor]:
+    """Name the arrays of the neighbours of a segment as ``write_segment`` takes them."""
+    return {_NEIGHBOURS + part: torch.from_numpy(getattr(neighbours, part)) for part in _CSR}

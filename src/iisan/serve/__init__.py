@@ -1,0 +1,1 @@
+"""What people use of a finished run: items that are added and removed."""
