@@ -90,8 +90,8 @@ NEAR_DUPLICATES = """
 ### Near-duplicates in lists
 
 What `near_duplicates=C` leaves out of lists of ten: items whose anchor has a cosine above C with that of an item
-higher in the list. Runs of the table above (seed 0), on the {queries:,} validation queries under the policy unseen;
-in %. Commands: [`near_duplicates.py`](near_duplicates.py).
+higher in the list. Runs of the table above (seed 0), on the {queries:,} validation queries under the policy
+unseen; in %. Commands: [`near_duplicates.py`](near_duplicates.py).
 
 | | C | lists with such a pair | items that are as near to one of the history | targets that are | {names} |
 |---|---|---|---|---|---|---|---|

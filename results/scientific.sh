@@ -31,6 +31,7 @@ for seed in 0 1 2; do
     for recipe in paper reference; do run $recipe $seed reference; done
 done
 python "$here/anchor.py" "$work/runs" "$here/scientific/anchor.json"
+python "$here/near_duplicates.py" "$here/scientific/near-duplicates.json" "$work"/runs/{similarity,default}-seed0
 python "$here/ngrams.py" "$work/data" "$work/ngrams"
 iisan cache "$work/data" --text "$model" --recipe default --out "$work/states-texts"
 iisan import-states "$work/data" "$work/ngrams.npy" --ids "$work/ngrams.txt" --name ngrams --out "$work/states-texts"
