@@ -42,7 +42,7 @@ def test_the_ending_of_a_table_decides_its_format(iisan, run_folder, tmp_path, e
     assert iisan("recommend", run_folder, "--all-users", "--k", 3, "--out", lists)[0] == 0
     assert iisan("evaluate", run_folder, "--no-baselines", "--out", ranks)[0] == 0
     found = READERS[ending](lists)
-    assert (found.columns, found.height) == (["user_id", "rank", "item_id", "score", "text"], 150)
+    assert (found.columns, found.height) == (["user_id", "item_id", "score", "rank"], 150)
     assert {"user_id", "above", "ties"} <= {*READERS[ending](ranks).columns}
 
 

@@ -162,8 +162,8 @@ def test_a_user_is_explained_by_all_of_their_interactions(recommenders):
     ("question", "sentence"),
     [
         ({"item": "i77", "history": ["i1"]}, "unknown item 'i77'"),
-        ({"item": "i1", "history": "i1"}, "is a string"),
-        ({"item": "i1", "history": []}, "the history is empty"),
+        ({"item": "i1", "history": "i1"}, "is of type str; expected a sequence of item ids"),
+        ({"item": "i1", "history": []}, "history is empty"),
         ({"item": "i1", "user": "nobody"}, "unknown user 'nobody'"),
         ({"item": "i1"}, "neither or both"),
     ],
@@ -191,7 +191,7 @@ def test_the_command_line_explains_for_people_and_machines(recommenders, iisan):
     assert "not ranked: it is in the history, which the policy unseen excludes" in out
     for arguments, sentence in (
         (("--item", "i77", "--history", "i1"), "unknown item 'i77'"),
-        (("--item", "i0", "--history", " , "), "the history is empty"),
+        (("--item", "i0", "--history", " , "), "history is empty"),
         (("--item", "i0"), "neither or both of --user and --history"),
         (("--item", "i0", "--user", "u1", "--history", "i1"), "neither or both of --user and --history"),
     ):
