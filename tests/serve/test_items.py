@@ -274,11 +274,13 @@ def test_new_items_are_recommended_found_and_explained(trained, catalogue, iisan
 
 def test_columns_of_new_items_are_conditions_and_limits(trained, catalogue, prepared, tmp_path):
     dataset = Dataset.load(prepared.dataset)
-    branded = dataset.items.with_columns(brand=pl.lit("old"))
+    branded = dataset.items.with_columns(brand=pl.lit("old"), price=pl.lit(3.0))
     data = Dataset.from_frames(branded, dataset.interactions()).save(tmp_path / "data")
     folder = trained("similarity", f"dataset={data.folder}")
     recommender = Recommender.load(folder)
-    recommender.add_items(catalogue.head(2).with_columns(item_id="new " + pl.col("item_id"), brand=pl.lit("new")))
+    columns = {"brand": pl.lit("new"), "price": pl.Series(["4.5", "dear"])}
+    recommender.add_items(catalogue.head(2).with_columns(item_id="new " + pl.col("item_id"), **columns))
+    assert recommender.recommend(history=["i7"], where={"price": 4.5})["item_id"].to_list() == ["new i0"]
     found = recommender.recommend(history=["i7"], where={"brand": "new"})
     assert sorted(found["item_id"]) == ["new i0", "new i1"]
     assert len(recommender.recommend(history=["i7"], max_per="brand")) == 2

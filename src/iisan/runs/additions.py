@@ -86,11 +86,15 @@ class Additions:
         return weights, items
 
     def columns(self, items: pl.DataFrame) -> pl.DataFrame:
-        """Put further columns of added and updated items into a frame of all items."""
+        """Put further columns of added and updated items into a frame of all items.
+
+        A value that does not fit the type of its column is left out.
+        """
         for name in self.segments:
             changed = pl.read_parquet(self.folder / ADDITIONS / name / _ITEMS, glob=False)
             known = [column for column in changed.columns if column in items.columns]
-            items = _with_rows(items, changed.select(known).cast({each: items.schema[each] for each in known}))
+            types = pl.Schema({each: items.schema[each] for each in known})
+            items = _with_rows(items, changed.select(known).cast(types, strict=False))
         return items
 
 

@@ -241,6 +241,7 @@ def _embeddings(
     return network.item_embeddings().cpu()
 
 
+@torch.inference_mode()
 def _terms(
     anchoring: Anchoring, config: Config, dataset: Dataset, stores: Mapping[str, StateStore], rows: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
