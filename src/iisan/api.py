@@ -15,7 +15,6 @@ import polars as pl
 from iisan.config import Config, Policy
 from iisan.data.conditions import allowed_items, matching
 from iisan.data.dataset import Dataset, index_of, quoted
-from iisan.data.filters import Mask
 from iisan.data.histories import ids_of, in_rows_of, in_the_form_of, known_rows, read_histories
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries, whole_histories
@@ -28,7 +27,9 @@ from iisan.runs.additions import Additions
 from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
 from iisan.runs.similar import ANCHOR, item_vectors, similar_items
+from iisan.serve.index import open_index
 from iisan.serve.items import Change, add_items, remove_items
+from iisan.serve.search import CellIndex, search_top_k
 from iisan.states.configured import open_dataset
 from iisan.train.run import train
 
@@ -165,7 +166,9 @@ class Recommender:
     ) -> pl.DataFrame | Any:
         """Recommend the ``k`` best next items for users of the dataset or for any histories.
 
-        One of the first four arguments is given. Items that the run does not know are left out with a warning.
+        One of the first four arguments is given. Items that the run does not know are left out with a warning. An
+        index of cells, if ``iisan index`` chose one, finds the items, except with ``max_per`` and
+        ``near_duplicates``.
 
         Args:
             users: Users of the dataset, whose histories are all their interactions.
@@ -193,7 +196,8 @@ class Recommender:
             ConfigError: ``k``, ``max_per`` or ``near_duplicates`` is out of range.
             DataError: An unknown user, a history without a known item, a string in place of a sequence, an unknown
                 column or value, or filters that leave nothing.
-            RunError: ``near_duplicates`` for a run without an anchor.
+            RunError: ``near_duplicates`` for a run without an anchor, or an index of another run.
+            MissingExtraError: The index needs FAISS, which is not installed.
         """
         given = {"users": users, "histories": histories, "user": user, "history": history}
         if sum(value is not None for value in given.values()) != 1:
@@ -201,7 +205,7 @@ class Recommender:
             raise DataError(got, "one of them", "pass users=[…], histories=FRAME, user=… or history=[…]")
         check_length(k)
         names, queries = self._queries(**given)
-        allowed = allowed_items(self.run.items[ITEM_ID], items_to_recommend, items_to_exclude) & self._offered
+        allowed = allowed_items(self.run.items[ITEM_ID], items_to_recommend, items_to_exclude) & self.run.offered
         if where is not None:
             allowed &= matching(self._catalogue, where)
         limits = [] if max_per is None else limits_per(self._catalogue, max_per)
@@ -210,7 +214,11 @@ class Recommender:
             distance = Distance(self._anchors, near_duplicates)
         policy: Policy = "unseen" if filter_viewed else "all"
         k = min(k, len(allowed))
-        found = diverse_top_k(self.run.scorer, queries, k, policy, allowed, limits=limits, distance=distance)
+        scorer = self.run.scorer
+        if limits or distance is not None or self._index is None:
+            found = diverse_top_k(scorer, queries, k, policy, allowed, limits=limits, distance=distance)
+        else:
+            found = search_top_k(self._index, scorer, queries, k, policy, allowed)
         lists = self._table(names, ITEM_ID, *found)
         if lists.is_empty():
             got = f"history and filters leave none of the {len(allowed):,} items"
@@ -301,13 +309,12 @@ class Recommender:
         item_ids = self.run.items[ITEM_ID]
         wanted = pl.Series(ids_of(ids, "ids", "item"), dtype=pl.String).unique(maintain_order=True)
         rows = index_of(item_ids, wanted.to_list(), "item")
-        found = similar_items(self.run, rows, min(k, len(item_ids)), by, self._offered)
+        found = similar_items(self.run, rows, min(k, len(item_ids)), by, self.run.offered)
         return in_the_form_of(ids, self._table(wanted.alias(ITEM_ID), "similar_id", *found))
 
     @cached_property
-    def _offered(self) -> Mask:
-        """Mask ``[N]`` of the items that were not removed."""
-        return ~self.run.items[ITEM_ID].is_in(list(self.run.removed)).to_numpy()
+    def _index(self) -> CellIndex | None:
+        return open_index(self.run)
 
     @cached_property
     def _anchors(self) -> npt.NDArray[np.float32]:

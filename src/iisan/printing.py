@@ -56,6 +56,23 @@ def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None
     print_table(title, ["rank#", "item", "score#", "title"], cells)
 
 
+def print_index(manifest: Mapping[str, Any]) -> None:
+    """Print what was measured of the kinds of search, and which was chosen."""
+    rows = [
+        [
+            name + (" (chosen)" if name == manifest["search"] else ""),
+            f"{100 * each['recall@10']:.1f}",
+            f"{each['milliseconds']:.2f}",
+            f"{each['bytes'] / 1e6:.1f}",
+        ]
+        for name, each in manifest["measured"].items()
+    ]
+    title = f"{manifest['queries']:,} {manifest['queries_of']}, {manifest['threads']} threads"
+    print_table(title, ["search", "recall@10 in %#", "ms per list#", "MB#"], rows)
+    if "cells" in manifest:
+        print(f"a search reads {manifest['probes']:,} of {manifest['cells']:,} cells")
+
+
 def print_explanation(whose: str, found: "Explanation") -> None:
     """Print where the score of an item comes from: its terms, and the items of the history."""
     from iisan.evaluate.evaluation import POLICIES

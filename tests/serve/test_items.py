@@ -142,6 +142,14 @@ def test_a_known_item_is_updated_in_its_place(trained, catalogue):
     assert torch.equal(again.members[0].items[30], before.members[0].items[9])
 
 
+def test_no_new_item_has_a_modality_of_the_run(trained, catalogue):
+    folder = trained("default")
+    add_items(folder, catalogue[[7]].drop("image").with_columns(item_id=pl.lit("new")))
+    run = Run.load(folder, with_additions=True)
+    assert not run.anchoring.scorer.anchors["image"][30].any()
+    assert torch.equal(run.anchoring.scorer.anchors["text"][30], run.anchoring.scorer.anchors["text"][7])
+
+
 def test_states_go_into_the_stores_once(trained, catalogue):
     folder = trained("default")
     store = StateStore.find(Run.load(folder).config.states, "text")

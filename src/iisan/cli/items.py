@@ -1,14 +1,14 @@
-"""Commands that change the items of a finished run."""
+"""Commands that change what a finished run serves: its items, and the index that finds them."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from iisan.cli.common import Json, RunFolder, StatesOption, app, given, say_to
-from iisan.printing import print_json
+from iisan.cli.common import DatasetOption, Json, RunFolder, StatesOption, app, given, say_to
+from iisan.printing import print_index, print_json
 
 if TYPE_CHECKING:
     from iisan.serve.items import Change
@@ -43,6 +43,32 @@ def remove_items(
     from iisan.serve.items import remove_items as remove
 
     _tell(remove(run, ids), as_json)
+
+
+@app.command()
+def index(
+    run: RunFolder,
+    kind: Annotated[
+        Literal["auto", "exact", "ivf"],
+        typer.Option(
+            help="Search among all items (exact), in cells of FAISS (ivf), or the better one as measured."
+        ),
+    ] = "auto",
+    recall: Annotated[float, typer.Option(help="Least recall@10 of a search in cells.")] = 0.95,
+    dataset: DatasetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the kinds of search on this machine, and store the index that recommendations use."""
+    from iisan.runs.run import Run
+    from iisan.serve.index import build_index
+
+    trained = Run.load(run, with_additions=True)
+    config = trained.config.model_copy(update=given(dataset=dataset))
+    manifest = build_index(replace(trained, config=config), kind=kind, recall=recall, say=say_to(True))
+    if as_json:
+        print_json(manifest)
+    else:
+        print_index(manifest)
 
 
 def _tell(change: "Change", as_json: bool) -> None:

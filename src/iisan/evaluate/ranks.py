@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from iisan.config import Policy
 from iisan.data.filters import Mask
@@ -18,7 +19,7 @@ from iisan.data.sequences import Index
 from iisan.data.splits import Queries
 from iisan.errors import ConfigError, RunError
 from iisan.evaluate.metrics import Ranks, target_seen
-from iisan.evaluate.scorer import DIVERGED, Scorer
+from iisan.evaluate.scorer import DIVERGED, ItemScores, Scorer
 from iisan.names import PAD
 from iisan.progress import track
 
@@ -49,7 +50,7 @@ def rank_targets(
     above, ties = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
     width = _width(scorer, block)
     flags: Tensor | None = None  # One buffer for all blocks: new memory costs more than the comparison.
-    for rows, chunk in _batches(queries, batch):
+    for rows, chunk in batches(queries, batch):
         query = scorer.start(chunk.histories(scorer.history_length))
         if policy == "unseen" and target_seen(chunk).any():
             got = "queries whose target is in their own history, under the policy unseen"
@@ -60,7 +61,7 @@ def rank_targets(
             if policy == "exclude-all":
                 target_scores[torch.from_numpy(target_seen(chunk)).to(target_scores.device)] = -torch.inf
         not_below = higher = torch.zeros(len(chunk), dtype=torch.int64)
-        for start, scores in _blocks(scorer, query, _excluded(chunk, policy), width):
+        for start, scores in _blocks(scorer, query, excluded_pairs(chunk, policy), width):
             inside = np.flatnonzero((chunk.targets >= start) & (chunk.targets < start + scores.shape[1]))
             own = _indices(inside, chunk.targets[inside] - start, scores.device)
             if target_scores is None:
@@ -103,30 +104,55 @@ def top_k(
     """
     check_length(k)
     items = np.full((len(queries), k), PAD, np.int64)
-    scores_of_items = np.full((len(queries), k), -np.inf, np.float32)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    for rows, chunk in batches(queries, batch):
+        query = scorer.start(chunk.histories(scorer.history_length))
+        excluded = excluded_pairs(chunk, policy)
+        items[rows], scores[rows] = best_items(scorer, query, k, allowed, excluded, block=block)
+    return items, scores
+
+
+@torch.inference_mode()
+def best_items(
+    scorer: ItemScores,
+    query: Any,
+    k: int,
+    allowed: Mask | None = None,
+    excluded: tuple[Index, Index] | None = None,
+    *,
+    block: int = 32768,
+) -> tuple[Index, npt.NDArray[np.float32]]:
+    """List the ``k`` best items for each of the B users of a query, as ``top_k`` does.
+
+    Args:
+        scorer: Scorer of the query.
+        query: Query of the scorer.
+        k: Number of items per list.
+        allowed: Mask ``[N]`` of the listed items, by default all.
+        excluded: Pairs of a user's number and an item that are left out, by ascending item.
+        block: Number of items that are scored at a time.
+    """
     width = _width(scorer, block)
     barred = None if allowed is None or allowed.all() else torch.from_numpy(~allowed)
-    for rows, chunk in _batches(queries, batch):
-        query = scorer.start(chunk.histories(scorer.history_length))
-        best: tuple[Tensor, Tensor] | None = None
-        for start, scores in _blocks(scorer, query, _excluded(chunk, policy), width):
-            if barred is not None:
-                barred = barred.to(scores.device)
-                scores.masked_fill_(barred[start : start + scores.shape[1]], -torch.inf)
-            values, columns = _top_of_block(scores, min(k, scores.shape[1]))
-            if best is None:
-                best = values, columns + start
-                continue
-            # Earlier blocks hold lower indices and stand first, so a stable sort keeps the order of ties.
-            merged = torch.cat([best[0], values], 1).sort(dim=1, descending=True, stable=True)
-            found = torch.cat([best[1], columns + start], 1).gather(1, merged.indices)
-            best = merged.values[:, :k], found[:, :k]
-        assert best is not None
-        values, found = best[0].cpu(), best[1].cpu()
-        length = values.shape[1]
-        items[rows, :length] = torch.where(values == -torch.inf, PAD, found).numpy()
-        scores_of_items[rows, :length] = values.numpy()
-    return items, scores_of_items
+    nothing = np.empty(0, np.int64)
+    best: tuple[Tensor, Tensor] | None = None
+    for start, scores in _blocks(scorer, query, excluded or (nothing, nothing), width):
+        if barred is not None:
+            barred = barred.to(scores.device)
+            scores.masked_fill_(barred[start : start + scores.shape[1]], -torch.inf)
+        values, columns = _top_of_block(scores, min(k, scores.shape[1]))
+        if best is None:
+            best = values, columns + start
+            continue
+        # Earlier blocks hold lower indices and stand first, so a stable sort keeps the order of ties.
+        merged = torch.cat([best[0], values], 1).sort(dim=1, descending=True, stable=True)
+        found = torch.cat([best[1], columns + start], 1).gather(1, merged.indices)
+        best = merged.values[:, :k], found[:, :k]
+    assert best is not None
+    values, found = best[0].cpu(), best[1].cpu()
+    free = (0, k - values.shape[1])
+    items = pad(torch.where(values == -torch.inf, PAD, found), free, value=PAD)
+    return items.numpy(), pad(values, free, value=-torch.inf).numpy()
 
 
 def check_length(k: int) -> None:
@@ -135,13 +161,14 @@ def check_length(k: int) -> None:
         raise ConfigError(f"lists of {k!r} items", "1 item or more", "ask for a positive number of items")
 
 
-def _width(scorer: Scorer, block: int) -> int:
+def _width(scorer: ItemScores, block: int) -> int:
     if not 1 <= block <= MAX_BLOCK:
         raise ConfigError(f"blocks of {block} items", f"1 to {MAX_BLOCK}", "choose a block such as 32768")
     return min(block, scorer.num_items)
 
 
-def _batches(queries: Queries, batch: int) -> Iterator[tuple[slice, Queries]]:
+def batches(queries: Queries, batch: int) -> Iterator[tuple[slice, Queries]]:
+    """Yield ``batch`` queries at a time, with their place among all."""
     if batch < 1:
         raise ConfigError(f"batches of {batch} users", "1 or more", "choose a batch such as 512")
     for first in track(range(0, len(queries), batch), "ranking"):
@@ -149,8 +176,8 @@ def _batches(queries: Queries, batch: int) -> Iterator[tuple[slice, Queries]]:
         yield rows, queries[rows]
 
 
-def _excluded(queries: Queries, policy: Policy) -> tuple[Index, Index]:
-    """Pairs ``(query, item)`` that a policy excludes, by ascending item."""
+def excluded_pairs(queries: Queries, policy: Policy) -> tuple[Index, Index]:
+    """Return the pairs of a query and an item that a policy excludes, by ascending item."""
     if policy == "all":
         return np.empty(0, np.int64), np.empty(0, np.int64)
     rows, items = queries.seen()
@@ -158,7 +185,9 @@ def _excluded(queries: Queries, policy: Policy) -> tuple[Index, Index]:
     return rows[order], items[order]
 
 
-def _blocks(scorer: Scorer, query: Any, excluded: tuple[Index, Index], width: int) -> Iterator[tuple[int, Tensor]]:
+def _blocks(
+    scorer: ItemScores, query: Any, excluded: tuple[Index, Index], width: int
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the catalogue in blocks: ``(first item, scores [B, n] with excluded items at -inf)``."""
     rows, items = excluded
     for first in range(0, scorer.num_items, width):

@@ -6,7 +6,7 @@ Legend: B users, S positions of a history, N items, A anchor width, E embedding 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from iisan.data.sequences import Index
 from iisan.data.splits import Split
-from iisan.errors import MissingExtraError
 from iisan.evaluate.baselines import transition_counts
-from iisan.evaluate.scorer import EmbeddingScorer
+from iisan.evaluate.cells import divide
+from iisan.evaluate.scorer import DotProducts, EmbeddingScorer, finite
 from iisan.names import PAD
 from iisan.progress import track
 
@@ -30,8 +30,8 @@ _SHARPNESS = 20.0
 _BLOCK = 1024
 #: Most items among which similar ones are searched exactly, at a cost that grows with the square of their number.
 _EXACT = 100_000
-#: Cells that an approximate search looks into, and vectors per cell that determine the cells.
-_PROBES, _PER_CELL = 16, 64
+#: Cells that an approximate search looks into.
+_PROBES = 16
 #: Weight of an item that is in the history already, relative to that of the anchor, where no data determine it.
 REPEAT = -0.5
 
@@ -142,17 +142,8 @@ def _exact(vectors: Tensor, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 def _cells(vectors: Tensor) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
     """Divide vectors into cells of similar ones; a search looks into the nearest ``_PROBES`` cells."""
-    try:
-        import faiss
-    except ImportError:
-        purpose = f"finding similar items among more than {_EXACT:,}"
-        raise MissingExtraError("faiss", "index", purpose) from None
-    cells = round(4 * len(vectors) ** 0.5)
-    index: Any = faiss.index_factory(vectors.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    index = divide(vectors.__getitem__, len(vectors), f"finding similar items among more than {_EXACT:,}")
     index.nprobe = _PROBES
-    data = vectors.cpu().numpy()
-    index.train(data[:: max(1, len(data) // (_PER_CELL * cells))])
-    index.add(data)
 
     def search(wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
         similarities, items = index.search(wanted.cpu().numpy(), count)
@@ -236,18 +227,32 @@ class TermScorer:
         self.transitions, self.weights = transitions, weights
         self.num_items, self.history_length = len(counts), length
         self.popularity = popularity(counts)
-        parts = [*(member.items for member in learned), *anchors.values(), self.popularity[:, None]]
-        device = parts[0].device
-        self._dense = EmbeddingScorer(
-            torch.cat([part.to(device) for part in parts], dim=1), self.query_vectors, length
-        )
-        self.items = self._dense.items
+        self._parts = [*(member.items for member in learned), *anchors.values(), self.popularity[:, None]]
+
+    @cached_property
+    def _dense(self) -> DotProducts:
+        """Vectors of all items, which a scorer that is only searched by an index does without."""
+        return DotProducts(self.vectors(slice(None)))
+
+    @property
+    def items(self) -> Tensor:
+        """Vectors of all items, ``[N, V]``."""
+        return self._dense.items
+
+    def vectors(self, rows: Tensor | slice) -> Tensor:
+        """Return the vectors of the dense terms of some items, ``[n, V]``."""
+        return torch.cat([part[rows].to(self._parts[0].device) for part in self._parts], dim=1)
+
+    def column_weights(self) -> Tensor:
+        """Return the weight of each column of ``vectors`` in the query vectors, ``[V]``."""
+        weights = self.weights
+        each = (*weights.learned, *(weights.anchor[name] for name in self.anchors), weights.popularity)
+        return torch.cat([torch.full((part.shape[1],), w) for w, part in zip(each, self._parts, strict=True)])
 
     def reweighted(self, weights: Weights) -> "TermScorer":
         """Return a scorer of the same terms with other weights."""
         other = copy.copy(self)
-        other.weights, other._dense = weights, copy.copy(self._dense)
-        other._dense.encode = other.query_vectors
+        other.weights, other._dense = weights, self._dense
         return other
 
     def anchor_sums(self, histories: Index, decay: float) -> dict[str, Tensor]:
@@ -266,7 +271,7 @@ class TermScorer:
         parts = [w * each.start(histories) for w, each in zip(weights.learned, self.learned, strict=True)]
         parts += [weights.anchor[name] * each for name, each in self.anchor_sums(histories, weights.decay).items()]
         parts.append(torch.full((len(histories), 1), weights.popularity))
-        return torch.cat([part.to(self.items.device) for part in parts], dim=1)
+        return torch.cat([part.to(self._parts[0].device) for part in parts], dim=1)
 
     def repeats(self, histories: Index) -> sparse.csr_array:
         """Mark the items of histories ``[B, S]``, sparse ``[B, N]``."""
@@ -280,7 +285,8 @@ class TermScorer:
         """Return the query of histories ``[B, S]``."""
         weights = self.weights
         extra = weights.transitions * self.transitions.after(histories[:, -1])
-        return TermQuery(self._dense.start(histories), (extra + weights.repeats * self.repeats(histories)).tocsr())
+        vectors = finite(self.query_vectors(histories), "query vectors")
+        return TermQuery(vectors, (extra + weights.repeats * self.repeats(histories)).tocsr())
 
     def score(self, query: TermQuery, items: Tensor | slice) -> Tensor:
         """Return the sums of the terms, ``[B, n]``."""
@@ -316,3 +322,7 @@ class TermScorer:
         ):
             found[name] = torch.from_numpy(np.asarray(term[index]).reshape(items.shape))
         return {name: values.cpu() for name, values in found.items()}
+
+
+#: Scorers whose items have ``vectors`` and whose queries have ``column_weights``.
+DenseScorer = EmbeddingScorer | TermScorer

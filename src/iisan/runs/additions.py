@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 from torch import Tensor
 
+from iisan.data.sequences import Index
 from iisan.errors import RunError
-from iisan.files import locked, read_manifest, write_json
+from iisan.files import locked, read_manifest, sha256_file, write_json
 from iisan.names import ITEM_ID
 from iisan.runs.anchoring import TERMS
 
@@ -137,6 +138,16 @@ def write_segment(run: Path, items: pl.DataFrame, rows: Tensor, tensors: Mapping
     aside.chmod(0o755)
     aside.rename(place / name)
     return name
+
+
+def segment_rows(run: Path, name: str) -> Index:
+    """Return the rows of the items of a segment."""
+    return load_file(run / ADDITIONS / name / _VECTORS)[_ROWS].numpy()
+
+
+def segment_hash(run: Path, name: str) -> str:
+    """SHA-256 of the vectors of a segment."""
+    return sha256_file(run / ADDITIONS / name / _VECTORS)
 
 
 def _grown(weights: dict[str, Tensor], segment: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from iisan.data.sequences import Index, Sequences, padded
 from iisan.data.splits import given_queries
 from iisan.evaluate.metrics import ranked_rows
 from iisan.evaluate.ranks import rank_targets
+from iisan.evaluate.scorer import Scorer
 from iisan.evaluate.terms import TermScorer
 from iisan.names import ITEM_ID, PAD, TEXT
 from iisan.runs.run import Run
@@ -86,7 +87,8 @@ class Explanation:
 @torch.inference_mode()
 def explain(run: Run, history: Index, item: int) -> Explanation:
     """Explain the score of an item for a history of one or more item indices, oldest first."""
-    scorer, policy, length = run.scorer, run.config.evaluation.policy, run.scorer.history_length
+    scorer: Scorer = run.scorer
+    policy, length = run.config.evaluation.policy, scorer.history_length
     sequences = Sequences(np.array([0, len(history) + 1]), np.append(history, item).astype(np.int32))
     query = given_queries(sequences, np.zeros(1, np.int64))
     read = query.histories(length)

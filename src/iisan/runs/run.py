@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from iisan.config import FOLDERS, Config, parse
 from iisan.data.dataset import Dataset
+from iisan.data.filters import Mask
 from iisan.errors import DataError, RunError
 from iisan.evaluate.scorer import EmbeddingScorer, Scorer
-from iisan.evaluate.terms import Weights
+from iisan.evaluate.terms import DenseScorer, Weights
 from iisan.files import read_manifest, relocated, sha256_file
 from iisan.legacy import OLD_PARAMETERS, upgraded_config, upgraded_keys
 from iisan.machine import choose_device, usable_device
@@ -65,17 +66,24 @@ class Run:
         anchoring: Terms beside the learned part, with the weights chosen without it; None without an anchor.
         num_trained: Number of items that there were in training; those that were added since follow them.
         removed: Ids of items that are in no list.
+        segments: Names of the segments of ``Additions`` with the items that were added or updated.
     """
 
     folder: Path
     config: Config
     result: dict[str, Any]
     items: pl.DataFrame
-    scorer: Scorer
+    scorer: DenseScorer
     members: tuple[EmbeddingScorer, ...]
     anchoring: Anchoring | None = None
     num_trained: int = 0
     removed: frozenset[str] = frozenset()
+    segments: tuple[str, ...] = ()
+
+    @cached_property
+    def offered(self) -> Mask:
+        """Mask ``[N]`` of the items that were not removed."""
+        return ~self.items[ITEM_ID].is_in(list(self.removed)).to_numpy()
 
     @property
     def parts(self) -> dict[str, Scorer]:
@@ -173,7 +181,7 @@ class Run:
             if (terms := result.get("terms")) is not None:
                 alone = Weights.from_json(terms[SIMILARITY]["weights"])
                 anchoring = Anchoring.from_tensors(weights, alone, config.sequence.max_length)
-                scorer: Scorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
+                scorer: DenseScorer = anchoring.beside(members, Weights.from_json(terms["weights"]))
             else:
                 (scorer,) = members
             if scorer.num_items != len(items):
@@ -181,7 +189,8 @@ class Run:
         except (OSError, SafetensorError, pl.exceptions.PolarsError, *_DAMAGE) as error:
             fault = " ".join(str(error).split())  # PyTorch lists absent tensors in several lines.
             raise RunError(f"the run in '{folder}' is damaged ({fault})", "a whole run folder", cure) from None
-        return cls(folder, config, result, items, scorer, members, anchoring, num_trained, additions.removed)
+        changes = additions.removed, additions.segments
+        return cls(folder, config, result, items, scorer, members, anchoring, num_trained, *changes)
 
 
 def member_prefixes() -> Iterator[str]:

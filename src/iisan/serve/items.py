@@ -22,6 +22,7 @@ from iisan.data.frames import read_frame
 from iisan.data.options import NO_COLUMN, PrepareOptions
 from iisan.data.problems import Problems
 from iisan.data.tables import Table, read_table
+from iisan.encoders.contents import Contents
 from iisan.encoders.levels import Level
 from iisan.errors import DataError, RunError
 from iisan.evaluate.terms import similar_items
@@ -193,6 +194,8 @@ def _stored(
             if opened[name].levels != store.levels or opened[name].width != store.width:
                 got = f"vectors of {name} of {len(opened[name].levels)} levels of {opened[name].width}"
                 raise DataError(got, f"{len(store.levels)} of {store.width}, as in training", "mend that column")
+            continue
+        if not Contents.of(dataset, name, store.kind).present.any():
             continue
         settings = store.settings
         levels: Sequence[Level] = store.levels
