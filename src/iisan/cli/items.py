@@ -1,13 +1,13 @@
-"""Commands that change the items of a finished run."""
+"""Commands that change the items of a finished run, and that export it."""
 
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from iisan.cli.common import Json, RunFolder, StatesOption, app, given, say_to
+from iisan.cli.common import Json, Out, RunFolder, StatesOption, app, given, say_to
 from iisan.printing import print_json
 
 if TYPE_CHECKING:
@@ -43,6 +43,27 @@ def remove_items(
     from iisan.serve.items import remove_items as remove
 
     _tell(remove(run, ids), as_json)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Out,
+    format: Annotated[
+        Literal["vectors", "onnx", "hub"],
+        typer.Option(help="Item vectors, these with the encoders as ONNX graphs, or a Hugging Face Hub folder."),
+    ] = "vectors",
+    states: StatesOption = None,
+    as_json: Json = False,
+) -> None:
+    """Export a finished run for other programs, without users, histories or paths."""
+    from iisan.api import Recommender
+
+    manifest = Recommender.load(run).export(out, format, states=states, say=say_to(True))
+    if as_json:
+        print_json(manifest)
+        return
+    print(f"{manifest['items']:,} items in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 def _tell(change: "Change", as_json: bool) -> None:
