@@ -1,8 +1,9 @@
-"""The Python interface: fit, recommend, find similar items, save, load."""
+"""The Python interface: fit, recommend, find similar items, save, load, export."""
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from iisan.config import Config, Policy
 from iisan.data.conditions import allowed_items, matching
@@ -27,15 +30,20 @@ from iisan.runs.additions import Additions
 from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
 from iisan.runs.similar import ANCHOR, item_vectors, similar_items
+from iisan.serve.export import MANIFEST, check_format, export_vectors, replacing
+from iisan.serve.hub import model_card, write_public_run
 from iisan.serve.index import open_index
 from iisan.serve.items import Change, add_items, remove_items
+from iisan.serve.onnx import export_onnx
 from iisan.serve.search import CellIndex, search_top_k
 from iisan.states.configured import open_dataset
 from iisan.train.run import train
 
 
-class Recommender:
+class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "sequential-recommendation"]):
     """A trained recommender of next items for known users and for any history.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are :class:`huggingface_hub.ModelHubMixin`'s.
 
     Args:
         run: A finished run.
@@ -44,6 +52,9 @@ class Recommender:
         >>> recommender = Recommender.load("my-run")  # doctest: +SKIP
         >>> recommender.recommend(history=["B005FU5HFI"], k=5)  # doctest: +SKIP
     """
+
+    # The hub's mixin would write the arguments of the constructor, such as the run, to a file.
+    _hub_mixin_config: Any = {}  # noqa: RUF012
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -112,6 +123,100 @@ class Recommender:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as aside:
             shutil.copytree(self.run.folder, Path(aside) / "run").rename(target)
+
+    def export(
+        self,
+        out: str | Path,
+        format: str = "vectors",
+        *,
+        states: str | Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> dict[str, Any]:
+        """Write what other programs use of the run, without users, histories or paths.
+
+        Args:
+            out: Folder that is absent, empty, or an earlier export to the same format, which is replaced.
+            format: ``vectors`` (item ids and vectors), ``onnx`` (these and the encoders as graphs), or ``hub`` (as
+                ``save_pretrained``).
+            states: Folder of state stores, if the run's own has moved; ``onnx`` reads the sizes of states there.
+            say: Callback for messages.
+
+        Returns:
+            The manifest, ``config.json`` in the folder.
+
+        Raises:
+            ConfigError: An unknown format.
+            RunError: The folder holds something else.
+            MissingExtraError: ``onnx`` needs the extra of that name.
+        """
+        check_format(format)
+        run, out = self.run, Path(out)
+        if states is not None:
+            run = replace(run, config=run.config.model_copy(update={"states": Path(states)}))
+        match format:
+            case "vectors":
+                return export_vectors(run, out)
+            case "onnx":
+                return export_onnx(run, out, say)
+        type(self)(run).save_pretrained(out)
+        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        return manifest
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write a folder that ``from_pretrained`` opens, with a model card, and without users, histories or paths.
+
+        Args:
+            save_directory: Folder that is absent, empty, or an earlier export to the hub, which is replaced.
+            options: Those of the mixin: ``push_to_hub``, ``repo_id``, and ``model_card_kwargs``, which are entries
+                of the card's header such as ``{"license": "mit"}``.
+
+        Raises:
+            RunError: The folder holds something else.
+        """
+        out = Path(save_directory)
+        with replacing(out, "hub") as aside:
+            url = super().save_pretrained(aside, **{"repo_id": out.name, **options})
+        return url
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_public_run(self.run, save_directory)
+
+    def generate_model_card(self, *_: Any, **facts: Any) -> ModelCard:
+        """Describe the run: data, protocol, metrics, cost, limits, licences of the encoders.
+
+        Args:
+            facts: Entries of the card's header, such as ``license``.
+        """
+        data = self._hub_mixin_info.model_card_data.to_dict()
+        return model_card(self.run, {**data, **facts})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Recommender":
+        """Open a folder of ``save_pretrained``, or a repository of the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: Folder, which needs no network, or ``owner/name``.
+            options: Those of the mixin: ``revision``, ``token``, ``cache_dir``, ``force_download``,
+                ``local_files_only``; and ``dataset``, as for ``load``.
+
+        Raises:
+            RunError: There is no such folder or repository, it cannot be read, or is damaged.
+        """
+        name = pretrained_model_name_or_path
+        try:
+            found: Recommender = super().from_pretrained(name, **options)
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            got = f"'{name}' is no readable folder, and the hub does not give it ({type(error).__name__})"
+            expected = "a folder of save_pretrained, or the id of a repository on the hub"
+            raise RunError(got, expected, "check the name, the network, and access by `hf auth login`") from None
+        return found
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, dataset: str | Path | None = None, **options: Any
+    ) -> "Recommender":
+        folder = model_id if Path(model_id).is_dir() else snapshot_download(model_id, **options)
+        return cls.load(folder, dataset)
 
     @property
     def metrics(self) -> dict[str, float]:

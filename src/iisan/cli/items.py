@@ -1,4 +1,4 @@
-"""Commands that change what a finished run serves: its items, and the index that finds them."""
+"""Commands for what a finished run serves: its items, the index that finds them, exports."""
 
 import sys
 from dataclasses import asdict, replace
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from iisan.cli.common import DatasetOption, Json, RunFolder, StatesOption, app, given, say_to
+from iisan.cli.common import DatasetOption, Json, Out, RunFolder, StatesOption, app, given, say_to
 from iisan.printing import print_index, print_json
 
 if TYPE_CHECKING:
@@ -69,6 +69,27 @@ def index(
         print_json(manifest)
     else:
         print_index(manifest)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Out,
+    format: Annotated[
+        Literal["vectors", "onnx", "hub"],
+        typer.Option(help="Item vectors, these with the encoders as ONNX graphs, or a Hugging Face Hub folder."),
+    ] = "vectors",
+    states: StatesOption = None,
+    as_json: Json = False,
+) -> None:
+    """Export a finished run for other programs, without users, histories or paths."""
+    from iisan.api import Recommender
+
+    manifest = Recommender.load(run).export(out, format, states=states, say=say_to(True))
+    if as_json:
+        print_json(manifest)
+        return
+    print(f"{manifest['items']:,} items in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 def _tell(change: "Change", as_json: bool) -> None:

@@ -43,6 +43,11 @@ def folder_of(name: str) -> Path:
     return path
 
 
+def hub_id(name: str) -> str | None:
+    """Return a name that is a hub id; None for a local folder."""
+    return name if _HUB_ID.fullmatch(name) and not folder_of(name).is_dir() else None
+
+
 def find_model(name: str, trust_remote_code: bool) -> Source:
     """Locate a model and check its folder, see :func:`locate` and :func:`check_folder`."""
     source = locate(name)

@@ -48,9 +48,12 @@ class Whitening:
         return torch.cat([self._project_block(block) for block in states.split(BLOCK)])
 
     def _project_block(self, states: Tensor) -> Tensor:
-        whole = pad(states, (0, 0, 0, 0, 0, BLOCK - len(states)))
-        levels = normalize(self._whiten(whole), dim=2).flatten(1)
-        return normalize(levels @ self.basis if self.basis.numel() else levels, dim=1)[: len(states)]
+        return self.project_at_once(pad(states, (0, 0, 0, 0, 0, BLOCK - len(states))))[: len(states)]
+
+    def project_at_once(self, states: Tensor) -> Tensor:
+        """Project states as ``project`` does, but not in blocks: rounding depends on their number."""
+        levels = normalize(self._whiten(states), dim=2).flatten(1)
+        return normalize(levels @ self.basis if self.basis.numel() else levels, dim=1)
 
     def _whiten(self, states: Tensor) -> Tensor:
         """Whiten states ``[n, K, D]`` to ``[n, K, D]``."""

@@ -73,11 +73,13 @@ class SASRec(nn.Module):
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         visible = (mask[:, None, None, :] & causal) | itself
         # More than half of all positions may be padding, so only items and last positions are computed. On a GPU,
-        # ``nonzero`` would wait for the device; meta tensors, as in estimates, do not support it.
+        # ``nonzero`` would wait for the device; meta tensors, as in estimates, do not support it; in an exported
+        # graph its length would be unknown.
         read = mask.clone()
         read[:, -1] = True
         everywhere = torch.arange(batch * length, device=x.device)
-        places = read.flatten().nonzero().squeeze(1) if x.device.type == "cpu" else everywhere
+        packed = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        places = read.flatten().nonzero().squeeze(1) if packed else everywhere
         x = (x + self.positions.weight[-length:]).flatten(0, 1).index_select(0, places)
         x = self.dropout(self.norm(x))
         for block in self.blocks:

@@ -109,9 +109,11 @@ class IntraTower(Tower):
         """Return the gates as coefficients of the hidden states ``[U, K, D]``."""
         if self.gates is None:
             return TowerInputs(None, [self.blocks.up.bias.new_ones(self.levels)], [hidden])
-        # A first block without a gate has μ = sigmoid(−∞) = 0.
-        logits = nn.functional.pad(self._logits(self.gates), (self.ungated_levels, 0), value=-torch.inf)
-        return TowerInputs(torch.sigmoid(logits), [torch.sigmoid(-logits)], [hidden])
+        # A first block without a gate has μ = 0.
+        logits, ungated = self._logits(self.gates), (self.ungated_levels, 0)
+        carry = nn.functional.pad(torch.sigmoid(logits), ungated)
+        weight = nn.functional.pad(torch.sigmoid(-logits), ungated, value=1.0)
+        return TowerInputs(carry, [weight], [hidden])
 
     def gate_values(self) -> Tensor | None:
         """Return μ, the weight of the previous state, at each gated level; None without gates."""

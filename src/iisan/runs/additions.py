@@ -8,9 +8,9 @@ were there before stay as they are. Legend: N items before a segment, n items in
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,17 @@ class Additions:
         for path in place.iterdir():
             if path.is_dir() and path.name not in self.segments:
                 shutil.rmtree(path)
+
+    def copy_to(self, folder: Path, facts: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        """Copy the changes into another run folder, with what a function returns for the items of each segment."""
+        if not (self.segments or self.removed):
+            return
+        for name in self.segments:
+            source, target = (each / ADDITIONS / name for each in (self.folder, folder))
+            target.mkdir(parents=True)
+            shutil.copyfile(source / _VECTORS, target / _VECTORS)
+            facts(pl.read_parquet(source / _ITEMS, glob=False)).write_parquet(target / _ITEMS)
+        replace(self, folder=folder).write()
 
     def applied(
         self, weights: Mapping[str, Tensor], items: pl.DataFrame

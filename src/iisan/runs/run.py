@@ -35,6 +35,8 @@ ITEMS = "items.parquet"
 PER_USER = "per_user.parquet"
 #: Key of the item embeddings in the file of the weights.
 EMBEDDINGS = "item_embeddings"
+#: Parameter of a network in whose training some item lacked a modality.
+ABSENT = "items.fusion.absent"
 #: Prefix of the tensors of all members of a joined run but the first.
 MEMBERS = "members."
 SCHEMA = 2
@@ -200,10 +202,12 @@ def member_prefixes() -> Iterator[str]:
 
 
 def _learned(config: Config, device_name: str, weights: Mapping[str, Tensor], prefix: str) -> EmbeddingScorer:
-    of_sequence = f"{prefix}sequence."
     sequence = sequence_encoder(config.sequence, config.items.embedding_dim)
-    sequence.load_state_dict(
-        {name.removeprefix(of_sequence): value for name, value in weights.items() if name.startswith(of_sequence)}
-    )
+    sequence.load_state_dict(under(f"{prefix}sequence.", weights))
     device = choose_device(device_name)
     return _scorer(sequence.to(device), weights[prefix + EMBEDDINGS].to(device), config.sequence.max_length)
+
+
+def under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

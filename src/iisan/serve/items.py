@@ -31,14 +31,11 @@ from iisan.model import SequentialRecommender, load_trainable
 from iisan.names import IMAGE, IMPORTED, ITEM_ID, TEXT
 from iisan.runs.additions import Additions, tensors_of, write_segment, writing
 from iisan.runs.anchoring import ANCHOR, Anchoring, item_anchors
-from iisan.runs.run import EMBEDDINGS, Run, member_prefixes
+from iisan.runs.run import ABSENT, EMBEDDINGS, Run, member_prefixes
 from iisan.states.caching import cache
 from iisan.states.configured import anchor_config, open_stores, state_source
 from iisan.states.importing import column_source, import_states
 from iisan.states.store import StateStore
-
-#: Parameter of a network in whose training some item lacked a modality.
-_ABSENT = "items.fusion.absent"
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def add_items(
     with writing(folder):
         run = Run.load(folder, with_additions=True)
         config = run.config.model_copy(update={"dataset": None, **(moved or {})})
-        members = _members(run, config)
+        members = members_of(run, config)
         modalities = dict.fromkeys(name for each, _ in members for name in each.modalities or ())
         modalities |= dict.fromkeys((config.anchor.modalities or ()) if run.anchoring else ())
         if not modalities:
@@ -142,16 +139,21 @@ def remove_items(folder: Path | str, ids: Sequence[str]) -> Change:
     return Change(removed=len(removed) - len(state.removed))
 
 
-def _members(run: Run, config: Config) -> list[tuple[Config, dict[str, Tensor]]]:
-    """Configuration and trained weights of each member."""
+def member_configs(run: Run, config: Config) -> list[Config]:
+    """Configuration of each member of a run, whose own is ``config``, with the same folders."""
     if not run.members:
         return []
     joined = run.result.get("members")
     if joined is None:
-        return [(config, run.weights())]
+        return [config]
     folders = {"dataset": None, "states": config.states, "images": config.images}
-    configs = [parse(each["config"]).model_copy(update=folders) for each in joined]
-    return [(each, run.member_weights(prefix)) for each, prefix in zip(configs, member_prefixes(), strict=False)]
+    return [parse(each["config"]).model_copy(update=folders) for each in joined]
+
+
+def members_of(run: Run, config: Config) -> list[tuple[Config, dict[str, Tensor]]]:
+    """Configuration and trained weights of each member, see ``member_configs``."""
+    configs = zip(member_configs(run, config), member_prefixes(), strict=False)
+    return [(each, run.member_weights(prefix)) for each, prefix in configs]
 
 
 def _dataset(items: Path | Any, config: Config, modalities: Mapping[str, None], images: Path | None) -> Dataset:
@@ -184,9 +186,10 @@ def _stored(
     say: Callable[[str], None],
 ) -> dict[str, StateStore]:
     """Encode the contents of a dataset into the stores of a run; imported vectors go into a store of their own."""
-    if config.states is None:
+    if config.states is None and config.source == "live":
         return {}
     opened = open_stores(config.model_copy(update={"source": "cached", "modalities": tuple(modalities)}))
+    assert config.states is not None, "their folder was opened"
     for name, store in opened.items():
         if store.kind == IMPORTED:
             source = column_source(dataset.items, name, "the items")
@@ -228,7 +231,7 @@ def _embeddings(
         return torch.zeros(dataset.num_items, config.items.embedding_dim)
     given = _source_stores(config, stores) if config.source == "cached" else open_stores(config)
     source = state_source(config, dataset, given)
-    if _ABSENT in weights:
+    if ABSENT in weights:
         # The network has a place for absent modalities, whether one of these items lacks any or not.
         training = config.training.model_copy(update={"modality_dropout": 0.5})
         config = config.model_copy(update={"training": training})

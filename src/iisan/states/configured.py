@@ -84,6 +84,26 @@ def open_stores(config: Config) -> dict[str, StateStore]:
     return stores
 
 
+def state_shapes(config: Config) -> dict[str, tuple[tuple[Level, ...], int]]:
+    """Levels and width of the states that a configuration reads, by modality.
+
+    Raises:
+        ConfigError: The configuration has no folder of stores.
+        StoreError: A store is absent, damaged or was made with other settings.
+        EncoderError: The encoder of live states cannot be loaded.
+    """
+    if config.source == "live":
+        encoders = {name: _load_encoder(config, name, None) for name in config.modalities or ()}
+        return {
+            name: (kept_levels(config.levels_of(name), each.depth), each.width) for name, each in encoders.items()
+        }
+    partial = config.source == "partial"
+    return {
+        name: ((LAST,) if partial else _read_levels(config, store), store.width)
+        for name, store in open_stores(config).items()
+    }
+
+
 def levels_stored(config: Config) -> bool:
     """Whether the stores of a configuration have all levels that it reads."""
     return all({*_read_levels(config, store)} <= {*store.levels} for store in open_stores(config).values())
