@@ -26,12 +26,17 @@ def aside(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        settle(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def settle(path: Path) -> None:
+    """Write a file through to the disk, and let all users read it; some libraries make files private."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.chmod(0o644)
 
 
 def locked(folder: Path, error: type[IisanError]) -> contextlib.AbstractContextManager[object]:

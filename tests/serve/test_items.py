@@ -236,6 +236,7 @@ def test_a_damaged_segment(trained, catalogue):
     add_items(folder, catalogue.head(1).with_columns(item_id=pl.lit("new")))
     path = folder / "additions" / "000001" / "vectors.safetensors"
     assert load_file(path)["rows"].tolist() == [30]
+    assert path.stat().st_mode & 0o777 == 0o644
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(RunError, match="is damaged"):
         Run.load(folder, with_additions=True)

@@ -5,7 +5,6 @@ the segments in order and the removed items. So a reader sees all of a change or
 were there before stay as they are. Legend: N items before a segment, n items in it.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from iisan.data.sequences import Index
 from iisan.errors import RunError
-from iisan.files import locked, read_manifest, sha256_file, write_json
+from iisan.files import locked, read_manifest, settle, sha256_file, write_json
 from iisan.names import ITEM_ID
 from iisan.runs.anchoring import TERMS
 
@@ -142,8 +141,7 @@ def write_segment(run: Path, items: pl.DataFrame, rows: Tensor, tensors: Mapping
     items.write_parquet(aside / _ITEMS)
     save_file({_ROWS: rows, **tensors}, aside / _VECTORS)
     for path in aside.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        settle(path)
     numbers = [int(path.name) for path in place.iterdir() if path.name.isdecimal()]
     name = f"{max(numbers, default=0) + 1:06d}"
     aside.chmod(0o755)

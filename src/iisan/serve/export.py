@@ -3,7 +3,6 @@
 No export holds users, histories or paths. Legend: N exported items, V numbers of an item's dense vector.
 """
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from iisan.errors import ConfigError, IisanError, RunError
 from iisan.evaluate.terms import TermScorer
-from iisan.files import read_manifest, write_json
+from iisan.files import read_manifest, settle, write_json
 from iisan.names import ITEM_ID
 from iisan.runs.run import Run
 
@@ -128,8 +127,7 @@ def replacing(out: Path, kind: Format) -> Iterator[Path]:
         yield new
         for path in new.rglob("*"):
             if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                settle(path)
         if out.exists():
             out.rename(Path(aside) / "old")
         new.rename(out)
