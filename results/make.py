@@ -399,9 +399,8 @@ def main() -> None:
     search = json.loads((folder / "search.json").read_text())
     protocol = record["protocol"]
     text = SCIENTIFIC.format(machine=record["machine"]["processor"], protocol=capitalised(protocol))
-    text += (
-        anchor_table(record, baselines, tuple(COLUMNS)) + "\n\n" + tests(record) + unseen(record) + seconds(record)
-    )
+    text += anchor_table(record, baselines, tuple(COLUMNS)) + "\n\n" + tests(record)
+    text += unseen(record) + seconds(record) + near_duplicates()
     text += INDUSTRIAL.format(protocol=capitalised(industrial["protocol"])) + published_table(industrial)
     text += "\n\n" + tests(industrial)
     text += SEARCHES.format(start=", ".join(settings(search["start"]))) + search_rows(search["trials"])
