@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 
+from iisan.config import Config
 from iisan.data.sequences import Sequences
 from iisan.data.splits import Split, leave_one_out
 
@@ -164,6 +165,13 @@ class Prepared:
     states: Path
     text: Path
     image: Path
+
+    def config(self, method: str, *overrides: str) -> Config:
+        """A recipe on this dataset and these states, with overrides."""
+        from iisan.recipes import recipe
+
+        folders = {"dataset": self.dataset, "states": self.states}
+        return recipe(method).model_copy(update=folders).override(overrides)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,6 @@ from iisan.evaluate.diversity import Distance, diverse_top_k, limits_per
 from iisan.evaluate.ranks import check_length
 from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
-from iisan.runs.additions import Additions
 from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
 from iisan.runs.similar import ANCHOR, item_vectors, similar_items
@@ -241,9 +240,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
     def _catalogue(self) -> pl.DataFrame:
         """Columns of the run's items, in their order: those of the dataset, and of items that were added."""
         ids, items = self.run.items.select(ITEM_ID), self.dataset.items
-        return Additions.read(self.run.folder).columns(
-            ids.join(items, on=ITEM_ID, how="left", maintain_order="left")
-        )
+        return self.run.additions.columns(ids.join(items, on=ITEM_ID, how="left", maintain_order="left"))
 
     @property
     def item_embeddings(self) -> np.ndarray[Any, Any]:
@@ -443,6 +440,8 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         without = names.filter(pl.Series(sequences.lengths[rows] == 0))
         if len(without):
             got = f"user {quoted(without)} has given queries only, no interactions"
+            if self.dataset.sequences.lengths[rows].all():
+                got = f"user {quoted(without)} has interactions with unknown items only"
             raise DataError(got, "users with a history", "pass history=[…] (--history)")
         return names, whole_histories(sequences, rows)
 

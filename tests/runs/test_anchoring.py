@@ -41,8 +41,7 @@ QUICK = ("training.epochs=1", "training.batch_size=16", "loss.negatives=5", "tra
 @pytest.fixture(scope="module")
 def configured(prepared):
     def config(name="default", *overrides):
-        folders = {"dataset": prepared.dataset, "states": prepared.states}
-        return recipe(name).model_copy(update=folders).override((*QUICK, *overrides))
+        return prepared.config(name, *QUICK, *overrides)
 
     return config
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from iisan.api import Recommender
 from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
-from iisan.recipes import recipe
 from iisan.runs import additions as additions_module
 from iisan.runs.run import Run
 from iisan.serve import items as items_module
@@ -39,8 +38,7 @@ QUICK = ("training.epochs=1", "training.batch_size=64", "loss.negatives=0", "tra
 @pytest.fixture
 def configured(prepared):
     def config(name="default", *overrides):
-        folders = {"dataset": prepared.dataset, "states": prepared.states}
-        return recipe(name).model_copy(update=folders).override((*QUICK, *overrides))
+        return prepared.config(name, *QUICK, *overrides)
 
     return config
 
@@ -290,6 +288,8 @@ def test_columns_of_new_items_are_conditions_and_limits(trained, catalogue, prep
     columns = {"brand": pl.lit("new"), "price": pl.Series(["4.5", "dear"])}
     recommender.add_items(catalogue.head(2).with_columns(item_id="new " + pl.col("item_id"), **columns))
     assert recommender.recommend(history=["i7"], where={"price": 4.5})["item_id"].to_list() == ["new i0"]
+    # What another process adds is not seen until the run is opened again.
+    add_items(folder, catalogue.head(1).with_columns(item_id=pl.lit("later"), brand=pl.lit("new")))
     found = recommender.recommend(history=["i7"], where={"brand": "new"})
     assert sorted(found["item_id"]) == ["new i0", "new i1"]
     assert len(recommender.recommend(history=["i7"], max_per="brand")) == 2
@@ -307,6 +307,13 @@ def test_newer_interactions_of_old_and_new_users_and_items(trained, catalogue, p
         before = Recommender.load(folder, newer.folder).recommend(user="fresh")
     by_hand = Recommender.load(folder).recommend(history=["i7", "i8"])
     assert before["item_id"].to_list() == by_hand["item_id"].to_list()
+    alone = pl.concat([every, pl.DataFrame({"user_id": ["stranger"], "item_id": ["new"]})])
+    strangers = Dataset.from_frames(items, alone, min_length=1).save(tmp_path / "strangers")
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(DataError, match="user 'stranger' has interactions with unknown items only"),
+    ):
+        Recommender.load(folder, strangers.folder).recommend(user="stranger")
     Recommender.load(folder).add_items(new)
     after = Recommender.load(folder, newer.folder).recommend(user="fresh")
     assert after.equals(Recommender.load(folder).recommend(history=["i7", "new", "i8"]))

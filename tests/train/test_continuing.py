@@ -17,7 +17,6 @@ from iisan.evaluate.ranks import top_k
 from iisan.evaluate.tpme import Weights
 from iisan.files import sha256_file
 from iisan.names import PAD
-from iisan.recipes import recipe
 from iisan.runs.compare import compare_runs
 from iisan.runs.run import Run, network_scorer
 from iisan.train import loop
@@ -33,8 +32,7 @@ STILL = ("optimizer.learning_rate=1e-30", "optimizer.san_learning_rate=1e-30")
 @pytest.fixture(scope="session")
 def configured(prepared):
     def config(name="default", *overrides):
-        folders = {"dataset": prepared.dataset, "states": prepared.states}
-        return recipe(name).model_copy(update=folders).override((*QUICK, *overrides))
+        return prepared.config(name, *QUICK, *overrides)
 
     return config
 

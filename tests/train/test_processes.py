@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from iisan.config import Config
 from iisan.encoders import precision
 from iisan.errors import ConfigError
-from iisan.recipes import recipe
 from iisan.train.batches import Batches
 from iisan.train.loop import batch_loss
 from iisan.train.processes import Processes, joined
@@ -27,8 +26,7 @@ STEADY = ("training.precision=fp32", "training.device=cpu", "sequence.dropout=0"
 
 
 def configured(prepared, *changes: str) -> Config:
-    folders = {"dataset": prepared.dataset, "states": prepared.states}
-    return recipe("default").model_copy(update=folders).override([*STEADY, *changes])
+    return prepared.config("default", *STEADY, *changes)
 
 
 def together(*arguments: str | Path, count: int = 2) -> str:

@@ -187,6 +187,10 @@ def choose_weights(
         got = "no validation query with a target outside its history, to choose the weights of the terms on"
         raise DataError(got, "at least one", "choose the policy all, more validation users, or no anchor")
     depth = max(_CANDIDATES, 2 * int(metric.partition("@")[2]))
+
+    def value(weights: Weights) -> float:
+        return candidates.mean(weights, metric, policy)
+
     tried, found = list[Weights](), list(starts or [scorer.weights])
     rounds = 0
     while new := [weights for weights in found if weights not in tried]:
@@ -197,24 +201,20 @@ def choose_weights(
             break
         rounds += 1
         # The last weights may be good for the candidates of their round only.
-        origins = new if rounds == 1 else [max(tried, key=lambda each: candidates.mean(each, metric, policy))]
+        origins = new if rounds == 1 else [max(tried, key=value)]
         found = [_search(candidates, origin, policy, metric) for origin in origins]
-    best = max(tried, key=lambda each: candidates.mean(each, metric, policy))
-    top, last = (candidates.values(each, [metric], policy)[metric] for each in (best, found[0]))
+    best, last = (max(each, key=value) for each in (tried, found))
+    lost = candidates.values(best, [metric], policy)[metric] - candidates.values(last, [metric], policy)[metric]
     # The last weights, chosen for cold targets too, may not be as good as they were among fewer candidates.
-    weights = found[0] if candidates.within_error(top - last) else best
-    without = {
-        name: candidates.mean(_without(weights, name), metric, policy)
-        for name in _names(weights)
-        if name != "decay"
-    }
+    weights = last if candidates.within_error(lost) else best
+    without = {name: value(_without(weights, name)) for name in _names(weights) if name != "decay"}
     record = {
         "metric": metric,
         "policy": policy,
         "queries": len(sample),
         "rounds": rounds,
         "candidates": candidates.count,
-        "validation": candidates.mean(weights, metric, policy),
+        "validation": value(weights),
         "without": without,
     }
     return Choice(weights, record)

@@ -164,7 +164,7 @@ def _grown(weights: dict[str, Tensor], segment: Mapping[str, Tensor], rows: Tens
     found = dict(weights)
     for name, values in segment.items():
         if not name.startswith(_NEIGHBOURS):
-            found[name] = _put(weights[name], rows, values)
+            found[name] = put_rows(weights[name], rows, values)
             total = len(found[name])
     if _COUNTS in weights:
         found[_COUNTS] = _longer(weights[_COUNTS], total)
@@ -180,7 +180,8 @@ def _longer(old: Tensor, total: int) -> Tensor:
     return torch.cat([old, old.new_zeros(total - len(old), *old.shape[1:])])
 
 
-def _put(old: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+def put_rows(old: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Return a tensor ``[N, …]`` with other values in some rows, which may follow the last one."""
     grown = _longer(old, max(len(old), int(rows.max()) + 1))
     grown[rows] = values
     return grown

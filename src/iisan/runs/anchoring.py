@@ -23,6 +23,7 @@ from iisan.machine import choose_device
 from iisan.nn.anchor import BLOCK, Whitening, fit_whitening
 from iisan.states.configured import anchor_config, open_stores, state_source
 from iisan.states.sources import StateSource
+from iisan.states.store import StateStore
 
 #: Names of the two parts of an anchored run, in results and tables.
 LEARNED, SIMILARITY = "learned part alone", "similarity"
@@ -121,15 +122,20 @@ def _beside(weights: Weights, members: int, factor: float) -> Weights:
     return replace(weights, learned=(1.0,) * members, anchor=anchor, **scaled)
 
 
-def frozen_states(config: Config, dataset: Dataset) -> StateSource:
+def frozen_states(config: Config, dataset: Dataset, stores: Mapping[str, StateStore] | None = None) -> StateSource:
     """Open the frozen states that the anchor of a resolved configuration is fitted on; see ``anchor_config``.
+
+    Args:
+        config: Configuration.
+        dataset: Items whose states are read.
+        stores: Stores by modality instead of those of the configuration.
 
     Raises:
         StoreError: They are not stored, or were made with other settings.
     """
     frozen = anchor_config(config)
     try:
-        source = state_source(frozen, dataset, open_stores(frozen))
+        source = state_source(frozen, dataset, open_stores(frozen) if stores is None else stores)
     except StoreError as error:
         if config.items.kind == "none":
             raise

@@ -96,6 +96,18 @@ class Run:
     def _weights(self) -> Weights:
         return Weights.from_json(self.result["terms"]["weights"])
 
+    @property
+    def additions(self) -> Additions:
+        """The changes of the items that the run was opened with."""
+        return Additions(self.folder, self.segments, self.removed)
+
+    @property
+    def member_configs(self) -> list[Config]:
+        """Configuration of each member, with the folders of the run's own; empty if nothing was trained."""
+        folders = {name: getattr(self.config, name) for name in FOLDERS}
+        every = _member_configs(self.config, self.result) if self.members else []
+        return [each.model_copy(update=folders) for each in every]
+
     def only_member(self) -> EmbeddingScorer:
         """The learned part of a run with a single one.
 
@@ -176,7 +188,7 @@ class Run:
             items = pl.read_parquet(folder / ITEMS, glob=False)
             num_trained, additions = len(items), Additions.read(folder) if with_additions else Additions(folder)
             weights, items = additions.applied(weights, items)
-            configs = [config, *(parse(each["config"]) for each in result.get("members", [])[1:])]
+            configs = _member_configs(config, result)
             trained = [] if config.items.kind == "none" else list(zip(configs, member_prefixes(), strict=False))
             members = tuple(_learned(each, config.training.device, weights, prefix) for each, prefix in trained)
             anchoring = None
@@ -193,6 +205,11 @@ class Run:
             raise RunError(f"the run in '{folder}' is damaged ({fault})", "a whole run folder", cure) from None
         changes = additions.removed, additions.segments
         return cls(folder, config, result, items, scorer, members, anchoring, num_trained, *changes)
+
+
+def _member_configs(config: Config, result: Mapping[str, Any]) -> list[Config]:
+    """Configuration of each member of a run, the first of which is the run's own."""
+    return [config, *(parse(each["config"]) for each in result.get("members", [])[1:])]
 
 
 def member_prefixes() -> Iterator[str]:

@@ -170,11 +170,11 @@ def export_vectors(run: Run, out: Path) -> dict[str, Any]:
 def write_vectors(run: Run, folder: Path) -> dict[str, Any]:
     """Write ids and vectors, and return the facts that a query needs."""
     ids, parts, scorer = run.items[ITEM_ID], dense_parts(run), run.scorer
-    offered = torch.from_numpy(~ids.is_in(list(run.removed)).to_numpy())
+    offered = torch.from_numpy(run.offered)
     tensors = {part.name: part.values.cpu()[offered].contiguous() for part in parts}
     save_file(tensors, folder / VECTORS)
     vectors = torch.cat(list(tensors.values()), dim=1)
-    kept = ids.filter(pl.Series(offered.numpy()))
+    kept = ids.filter(pl.Series(run.offered))
     pl.DataFrame({ITEM_ID: kept, "vector": vectors.numpy()}).write_parquet(folder / TABLE)
     ends = list(accumulate(part.values.shape[1] for part in parts))
     facts: dict[str, Any] = {

@@ -18,7 +18,6 @@ from iisan.encoders.hub import hub_id
 from iisan.errors import IisanError
 from iisan.files import write_json
 from iisan.names import ITEM_ID, TEXT
-from iisan.runs.additions import Additions
 from iisan.runs.run import CONFIG, ITEMS, MODEL, RESULT, SCHEMA, Run
 from iisan.serve.export import MANIFEST, headlines, manifest_of
 from iisan.serve.origins import origins
@@ -53,7 +52,7 @@ def write_public_run(run: Run, folder: Path) -> None:
 
     shutil.copyfile(run.folder / MODEL, folder / MODEL)
     public(pl.read_parquet(run.folder / ITEMS, glob=False)).write_parquet(folder / ITEMS)
-    Additions.read(run.folder).copy_to(folder, public)
+    run.additions.copy_to(folder, public)
     (folder / CONFIG).write_text(_public_config(run.config).to_yaml(), encoding="utf-8")
     write_json(
         folder / MANIFEST, manifest_of(run, "hub", items=len(run.items) - len(removed), states=origins(run))

@@ -7,7 +7,7 @@ Legend: N items of the run, n given items, E embedding width, A anchor width.
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from iisan.config import Config, parse
+from iisan.config import Config
 from iisan.data.assemble import assemble_items, item_roles
 from iisan.data.dataset import Dataset, index_of
 from iisan.data.frames import read_frame
@@ -29,11 +29,11 @@ from iisan.evaluate.terms import similar_items
 from iisan.machine import choose_device
 from iisan.model import SequentialRecommender, load_trainable
 from iisan.names import IMAGE, IMPORTED, ITEM_ID, TEXT
-from iisan.runs.additions import Additions, tensors_of, write_segment, writing
-from iisan.runs.anchoring import ANCHOR, Anchoring, item_anchors
+from iisan.runs.additions import Additions, put_rows, tensors_of, write_segment, writing
+from iisan.runs.anchoring import ANCHOR, Anchoring, frozen_states, item_anchors
 from iisan.runs.run import ABSENT, EMBEDDINGS, Run, member_prefixes
 from iisan.states.caching import cache
-from iisan.states.configured import anchor_config, open_stores, state_source
+from iisan.states.configured import open_stores, state_source
 from iisan.states.importing import column_source, import_states
 from iisan.states.store import StateStore
 
@@ -89,7 +89,7 @@ def add_items(
     with writing(folder):
         run = Run.load(folder, with_additions=True)
         config = run.config.model_copy(update={"dataset": None, **(moved or {})})
-        members = members_of(run, config)
+        members = members_of(replace(run, config=config))
         modalities = dict.fromkeys(name for each, _ in members for name in each.modalities or ())
         modalities |= dict.fromkeys((config.anchor.modalities or ()) if run.anchoring else ())
         if not modalities:
@@ -139,20 +139,9 @@ def remove_items(folder: Path | str, ids: Sequence[str]) -> Change:
     return Change(removed=len(removed) - len(state.removed))
 
 
-def member_configs(run: Run, config: Config) -> list[Config]:
-    """Configuration of each member of a run, whose own is ``config``, with the same folders."""
-    if not run.members:
-        return []
-    joined = run.result.get("members")
-    if joined is None:
-        return [config]
-    folders = {"dataset": None, "states": config.states, "images": config.images}
-    return [parse(each["config"]).model_copy(update=folders) for each in joined]
-
-
-def members_of(run: Run, config: Config) -> list[tuple[Config, dict[str, Tensor]]]:
-    """Configuration and trained weights of each member, see ``member_configs``."""
-    configs = zip(member_configs(run, config), member_prefixes(), strict=False)
+def members_of(run: Run) -> list[tuple[Config, dict[str, Tensor]]]:
+    """Configuration and trained weights of each member of a run."""
+    configs = zip(run.member_configs, member_prefixes(), strict=False)
     return [(each, run.member_weights(prefix)) for each, prefix in configs]
 
 
@@ -219,17 +208,14 @@ def _stored(
     return opened
 
 
-def _source_stores(config: Config, stores: Mapping[str, StateStore]) -> dict[str, StateStore]:
-    return {name: stores[name] for name in config.modalities or () if name in stores}
-
-
 def _embeddings(
     config: Config, dataset: Dataset, stores: Mapping[str, StateStore], weights: dict[str, Tensor]
 ) -> Tensor:
     """Learned embeddings ``[n, E]`` of a dataset's items, with the weights of a run; zero without contents."""
     if config.items.kind == "table":
         return torch.zeros(dataset.num_items, config.items.embedding_dim)
-    given = _source_stores(config, stores) if config.source == "cached" else open_stores(config)
+    cached = config.source == "cached"
+    given = {name: stores[name] for name in config.modalities or ()} if cached else open_stores(config)
     source = state_source(config, dataset, given)
     if ABSENT in weights:
         # The network has a place for absent modalities, whether one of these items lacks any or not.
@@ -252,8 +238,8 @@ def _terms(
     anchoring: Anchoring, config: Config, dataset: Dataset, stores: Mapping[str, StateStore], rows: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Tensors of the anchors and similar items of a dataset, and the share of variance that no fit saw."""
-    frozen = anchor_config(config)
-    source = state_source(frozen, dataset, _source_stores(frozen, stores))
+    stores = {name: stores[name] for name in anchoring.whitenings if name in stores}
+    source = frozen_states(config, dataset, stores)
     found = item_anchors(source, anchoring.whitenings, dataset.num_items)
     states = source(torch.arange(dataset.num_items)).modalities
     outside = {
@@ -261,11 +247,7 @@ def _terms(
         for name, hidden in states.items()
         if len(hidden.positions)
     }
-    every = {}
-    for name, before in anchoring.scorer.anchors.items():
-        grown = before.new_zeros(max(len(before), int(rows.max()) + 1), before.shape[1])
-        grown[: len(before)] = before
-        grown[rows] = found[name].to(grown)
-        every[name] = grown.cpu()
+    before = anchoring.scorer.anchors
+    every = {name: put_rows(before[name].cpu(), rows, anchors) for name, anchors in found.items()}
     tensors = {f"{ANCHOR}{name}.vectors": anchors for name, anchors in found.items()}
     return tensors | tensors_of(similar_items(every, rows)), outside

@@ -81,7 +81,7 @@ def export_onnx(run: Run, out: Path, say: Callable[[str], None] = lambda line: N
 
 
 def _write_query(run: Run, folder: Path) -> dict[str, Any]:
-    members, scorer, length = members_of(run, run.config), run.scorer, run.scorer.history_length
+    members, scorer, length = members_of(run), run.scorer, run.scorer.history_length
     weights, anchors = None, dict[str, int]()
     if isinstance(scorer, TermScorer):
         weights, anchors = scorer.weights, {name: each.shape[1] for name, each in scorer.anchors.items()}
@@ -99,7 +99,7 @@ def _write_query(run: Run, folder: Path) -> dict[str, Any]:
 
 def _write_items(run: Run, folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Write the item encoder of each member that reads contents."""
-    graphs, members = [], members_of(run, run.config)
+    graphs, members = [], members_of(run)
     for number, (config, weights) in enumerate(members, start=1):
         name, file = ("learned", ITEMS) if len(members) == 1 else (f"learned.{number}", f"items.{number}.onnx")
         if not config.modalities:

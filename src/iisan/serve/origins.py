@@ -8,7 +8,6 @@ from iisan.encoders.hub import hub_id
 from iisan.errors import IisanError
 from iisan.names import IMPORTED
 from iisan.runs.run import Run
-from iisan.serve.items import member_configs
 from iisan.states.configured import open_stores
 
 _CARD = "README.md"
@@ -23,9 +22,7 @@ def origins(run: Run) -> dict[str, dict[str, Any]]:
     """
     recorded, found = run.result.get("state_origins", {}), dict[str, dict[str, Any]]()
     read = dict.fromkeys(run.config.anchor.modalities or (), run.config)
-    read |= {
-        name: each for each in (*member_configs(run, run.config), run.config) for name in each.modalities or ()
-    }
+    read |= {name: each for each in (*run.member_configs, run.config) for name in each.modalities or ()}
     for name, config in read.items():
         settings = {"encoder": config.states_of(name).encoder, **recorded.get(name, {}), **_stored(config, name)}
         imported = config.kind_of(name) == IMPORTED

@@ -17,7 +17,7 @@ from iisan.evaluate.scorer import Scorer
 from iisan.model import load_trainable, trainable_state
 from iisan.names import IMAGE, ITEM_ID, PAD, TEXT, USER_ID
 from iisan.nested import difference
-from iisan.runs.run import MODEL, PER_USER, Run
+from iisan.runs.run import ABSENT, MODEL, PER_USER, Run
 from iisan.train.setup import Setup, fingerprints
 
 #: Length of the compared lists.
@@ -30,8 +30,6 @@ _TRAINING = {
 }
 #: Parameter with a row per item.
 _ITEM_TABLE = "items.embedding.weight"
-#: Parameter that exists only if some item lacks a modality.
-_ABSENT = "items.fusion.absent"
 #: Prefix of the parameters inside encoders.
 _ENCODERS = "source."
 
@@ -87,11 +85,11 @@ def start_from(run: Run, setup: Setup) -> int:
     saved, rows = run.weights(), _rows_in(run, setup.dataset)
     known = torch.from_numpy(rows != PAD)
     state = trainable_state(setup.network)
-    if lost := saved.keys() - state.keys() - {_ABSENT}:
+    if lost := saved.keys() - state.keys() - {ABSENT}:
         got = f"the run in '{run.folder}' has a parameter '{min(lost)}', which the network lacks"
         cure = "leave source and tuning as they are, or train a new run without --from"
         raise RunError(got, "the same parameters", cure)
-    absent = state.keys() - saved.keys() - {_ABSENT}
+    absent = state.keys() - saved.keys() - {ABSENT}
     if run.config.tuning.method == "none":  # Encoders that are trained from now on.
         absent = {name for name in absent if not name.startswith(_ENCODERS)}
     if absent:
