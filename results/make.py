@@ -128,7 +128,7 @@ The rows on which MiniOneRec compares a fine-tuned large language model with the
 October 2016 to November 2018, chronological; 4,533 test rows of a history of at most 10 items and a target.
 {protocol}. Commands: [`industrial.sh`](industrial.sh). What differs from the published rows: the training
 interactions are those that the histories of the rows give, a third of all; the text encoder is all-MiniLM-L6-v2;
-settings are those of the table above, and epochs and weights were chosen on the validation rows. The test rows
+settings are those of `default` above, and epochs and weights were chosen on the validation rows. The test rows
 were read once.
 
 """
@@ -148,7 +148,8 @@ TWO_TEXTS = """
 
 The same titles a second time, as vectors of another kind: hashed character n-grams reduced by an SVD to 256
 numbers ([`ngrams.py`](ngrams.py)), imported as a modality with one level beside MiniLM's four levels of 384.
-Recipe `default` except for what is named. Machine of the rows that are not in the table above: {machine}.
+Recorded without an anchor, with what the first search made of `default`, except for what is named: the rows
+compare with each other, not with the tables above. Machines: {machines}.
 
 | modalities | seeds | {names} | trained parameters | validation HR@10 |
 |---|---|---|---|---|---|---|---|
@@ -344,7 +345,8 @@ def two_texts(runs: Mapping[str, list[dict[str, Any]]]) -> str:
     """The table of text modalities on the real data."""
     if not runs["both"]:
         return ""
-    text = TWO_TEXTS.format(machine=runs["both"][0]["machine"]["processor"], names=" | ".join(map(label, METRICS)))
+    machines = sorted({record["machine"]["processor"] for name in TEXTS for record in runs.get(name, [])})
+    text = TWO_TEXTS.format(machines=" and ".join(machines), names=" | ".join(map(label, METRICS)))
     for name, title in ((name, title) for name, title in TEXTS.items() if name in runs):
         cells = [spread([record["test"][key] for record in runs[name]]) for key in METRICS]
         parameters = f"{runs[name][0]['trainable_parameters']:,}"
@@ -401,11 +403,11 @@ def main() -> None:
     text = SCIENTIFIC.format(machine=record["machine"]["processor"], protocol=capitalised(protocol))
     text += anchor_table(record, baselines, tuple(COLUMNS)) + "\n\n" + tests(record)
     text += unseen(record) + seconds(record) + near_duplicates()
-    text += INDUSTRIAL.format(protocol=capitalised(industrial["protocol"])) + published_table(industrial)
-    text += "\n\n" + tests(industrial)
     text += SEARCHES.format(start=", ".join(settings(search["start"]))) + search_rows(search["trials"])
     text += LEARNED_PART + search_rows(search["learned_part"]["trials"])
     text += two_texts(runs)
+    text += INDUSTRIAL.format(protocol=capitalised(industrial["protocol"])) + published_table(industrial)
+    text += "\n\n" + tests(industrial)
     text += experiments() + extended()
     (HERE / "README.md").write_text(text, encoding="utf-8")
     page = anchor_table(record, baselines, ("hr@10", "ndcg@10", "cold_hr@10"), DETAILS)
