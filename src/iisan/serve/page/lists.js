@@ -1,0 +1,211 @@
+// Recommendations of one run: a column that follows the history, with the reasons of every row.
+
+import { extent, legend, panel, rankSentence, stack } from "./explanation.js";
+import { choice, count, counted, decimals, h, percent, problem, row, say, skeleton } from "./parts.js";
+import { explain, newest, recommend } from "./service.js";
+
+// Reasons of all rows are read one after the other; where one takes longer than this, only when a row is opened.
+const SLOW_MS = 2000;
+
+export class Column {
+  constructor(page, index) {
+    this.page = page;
+    this.index = index;
+    this.requests = newest();
+    this.items = [];
+    this.shown = new Map();
+    this.head = h("header");
+    this.notes = h("div", { class: "notes" });
+    this.list = h("ol", { class: "rows" });
+    this.element = h("article", { class: "column" }, this.head, this.notes, this.list);
+  }
+
+  get run() {
+    return this.page.runs[this.index];
+  }
+
+  drawHead() {
+    const { run, page } = this;
+    const names = page.all.map(({ name }) => [name, name]);
+    const choices = this.index === 0 ? names : [["nothing", null], ...names.filter(([name]) => name !== page.runs[0].name)];
+    const label = this.index === 0 ? "Run" : "Compared with";
+    const title = page.all.length > 1
+      ? choice(label, choices, run?.name ?? null, (name) => page.choose(this.index, name))
+      : h("h3", {}, run.name);
+    this.head.replaceChildren(title, run ? about(run) : "");
+    this.element.classList.toggle("off", !run);
+    this.element.setAttribute("aria-label", run ? `Recommendations of ${run.name}` : "No second run");
+  }
+
+  async draw() {
+    this.drawHead();
+    const { history } = this.page.state;
+    if (!this.run || !history.length) {
+      this.requests.stop();
+      this.clear();
+      return;
+    }
+    this.element.setAttribute("aria-busy", "true");
+    if (!this.items.length) this.list.replaceChildren(...skeleton(6));
+    await this.requests.run(
+      async (signal) => {
+        const answer = await recommend({ history, run: this.run.name, ...this.page.filters() }, signal);
+        this.show(answer, signal);
+      },
+      (error) => {
+        this.clear();
+        this.notes.replaceChildren(problem(error, () => this.draw()));
+        this.page.arrived();
+      },
+    );
+  }
+
+  clear() {
+    this.items = [];
+    this.shown.clear();
+    this.list.replaceChildren();
+    this.notes.replaceChildren();
+    this.unknown = [];
+    this.element.removeAttribute("aria-busy");
+  }
+
+  show({ items, unknown, note }, signal) {
+    const opened = [...this.shown].filter(([, { button }]) => button.getAttribute("aria-expanded") === "true").map(([id]) => id);
+    this.clear();
+    this.items = items;
+    this.unknown = unknown;
+    const score = decimals(items.map((each) => each.score));
+    this.list.append(...items.map((item) => this.row(item, score)));
+    this.legend = h("div");
+    this.notes.replaceChildren(note ? h("p", { class: "notice" }, note) : "", this.legend);
+    this.page.arrived();
+    if (this.index === 0) say(`${counted(items.length, "recommendation")}, first: ${items[0]?.text ?? "none"}`);
+    for (const id of opened) if (this.shown.has(id)) this.toggle(id);
+    this.prefetch(signal);
+  }
+
+  row(item, score) {
+    const shown = { bars: h("span", { class: "stack", "aria-hidden": "true" }), mark: h("span", { class: "mark" }) };
+    const id = `why-${this.index}-${item.rank}`;
+    shown.panel = h("div", { id, class: "panel", hidden: true });
+    shown.button = h(
+      "button",
+      {
+        type: "button",
+        class: "score",
+        "aria-expanded": "false",
+        "aria-controls": id,
+        "aria-label": `Why: ${item.text ?? item.item_id}, score ${score(item.score)}`,
+        title: "Why it is here",
+        onclick: () => this.toggle(item.item_id),
+      },
+      shown.bars,
+      h("span", { class: "number" }, score(item.score)),
+      h("span", { class: "why-word" }, "Why"),
+    );
+    this.shown.set(item.item_id, shown);
+    const element = row(this.page, item, {
+      before: h("span", { class: "rank number" }, count(item.rank)),
+      beside: shown.button,
+      below: shown.panel,
+    });
+    element.querySelector(".name").append(shown.mark);
+    element.addEventListener("pointerenter", () => this.page.point(item.item_id, true));
+    element.addEventListener("pointerleave", () => this.page.point(item.item_id, false));
+    return element;
+  }
+
+  // Which rows the other list has too, and where.
+  compare(other) {
+    const ranks = new Map(other?.items.map((item) => [item.item_id, item.rank]));
+    for (const [id, { mark }] of this.shown) {
+      const both = ranks.has(id);
+      mark.textContent = both ? `${other.run.name}: ${ranks.get(id)}` : "";
+      mark.title = both ? `Rank ${ranks.get(id)} in the list of ${other.run.name}` : "";
+      mark.closest(".row").classList.toggle("both", both);
+    }
+  }
+
+  reason(id, signal) {
+    const shown = this.shown.get(id);
+    shown.asked ??= explain({ history: this.page.state.history, item: id, run: this.run.name }, signal).then(
+      (explanation) => {
+        shown.terms = explanation.terms;
+        this.drawBars();
+        return explanation;
+      },
+      (error) => {
+        shown.asked = null;
+        throw error;
+      },
+    );
+    return shown.asked;
+  }
+
+  async prefetch(signal) {
+    for (const { item_id } of this.items.slice(0, 20)) {
+      const began = performance.now();
+      try {
+        await this.reason(item_id, signal);
+      } catch {
+        return; // Whoever opens a row sees the error.
+      }
+      if (signal.aborted || performance.now() - began > SLOW_MS) return;
+    }
+  }
+
+  drawBars() {
+    const known = [...this.shown.values()].filter(({ terms }) => terms);
+    const ends = known.map(({ terms }) => extent(terms));
+    const [low, high] = [Math.min(0, ...ends.map(([each]) => each)), Math.max(0, ...ends.map(([, each]) => each))];
+    for (const { bars, terms } of known) bars.replaceChildren(...stack(terms, low, high).flat());
+    const used = Object.keys(known[0].terms).filter((name) => known.some(({ terms }) => terms[name] !== 0));
+    this.legend.replaceChildren(legend(Object.fromEntries(used.map((name) => [name, 1]))));
+  }
+
+  async toggle(id) {
+    const { button, panel: place } = this.shown.get(id);
+    const open = button.getAttribute("aria-expanded") !== "true";
+    button.setAttribute("aria-expanded", String(open));
+    place.hidden = !open;
+    place.closest(".row").classList.toggle("opened", open);
+    if (!open) return;
+    if (!place.childElementCount) place.replaceChildren(h("p", { class: "quiet" }, "Reading the reasons …"));
+    try {
+      const found = await this.reason(id);
+      place.replaceChildren(h("p", { class: "place" }, rankSentence(found)), panel(found, this.page.open));
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      place.replaceChildren(problem(error, () => { this.toggle(id); this.toggle(id); }));
+    }
+  }
+}
+
+const METRICS = { "hr@10": "HR@10", "ndcg@10": "NDCG@10", "cold_hr@10": "HR@10, cold" };
+const metrics = (run) => Object.entries(METRICS).filter(([name]) => Number.isFinite(run.metrics[name])).map(([name, label]) => [label, percent(run.metrics[name], 2)]);
+const modalities = (run) => run.modalities.join(", ") || "ids only";
+
+// The served runs, for the empty page.
+export function overview(runs) {
+  const cell = (text) => h("td", {}, text ?? "–");
+  const line = (run) => {
+    const measured = Object.fromEntries(metrics(run));
+    return h("tr", {}, h("th", { scope: "row" }, run.name), cell(run.recipe), cell(modalities(run)), h("td", { class: "number" }, count(run.num_items)),
+      Object.values(METRICS).map((label) => h("td", { class: "number" }, measured[label] ?? "–")), cell(run.trained?.slice(0, 10)));
+  };
+  const heads = ["run", "recipe", "knows items by"].map((text) => h("th", { scope: "col" }, text));
+  const numbers = ["items", ...Object.values(METRICS)].map((text) => h("th", { scope: "col", class: "number" }, text));
+  const protocols = [...new Set(runs.map((run) => run.protocol))];
+  return h("div", { class: "runs scroll" },
+    h("table", {}, h("caption", {}, "What is served"), h("thead", {}, h("tr", {}, heads, numbers, h("th", { scope: "col" }, "trained"))), h("tbody", {}, runs.map(line))),
+    protocols.map((line) => h("p", { class: "quiet" }, line)));
+}
+
+function about(run) {
+  const headline = [run.recipe === run.name ? null : run.recipe, ...metrics(run).slice(0, 2).map((pair) => pair.join(" "))].filter(Boolean);
+  const facts = { ...Object.fromEntries(metrics(run)), protocol: run.protocol, items: count(run.num_items), "knows items by": modalities(run), trained: run.trained };
+  return h("details", { class: "about" },
+    h("summary", {}, headline.join(" · ")),
+    h("dl", {}, Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
+}
+
