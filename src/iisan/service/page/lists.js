@@ -1,7 +1,7 @@
 // Recommendations of one run: a column that follows the history, with the reasons of every row.
 
 import { extent, legend, panel, rankSentence, stack } from "./explanation.js";
-import { choice, count, counted, decimals, h, percent, problem, row, say, skeleton } from "./parts.js";
+import { count, counted, decimals, h, percent, problem, row, say, skeleton } from "./parts.js";
 import { explain, newest, recommend } from "./service.js";
 
 // Reasons of all rows are read one after the other; where one takes longer than this, only when a row is opened.
@@ -24,23 +24,15 @@ export class Column {
     return this.page.runs[this.index];
   }
 
-  drawHead() {
-    const { run, page } = this;
-    const names = page.all.map(({ name }) => [name, name]);
-    const choices = this.index === 0 ? names : [["nothing", null], ...names.filter(([name]) => name !== page.runs[0].name)];
-    const label = this.index === 0 ? "Run" : "Compared with";
-    const title = page.all.length > 1
-      ? choice(label, choices, run?.name ?? null, (name) => page.choose(this.index, name))
-      : h("h3", {}, run.name);
-    this.head.replaceChildren(title, run ? about(run) : "");
-    this.element.classList.toggle("off", !run);
-    this.element.setAttribute("aria-label", run ? `Recommendations of ${run.name}` : "No second run");
-  }
-
   async draw() {
-    this.drawHead();
+    const { run } = this;
     const { history } = this.page.state;
-    if (!this.run || !history.length) {
+    this.element.hidden = !run;
+    if (run) {
+      this.element.setAttribute("aria-label", `Recommendations of ${run.name}`);
+      this.head.replaceChildren(h("h3", {}, run.name), about(run));
+    }
+    if (!run || !history.length) {
       this.requests.stop();
       this.clear();
       return;
@@ -49,7 +41,7 @@ export class Column {
     if (!this.items.length) this.list.replaceChildren(...skeleton(6));
     await this.requests.run(
       async (signal) => {
-        const answer = await recommend({ history, run: this.run.name, ...this.page.filters() }, signal);
+        const answer = await recommend({ history, run: run.name, ...this.page.filters() }, signal);
         this.show(answer, signal);
       },
       (error) => {
@@ -120,7 +112,7 @@ export class Column {
     const ranks = new Map(other?.items.map((item) => [item.item_id, item.rank]));
     for (const [id, { mark }] of this.shown) {
       const both = ranks.has(id);
-      mark.textContent = both ? `${other.run.name}: ${ranks.get(id)}` : "";
+      mark.textContent = both ? `rank ${ranks.get(id)} in ${other.run.name}` : "";
       mark.title = both ? `Rank ${ranks.get(id)} in the list of ${other.run.name}` : "";
       mark.closest(".row").classList.toggle("both", both);
     }

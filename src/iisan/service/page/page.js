@@ -39,6 +39,13 @@ function write({ run, other, history, where, per, distinct, k }) {
   return given.toString();
 }
 
+// New fields for a form; the one that had the focus keeps it.
+function redraw(form, fields) {
+  const focused = document.activeElement?.form === form ? document.activeElement.name : null;
+  form.replaceChildren(...fields);
+  if (focused) form.elements[focused]?.focus();
+}
+
 class Page {
   constructor({ runs, adding }) {
     this.all = runs;
@@ -103,6 +110,7 @@ class Page {
       this.search();
     }
     if (before?.history.join("\n") !== this.state.history.join("\n")) this.drawHistory();
+    this.drawChoices();
     this.drawFilters();
     for (const column of this.columns) column.draw();
   }
@@ -190,6 +198,17 @@ class Page {
       } }, "×"));
   }
 
+  drawChoices() {
+    if (this.all.length === 1) return;
+    const [first, second] = this.runs;
+    const names = this.all.map(({ name }) => [name, name]);
+    const others = [["nothing", null], ...names.filter(([name]) => name !== first.name)];
+    redraw(byId("choices"), [
+      choice("by", names, first.name, (name) => this.choose(0, name), { name: "run", "aria-label": "Run" }),
+      choice("beside", others, second?.name ?? null, (name) => this.choose(1, name), { name: "with", "aria-label": "Compared with" }),
+    ]);
+  }
+
   drawFilters() {
     const [run] = this.runs;
     const { where, per, distinct } = this.state;
@@ -206,10 +225,8 @@ class Page {
       columns.length > 0 && choice("at most one per", [["–", null], ...columns.map(([name]) => [name, name])], per, (value) => this.change({ per: value }), { name: "per" }),
       run.similar_by.includes("anchor") && near,
     ].filter(Boolean);
-    const focused = document.activeElement?.form === byId("filters") ? document.activeElement.name : null;
-    byId("filters").replaceChildren(...parts);
-    byId("filters").hidden = !parts.length || !this.state.history.length;
-    if (focused) byId("filters").elements[focused]?.focus();
+    redraw(byId("filters"), parts);
+    byId("filters").hidden = !parts.length;
   }
 
   // A column has an answer or an error: what the two lists share, and what runs do not know.
