@@ -26,7 +26,6 @@ from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
 from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
-from iisan.runs.similar import similar_items
 from iisan.serve.export import MANIFEST, check_format, export_vectors, replacing
 from iisan.serve.hub import model_card, write_public_run
 from iisan.serve.items import Change, add_items, remove_items
@@ -395,7 +394,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         item_ids = self.run.items[ITEM_ID]
         wanted = pl.Series(ids_of(ids, "ids", "item"), dtype=pl.String).unique(maintain_order=True)
         rows = index_of(item_ids, wanted.to_list(), "item")
-        found = similar_items(self.run, rows, min(k, len(item_ids)), by, self.run.offered)
+        found = self._maker.similar(rows, k, by)
         return in_the_form_of(ids, self._table(wanted.alias(ITEM_ID), "similar_id", *found))
 
     def _queries(

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from iisan.config import Policy
@@ -17,13 +15,13 @@ from iisan.data.conditions import allowed_items, matching
 from iisan.data.dataset import Dataset, index_of, quoted
 from iisan.data.filters import Mask
 from iisan.data.histories import in_rows_of
-from iisan.data.sequences import Sequences
+from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError
 from iisan.evaluate.diversity import Distance, Limit, diverse_top_k, limits_per
 from iisan.names import ITEM_ID
 from iisan.runs.run import Run
-from iisan.runs.similar import ANCHOR, item_vectors
+from iisan.runs.similar import ANCHOR, SimilarityScorer, similar_items
 from iisan.serve.index import open_index
 from iisan.serve.search import CellIndex, Lists, search_top_k
 from iisan.states.configured import open_dataset
@@ -55,6 +53,7 @@ class ListMaker:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self._scorers: dict[str, SimilarityScorer] = {}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -81,10 +80,16 @@ class ListMaker:
         """The index of cells, if ``iisan index`` chose one."""
         return open_index(self.run)
 
-    @cached_property
-    def anchors(self) -> npt.NDArray[np.float32]:
-        """Anchors of all modalities side by side, of length 1, ``[N, A]``."""
-        return item_vectors(self.run, ANCHOR).cpu().numpy()
+    def _scorer_by(self, by: str) -> SimilarityScorer:
+        """Scorer of similarity, which is kept: it holds the vectors of all items."""
+        if by not in self._scorers:
+            self._scorers[by] = SimilarityScorer(self.run, by)
+        return self._scorers[by]
+
+    def similar(self, rows: Index, k: int, by: str) -> Lists:
+        """List the ``k`` items most similar to each of the items ``rows [Q]``, see ``similar_items``."""
+        run = self.run
+        return similar_items(self._scorer_by(by), run.items, rows, min(k, len(run.items)), run.offered)
 
     def users_with_histories(self) -> pl.Series:
         """Ids of the dataset's users with interactions."""
@@ -121,7 +126,11 @@ class ListMaker:
         if where is not None:
             allowed &= matching(self.catalogue, where)
         limits = [] if max_per is None else limits_per(self.catalogue, max_per)
-        distance = None if near_duplicates is None else Distance(self.anchors, near_duplicates)
+        distance = (
+            None
+            if near_duplicates is None
+            else Distance(self._scorer_by(ANCHOR).items.cpu().numpy(), near_duplicates)
+        )
         return Selection("unseen" if filter_viewed else "all", allowed, tuple(limits), distance)
 
     def lists(self, queries: Queries, k: int, selection: Selection) -> Lists:
