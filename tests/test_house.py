@@ -34,6 +34,7 @@ ORDER = [
         "runs",
         "train",
         "serve",
+        "service",
         "efficiency",
         "api",
         "demo",

@@ -15,27 +15,22 @@ import polars as pl
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from iisan.config import Config, Policy
-from iisan.data.conditions import allowed_items, matching
-from iisan.data.dataset import Dataset, index_of, quoted
-from iisan.data.histories import ids_of, in_rows_of, in_the_form_of, known_rows, read_histories
+from iisan.config import Config
+from iisan.data.dataset import Dataset, index_of
+from iisan.data.histories import ids_of, in_the_form_of, known_rows, read_histories
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError, RunError
-from iisan.evaluate.diversity import Distance, diverse_top_k, limits_per
 from iisan.evaluate.ranks import check_length
 from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
 from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
-from iisan.runs.similar import ANCHOR, item_vectors, similar_items
 from iisan.serve.export import MANIFEST, check_format, export_vectors, replacing
 from iisan.serve.hub import model_card, write_public_run
-from iisan.serve.index import open_index
 from iisan.serve.items import Change, add_items, remove_items
+from iisan.serve.lists import ListMaker
 from iisan.serve.onnx import export_onnx
-from iisan.serve.search import CellIndex, search_top_k
-from iisan.states.configured import open_dataset
 from iisan.train.run import train
 
 
@@ -223,24 +218,17 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         return dict(self.run.result["test"])
 
     @cached_property
+    def _maker(self) -> ListMaker:
+        return ListMaker(self.run)
+
+    @property
     def dataset(self) -> Dataset:
         """The dataset of the run, or newer interactions of old and new users: for histories and columns of items.
 
         Raises:
             DataError: The dataset has moved.
         """
-        return open_dataset(self.run.config)
-
-    @cached_property
-    def _sequences(self) -> Sequences:
-        """The interactions of the dataset in rows of the run's items; those with other items are left out."""
-        return in_rows_of(self.run.items[ITEM_ID], self.dataset)
-
-    @cached_property
-    def _catalogue(self) -> pl.DataFrame:
-        """Columns of the run's items, in their order: those of the dataset, and of items that were added."""
-        ids, items = self.run.items.select(ITEM_ID), self.dataset.items
-        return self.run.additions.columns(ids.join(items, on=ITEM_ID, how="left", maintain_order="left"))
+        return self._maker.dataset
 
     @property
     def item_embeddings(self) -> np.ndarray[Any, Any]:
@@ -307,23 +295,18 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
             raise DataError(got, "one of them", "pass users=[…], histories=FRAME, user=… or history=[…]")
         check_length(k)
         names, queries = self._queries(**given)
-        allowed = allowed_items(self.run.items[ITEM_ID], items_to_recommend, items_to_exclude) & self.run.offered
-        if where is not None:
-            allowed &= matching(self._catalogue, where)
-        limits = [] if max_per is None else limits_per(self._catalogue, max_per)
-        distance = None
-        if near_duplicates is not None:
-            distance = Distance(self._anchors, near_duplicates)
-        policy: Policy = "unseen" if filter_viewed else "all"
-        k = min(k, len(allowed))
-        scorer = self.run.scorer
-        if limits or distance is not None or self._index is None:
-            found = diverse_top_k(scorer, queries, k, policy, allowed, limits=limits, distance=distance)
-        else:
-            found = search_top_k(self._index, scorer, queries, k, policy, allowed)
+        selection = self._maker.select(
+            filter_viewed=filter_viewed,
+            items_to_recommend=items_to_recommend,
+            items_to_exclude=items_to_exclude,
+            where=where,
+            max_per=max_per,
+            near_duplicates=near_duplicates,
+        )
+        found = self._maker.lists(queries, k, selection)
         lists = self._table(names, ITEM_ID, *found)
         if lists.is_empty():
-            got = f"history and filters leave none of the {len(allowed):,} items"
+            got = f"history and filters leave none of the {len(self.run.items):,} items"
             raise DataError(got, "at least one to recommend", "relax the filters")
         if users is None and histories is None:
             texts = self.run.items.select(ITEM_ID, TEXT)
@@ -384,7 +367,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         Returns:
             ``user_id``, ``item_id``, ``score``, ``rank``.
         """
-        users = self.dataset.user_ids.filter(pl.Series(self._sequences.lengths > 0))
+        users = self._maker.users_with_histories()
         return self.recommend(users=users, k=k, **options)
 
     def similar_items(self, ids: Iterable[Any], k: int = 10, by: str = "model") -> pl.DataFrame | Any:
@@ -411,16 +394,8 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         item_ids = self.run.items[ITEM_ID]
         wanted = pl.Series(ids_of(ids, "ids", "item"), dtype=pl.String).unique(maintain_order=True)
         rows = index_of(item_ids, wanted.to_list(), "item")
-        found = similar_items(self.run, rows, min(k, len(item_ids)), by, self.run.offered)
+        found = self._maker.similar(rows, k, by)
         return in_the_form_of(ids, self._table(wanted.alias(ITEM_ID), "similar_id", *found))
-
-    @cached_property
-    def _index(self) -> CellIndex | None:
-        return open_index(self.run)
-
-    @cached_property
-    def _anchors(self) -> npt.NDArray[np.float32]:
-        return item_vectors(self.run, ANCHOR).cpu().numpy()
 
     def _queries(
         self, users: Iterable[Any] | None, histories: Any, user: str | None, history: Iterable[Any] | None
@@ -436,14 +411,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
             return pl.Series(USER_ID, [None], dtype=pl.String), whole_histories(alone, np.array([0]))
         wanted = [str(user)] if users is None else ids_of(users, "users", "user")
         names = pl.Series(USER_ID, wanted, dtype=pl.String).unique(maintain_order=True)
-        rows, sequences = index_of(self.dataset.user_ids, names.to_list(), "user"), self._sequences
-        without = names.filter(pl.Series(sequences.lengths[rows] == 0))
-        if len(without):
-            got = f"user {quoted(without)} has given queries only, no interactions"
-            if self.dataset.sequences.lengths[rows].all():
-                got = f"user {quoted(without)} has interactions with unknown items only"
-            raise DataError(got, "users with a history", "pass history=[…] (--history)")
-        return names, whole_histories(sequences, rows)
+        return names, self._maker.histories_of(names)
 
     def _table(self, names: pl.Series, column: str, items: Index, scores: npt.NDArray[np.float32]) -> pl.DataFrame:
         """Table of lists ``[Q, k]``, one for each of the ``names [Q]``, with the ids of the items in a column."""

@@ -70,7 +70,7 @@ def test_an_index_recommends_and_follows_what_is_added_and_removed(folder, prepa
     assert 0 < manifest["measured"]["ivf"]["recall@10"] <= 1
     assert manifest["measured"]["ivf"]["bytes"] == (folder / "index" / manifest["file"]).stat().st_size
     recommender = Recommender.load(folder)
-    assert recommender._index is not None
+    assert recommender._maker.index is not None
     # So many items are wanted that all are read.
     whole = recommender.recommend(user="u1", k=30)
     assert whole["item_id"].head(5).to_list() == before["item_id"].to_list()
@@ -79,7 +79,7 @@ def test_an_index_recommends_and_follows_what_is_added_and_removed(folder, prepa
     new = Dataset.load(prepared.dataset).items.head(1).with_columns(item_id=pl.lit("new"))
     recommender.add_items(new)
     recommender.remove_items([best])
-    assert recommender._index._changed.tolist() == [30]
+    assert recommender._maker.index._changed.tolist() == [30]
     lists = [recommender.recommend(history=["i1", best], k=k)["item_id"].to_list() for k in (3, 31)]
     assert best not in lists[1]
     assert "new" in lists[1]

@@ -79,6 +79,17 @@ def numbered_values(items: pl.DataFrame, name: str) -> Index:
     return numbers.cast(pl.Int64).fill_null(PAD).to_numpy()
 
 
+def column_facts(items: pl.DataFrame, count: int) -> dict[str, dict[str, Any]]:
+    """Describe the columns on which there can be conditions: their type, and the most common values."""
+    found = {}
+    for column in (_column(items, name) for name in items.columns):
+        dtype = column.dtype
+        kind = "boolean" if dtype == pl.Boolean else "number" if dtype.is_numeric() else "text"
+        if kind != "text" or dtype in (pl.String, pl.List(pl.String)):
+            found[column.name] = {"type": kind, "values": _common(column, count)}
+    return found
+
+
 def _column(items: pl.DataFrame, name: str) -> pl.Series:
     if name not in items.columns:
         close = difflib.get_close_matches(str(name), items.columns, n=1)
@@ -113,6 +124,12 @@ def _equal(column: pl.Series, value: Any) -> pl.Series:
 
 def _described(column: pl.Series) -> str:
     """Describe a column's values for a message."""
-    flat = column.explode() if column.dtype == pl.List else column
-    common = flat.drop_nulls().value_counts(sort=True).head(_SHOWN)[flat.name]
+    common = _common(column, _SHOWN)
     return f"one of its values, such as {', '.join(map(repr, common))}" if len(common) else "a column with values"
+
+
+def _common(column: pl.Series, count: int) -> list[Any]:
+    """Return the most common values of a column, or of the lists in it; of equally common ones the lower."""
+    flat = (column.explode() if column.dtype == pl.List else column).drop_nulls()
+    counts = flat.value_counts(name="__count__")
+    return counts.sort(["__count__", flat.name], descending=[True, False]).head(count)[flat.name].to_list()

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -48,28 +49,55 @@ def item_vectors(run: Run, by: str) -> Tensor:
     raise RunError(f"the run in '{run.folder}' has no item vectors by '{by}'", known, f"ask for {known}")
 
 
-def similar_items(run: Run, rows: Index, k: int, by: str, allowed: Mask) -> tuple[Index, npt.NDArray[np.float32]]:
+class SimilarityScorer(EmbeddingScorer):
+    """Scorer whose query is a single item, and whose scores are the cosines of ``item_vectors``.
+
+    Attributes:
+        by: What is compared, see ``item_vectors``.
+        present: Mask ``[N]`` of the items with a vector.
+
+    Raises:
+        RunError: The run has no such vectors.
+    """
+
+    def __init__(self, run: Run, by: str) -> None:
+        vectors = item_vectors(run, by)
+        super().__init__(vectors, lambda histories: self.items[torch.from_numpy(histories[:, -1])], 1)
+        self.by = by
+        self.present: Mask = vectors.any(dim=1).cpu().numpy()
+
+
+def similar_items(
+    scorer: SimilarityScorer, items: pl.DataFrame, rows: Index, k: int, allowed: Mask
+) -> tuple[Index, npt.NDArray[np.float32]]:
     """List the ``k`` allowed items most similar to each of the items ``rows [Q]``, itself not included.
+
+    Args:
+        scorer: What the items are compared by.
+        items: Items of the run.
+        rows: The items whose lists are wanted.
+        k: Number of similar items per item.
+        allowed: Mask ``[N]``.
 
     Returns:
         Item indices ``[Q, k]``, best first, and their cosines; ``PAD`` and -inf where no item is left, and, with a
         warning, for items without a vector.
 
     Raises:
-        RunError: The run has no vectors by which items could be similar, see ``item_vectors``.
-        DataError: None of ``rows`` has one.
+        DataError: None of ``rows`` has a vector.
     """
-    vectors = item_vectors(run, by)
-    present = vectors.any(dim=1).cpu().numpy()
-    missing = ~present[rows]
+    missing = ~scorer.present[rows]
     if missing.any():
-        names = quoted(run.items[ITEM_ID].gather(rows[missing]))
+        names = quoted(items[ITEM_ID].gather(rows[missing]))
         if missing.all():
             expected = "an item with that content, or seen in training"
-            raise DataError(f"item {names} has no vector by '{by}'", expected, "name another one, or change 'by'")
-        warnings.warn(f"items without a vector by '{by}' are left out: {names}", stacklevel=3)
+            raise DataError(
+                f"item {names} has no vector by '{scorer.by}'", expected, "name another one, or change 'by'"
+            )
+        warnings.warn(f"items without a vector by '{scorer.by}' are left out: {names}", stacklevel=3)
     alone = Sequences(np.arange(len(rows) + 1), rows.astype(np.int32))
-    scorer = EmbeddingScorer(vectors, lambda histories: vectors[torch.from_numpy(histories[:, -1])], 1)
-    items, scores = top_k(scorer, whole_histories(alone, np.arange(len(rows))), k, "unseen", present & allowed)
-    items[missing], scores[missing] = PAD, -np.inf
-    return items, scores
+    found, scores = top_k(
+        scorer, whole_histories(alone, np.arange(len(rows))), k, "unseen", scorer.present & allowed
+    )
+    found[missing], scores[missing] = PAD, -np.inf
+    return found, scores

@@ -1,0 +1,80 @@
+"""The command ``serve``."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iisan.cli.common import DatasetOption, ImagesOption, StatesOption, app, given
+from iisan.errors import ConfigError, MissingExtraError
+
+#: Seconds that running requests have to end after a signal to stop.
+_GRACE = 20
+
+
+@app.command()
+def serve(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN2]", help="Finished runs; the first one by default.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Host name of requests, beside localhost; * for any; repeatable."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that compute. Defaults to PyTorch's.")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
+    images: ImagesOption = None,
+) -> None:
+    """Serve runs: an HTTP interface and a page. IISAN_TOKEN in the environment allows items to be added."""
+    try:
+        import uvicorn
+
+        from iisan.service.app import create_app
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "serve", "`iisan serve`") from None
+    import torch
+
+    from iisan.service.metrics import log_json
+    from iisan.service.served import ServedRun
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    token = os.environ.get("IISAN_TOKEN")
+    if token == "":
+        raise ConfigError("IISAN_TOKEN is empty", "a secret", "set one, or unset the variable")
+    moved = given(dataset=dataset, states=states, images=images)
+    names = _names(runs)
+    served = [ServedRun(name, folder, moved) for name, folder in zip(names, runs, strict=True)]
+    service = create_app(served, token=token, hosts=(host, *(allow_host or ())))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            service,
+            host,
+            port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=20,
+        )
+    )
+    log_json(log_level)
+    print(f"page: http://{host}:{port}   interface: http://{host}:{port}/docs   stop: Ctrl+C", file=sys.stderr)
+    server.run()
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """Name runs by their folders; those of one name are numbered."""
+    names: list[str] = []
+    for folder in folders:
+        name = folder.resolve().name
+        count = sum(each == name or each.startswith(f"{name}-") for each in names)
+        names.append(f"{name}-{count + 1}" if count else name)
+    return names

@@ -1,0 +1,1 @@
+"""HTTP service: recommendations of finished runs, their items, and a page to look at them."""

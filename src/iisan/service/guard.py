@@ -1,0 +1,184 @@
+"""What every request passes before its route: host and origin, size, time, number; and what is logged of it."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from iisan.errors import IisanError
+from iisan.service.metrics import Metrics
+
+log = logging.getLogger("iisan.service")
+
+#: Content of pages: nothing from elsewhere. The OpenAPI page starts itself by an inline script.
+_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_DOCS = "/docs"
+_DOCS_POLICY = f"{_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
+_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+_CLOSE = {"connection": "close"}
+_STATUS_ROUTES = ("/health", "/ready", "/metrics")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of requests.
+
+    Attributes:
+        body: Most bytes of a body.
+        added_body: Most bytes of the body of ``POST /items``.
+        at_once: Most requests that are worked on at once; further ones are refused with 503.
+        seconds: Most seconds until a body has arrived, and until a list is computed.
+        adding: Most requests that wait for ``POST`` or ``DELETE /items``; further ones are refused with 429.
+        pixels: Most pixels of an added image.
+        batch_seconds: Seconds that a query waits for others.
+        batch: Most queries that are computed together.
+    """
+
+    body: int = 2**20
+    added_body: int = 2**25
+    at_once: int = 256
+    seconds: float = 10.0
+    adding: int = 4
+    pixels: int = 25_000_000
+    batch_seconds: float = 0.003
+    batch: int = 64
+
+
+LIMITS = Limits()
+
+
+class Refused(IisanError):
+    """A request that is not served.
+
+    Args:
+        status: Status of the answer.
+        got: What was found.
+        expected: What would be served.
+        cure: What to do.
+        headers: Headers of the answer.
+    """
+
+    def __init__(
+        self, status: int, got: str, expected: str, cure: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(got, expected, cure)
+        self.status, self.headers = status, dict(headers or {})
+
+
+FAULT = Refused(500, "a fault of the service", "none", "see its log")
+
+
+class Guard:
+    """ASGI middleware around the whole service.
+
+    Args:
+        app: The service.
+        hosts: Host names under which it may be called; ``*`` for any.
+        limits: Limits of requests.
+        metrics: Metrics of the service.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], limits: Limits, metrics: Metrics) -> None:
+        self.app, self.hosts, self.limits, self.metrics = app, hosts, limits, metrics
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, answered = time.perf_counter(), list[int]()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered.append(message["status"])
+                policy = _DOCS_POLICY if scope["path"].startswith(_DOCS) else _POLICY
+                added = {"content-security-policy": policy, **_HEADERS}
+                message["headers"] = [*message["headers"], *_encoded(added)]
+            await send(message)
+
+        self._running += 1
+        try:
+            self._check(scope)
+            await self.app(scope, await self._whole(scope, receive), send_with_headers)
+        except Refused as refused:
+            await _answer(send_with_headers, refused)
+        except Exception:
+            self.metrics.errors.inc()
+            log.exception("fault")
+            if not answered:
+                await _answer(send_with_headers, FAULT)
+        finally:
+            self._running -= 1
+            self._record(scope, answered[0] if answered else 499, time.perf_counter() - began)
+
+    def _check(self, scope: Scope) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if "*" not in self.hosts and _name(host) not in self.hosts:
+            raise Refused(400, f"the host '{host}'", f"one of {', '.join(self.hosts)}", "start with --allow-host")
+        if origin is not None and origin.partition("://")[2] != host:
+            got = f"a request from a page of '{origin}'"
+            raise Refused(403, got, "this service's own page", "call it from a program, or open its page")
+        if self._running > self.limits.at_once and scope["path"] not in _STATUS_ROUTES:
+            got, most = "too many requests at once", f"at most {self.limits.at_once}"
+            raise Refused(503, got, most, "try again in a second", {"retry-after": "1"})
+
+    async def _whole(self, scope: Scope, receive: Receive) -> Receive:
+        """Receive the whole body, and return a function that gives it to the service."""
+        adds = scope["method"] == "POST" and scope["path"] == "/items"
+        most = self.limits.added_body if adds else self.limits.body
+        chunks: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        break
+                    chunks.append(message.get("body", b""))
+                    size, more = size + len(chunks[-1]), message.get("more_body", False)
+                    if size > most:
+                        raise Refused(413, "a long body", f"at most {most:,} bytes", "send less", _CLOSE)
+        except TimeoutError:
+            got, expected = "a body that was not sent to its end", f"all of it within {self.limits.seconds:g} s"
+            raise Refused(408, got, expected, "send it again", _CLOSE) from None
+        body = iter([{"type": "http.request", "body": b"".join(chunks), "more_body": False}])
+
+        async def replay() -> Message:
+            return next(body, None) or await receive()
+
+        return replay
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if route != "other" else "other"
+        self.metrics.requests.labels(method, route, status).inc()
+        self.metrics.seconds.labels(method, route).observe(seconds)
+        if route not in _STATUS_ROUTES:
+            facts = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
+            log.info("request", extra={"fields": facts})
+
+
+def _name(host: str) -> str:
+    """Host name of a header, without its port; in brackets for an IPv6 address."""
+    name, _, port = host.rpartition(":")
+    return (name if name and port.isdecimal() and not name.endswith(":") else host).lower()
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+async def _answer(send: Callable[[Message], Any], refused: Refused) -> None:
+    body = json.dumps({"detail": str(refused)}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+    await send({"type": "http.response.start", "status": refused.status, "headers": _encoded(headers)})
+    await send({"type": "http.response.body", "body": body})

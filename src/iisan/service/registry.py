@@ -1,0 +1,69 @@
+"""The served runs, and how they follow their folders: added items, a new index, another run in the same place."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+
+from iisan.errors import DataError, IisanError
+from iisan.service.metrics import Metrics
+from iisan.service.served import ServedRun, State
+
+log = logging.getLogger("iisan.service")
+
+
+class Registry:
+    """Served runs by name. A request keeps the state of the run that it began with.
+
+    Args:
+        served: The runs, the first of which is the default.
+        metrics: Metrics of the service.
+    """
+
+    def __init__(self, served: Sequence[ServedRun], metrics: Metrics) -> None:
+        self._served = {each.name: each for each in served}
+        self._refused: dict[str, State] = {}
+        self._metrics = metrics
+        self._lock = asyncio.Lock()
+        for each in served:
+            metrics.items.labels(each.name).set(each.num_offered)
+
+    def __iter__(self) -> Iterator[ServedRun]:
+        return iter(list(self._served.values()))
+
+    def get(self, name: str | None) -> ServedRun:
+        """Return a run, by default the first.
+
+        Raises:
+            DataError: There is no run of that name.
+        """
+        if name is None:
+            return next(iter(self._served.values()))
+        if name not in self._served:
+            raise DataError(f"unknown run '{name}'", f"one of {', '.join(self._served)}", "see GET /runs")
+        return self._served[name]
+
+    async def refresh(self, name: str) -> ServedRun:
+        """Serve the state of a run's folder, if it is another one; one that cannot be opened is only logged."""
+        async with self._lock:
+            before = self._served[name]
+            state = await asyncio.to_thread(State.of, before.folder)
+            if state in (before.state, self._refused.get(name)):
+                return before
+            try:
+                after = await asyncio.to_thread(ServedRun, name, before.folder, before.moved)
+            except (IisanError, OSError) as error:
+                self._refused[name] = state
+                log.error("run not taken over", extra={"fields": {"run": name, "reason": str(error)}})
+                return before
+            self._served[name] = after
+            self._metrics.items.labels(name).set(after.num_offered)
+            self._metrics.swaps.labels(name).inc()
+            log.info("run taken over", extra={"fields": {"run": name, "items": after.num_offered}})
+            return after
+
+    async def follow(self, seconds: float) -> None:
+        """Look for newer states again and again."""
+        while True:
+            await asyncio.sleep(seconds)
+            for name in list(self._served):
+                await self.refresh(name)

@@ -1,0 +1,227 @@
+"""What the service reads and writes, as JSON."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+#: Longest history, largest list, most characters of an id, most items that are added by a request.
+MAX_HISTORY, MAX_K, MAX_ID, MAX_ADDED = 10_000, 1_000, 512, 100
+#: Most characters of a text, and of an image in base64.
+MAX_TEXT, MAX_IMAGE = 20_000, 8 * 2**20
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("should be valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_encodable)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_encodable)]
+#: 64 bits, as columns hold them.
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Value = bool | Whole | Number | Text
+RunName = Annotated[Name | None, Field(description="Name of a served run; by default the first.")]
+
+
+class Request(BaseModel):
+    """A body without unknown fields and without conversions between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    run: RunName = None
+
+
+class HistoryRequest(Request):
+    """A history, or a user of the dataset."""
+
+    history: list[Id] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_HISTORY,
+        description="Item ids, oldest first; unknown ones do not count.",
+    )
+    user: Id | None = Field(None, description="User of the dataset, instead of a history.")
+
+    @model_validator(mode="after")
+    def _one(self) -> "HistoryRequest":
+        if (self.history is None) == (self.user is None):
+            raise ValueError("exactly one of history and user should be given")
+        return self
+
+
+class RecommendRequest(HistoryRequest):
+    """Body of ``POST /recommend``."""
+
+    k: int = Field(10, ge=1, le=MAX_K, description="Number of items.")
+    filter_viewed: bool = Field(True, description="Whether items of the history are left out.")
+    items_to_recommend: list[Id] | None = Field(None, min_length=1, description="The only items that are listed.")
+    items_to_exclude: list[Id] | None = Field(None, description="Items that may not be listed.")
+    where: dict[Name, Value | list[Value]] | None = Field(
+        None, description="Conditions on columns of the items: column -> value, or alternatives."
+    )
+    max_per: Name | dict[Name, Annotated[int, Field(ge=1, lt=2**31)]] | None = Field(
+        None, description="Column whose values occur once at most in the list, or column -> number of times."
+    )
+    near_duplicates: Number | None = Field(
+        None, ge=0, lt=1, description="Cosine of anchors above which an item is left out because of a better one."
+    )
+
+    def selection(self) -> str:
+        """Return the arguments of ``ListMaker.select`` as JSON."""
+        return self.model_dump_json(exclude={"run", "history", "user", "k"}, exclude_defaults=True)
+
+
+class ExplainRequest(HistoryRequest):
+    """Body of ``POST /explain``."""
+
+    item: Id = Field(description="Item whose score is explained.")
+
+
+class NewItem(BaseModel):
+    """An item to add."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    item_id: Id
+    text: Text | None = None
+    image: Annotated[str, Field(max_length=MAX_IMAGE)] | None = Field(None, description="Image file in base64.")
+    columns: dict[Name, Value | None] = Field(default_factory=dict, description="Further columns of the items.")
+
+
+class AddRequest(Request):
+    """Body of ``POST /items``."""
+
+    items: list[NewItem] = Field(min_length=1, max_length=MAX_ADDED)
+    update: bool = Field(False, description="Whether items that the run has are updated; else they are refused.")
+
+
+class Item(BaseModel):
+    """An item of a run."""
+
+    item_id: str
+    text: str | None
+    image: str | None = Field(description="Path of its image in the service.")
+
+
+class ItemDetails(Item):
+    """An item with the further columns of the catalogue."""
+
+    run: str
+    columns: Mapping[str, Any]
+
+
+class Found(BaseModel):
+    """Items that a search found."""
+
+    items: list[Item]
+    total: int = Field(description="Number of items found, of which the first are listed.")
+
+
+class ScoredItem(Item):
+    """An item of a list."""
+
+    score: float
+    rank: int
+
+
+class Similar(BaseModel):
+    """Items similar to another one."""
+
+    run: str
+    items: list[ScoredItem]
+
+
+class Recommendations(Similar):
+    """A list for a history."""
+
+    unknown: list[str] = Field(description="Items of the history that the run does not know.")
+    note: str | None
+
+
+class PastItem(Item):
+    """An item of the history, and its effect on the score; see :class:`iisan.runs.explain.HistoryItem`."""
+
+    anchor: Mapping[str, float]
+    change: float | None
+    similarity: Mapping[str, float | None]
+    model_similarity: float | None
+
+
+class Reasons(BaseModel):
+    """Why an item has its score; see :class:`iisan.runs.explain.Explanation`."""
+
+    run: str
+    item_id: str
+    text: str | None
+    score: float
+    rank: int | None
+    tied: int
+    policy: str
+    num_items: int
+    terms: Mapping[str, float]
+    history: list[PastItem]
+    interactions: int
+    nearest: Mapping[str, list[ScoredItem]] = Field(description="Nearest items by model and by modality.")
+    unknown: list[str]
+
+
+class Added(BaseModel):
+    """What a request added; see :class:`iisan.serve.items.Change`."""
+
+    added: int
+    updated: int
+    outside: Mapping[str, float]
+    seconds: float
+
+
+class Removed(BaseModel):
+    """What a request removed."""
+
+    removed: int
+
+
+class Column(BaseModel):
+    """A column of the items on which there can be conditions."""
+
+    type: str
+    values: list[Any] = Field(description="Its most common values.")
+
+
+class RunFacts(BaseModel):
+    """A served run."""
+
+    name: str
+    recipe: str
+    num_items: int
+    modalities: list[str]
+    similar_by: list[str]
+    columns: Mapping[str, Column]
+    images: bool
+    metrics: Mapping[str, float]
+    protocol: str
+    trained: str
+
+
+class Runs(BaseModel):
+    """The served runs, the first of which is the default."""
+
+    runs: list[RunFacts]
+    adding: bool = Field(description="Whether items can be added and removed, with the token.")
+
+
+class Status(BaseModel):
+    """State of the service."""
+
+    status: str
+
+
+class Problem(BaseModel):
+    """What is wrong, in one sentence."""
+
+    detail: str
