@@ -30,7 +30,11 @@ _FIND = """(selector, name) => [...document.querySelectorAll(selector)].find((el
 
 
 class Chromium:
-    """One window of a browser with a profile of its own; ``problems`` are its errors and refusals so far."""
+    """One window of a browser with a profile of its own.
+
+    Attributes:
+        problems: Errors of scripts and refusals of the content policy so far; answers of a service are none.
+    """
 
     def __init__(self, profile: Path) -> None:
         to_browser, from_browser = os.pipe(), os.pipe()
@@ -75,8 +79,10 @@ class Chromium:
         match message.get("method"):
             case "Runtime.exceptionThrown":
                 self.problems.append(str(message["params"]["exceptionDetails"]))
-            case "Log.entryAdded" if message["params"]["entry"]["level"] == "error":
-                self.problems.append(message["params"]["entry"]["text"])
+            case "Log.entryAdded":
+                entry = message["params"]["entry"]
+                if entry["level"] == "error" and entry["source"] != "network":
+                    self.problems.append(entry["text"])
         return message
 
     def show(self, width: int = 1360, height: int = 900, scale: float = 1, scheme: str = "light") -> None:

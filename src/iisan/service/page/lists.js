@@ -173,7 +173,7 @@ export class Column {
   }
 }
 
-const METRICS = { "hr@10": "HR@10", "ndcg@10": "NDCG@10", "cold_hr@10": "HR@10, cold" };
+const METRICS = { "hr@10": "HR@10", "ndcg@10": "NDCG@10" };
 const metrics = (run) => Object.entries(METRICS).filter(([name]) => Number.isFinite(run.metrics[name])).map(([name, label]) => [label, percent(run.metrics[name], 2)]);
 const modalities = (run) => run.modalities.join(", ") || "ids only";
 
@@ -183,7 +183,7 @@ export function overview(runs) {
   const line = (run) => {
     const measured = Object.fromEntries(metrics(run));
     return h("tr", {}, h("th", { scope: "row" }, run.name), cell(run.recipe), cell(modalities(run)), h("td", { class: "number" }, count(run.num_items)),
-      Object.values(METRICS).map((label) => h("td", { class: "number" }, measured[label] ?? "–")), cell(run.trained?.slice(0, 10)));
+      Object.values(METRICS).map((label) => h("td", { class: "number" }, measured[label] ?? "–")), cell(run.trained.slice(0, 10)));
   };
   const heads = ["run", "recipe", "knows items by"].map((text) => h("th", { scope: "col" }, text));
   const numbers = ["items", ...Object.values(METRICS)].map((text) => h("th", { scope: "col", class: "number" }, text));
@@ -194,8 +194,8 @@ export function overview(runs) {
 }
 
 function about(run) {
-  const headline = [run.recipe === run.name ? null : run.recipe, ...metrics(run).slice(0, 2).map((pair) => pair.join(" "))].filter(Boolean);
-  const facts = { ...Object.fromEntries(metrics(run)), protocol: run.protocol, items: count(run.num_items), "knows items by": modalities(run), trained: run.trained };
+  const headline = [run.recipe === run.name ? null : run.recipe, ...metrics(run).map((pair) => pair.join(" "))].filter(Boolean);
+  const facts = { protocol: run.protocol, items: count(run.num_items), "knows items by": modalities(run), trained: run.trained.slice(0, 10) };
   return h("details", { class: "about" },
     h("summary", {}, headline.join(" · ")),
     h("dl", {}, Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
