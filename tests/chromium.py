@@ -13,7 +13,7 @@ from typing import Any
 
 PATH = shutil.which("chromium")
 #: Seconds that a page has for anything.
-PATIENCE = 30.0
+PATIENCE = 60.0
 _FLAGS = (
     "--headless",
     "--remote-debugging-pipe",

@@ -1,7 +1,7 @@
 // Dialogs: one item with what is like it and where it stands, and the form that adds an item.
 
 import { panel, rankSentence } from "./explanation.js";
-import { byId, cosine, h, percent, picture, problem, row, skeleton, titleOf } from "./parts.js";
+import { byId, cosine, h, percent, picture, problem, row, skeleton, titleOf, uploaded } from "./parts.js";
 import { call, explain, itemPath, newest } from "./service.js";
 
 let token = ""; // In memory only: it is gone with the page.
@@ -11,9 +11,11 @@ export class ItemDialog {
     this.page = page;
     this.dialog = byId("item");
     this.requests = newest();
+    this.standings = newest();
     this.before = [];
     this.dialog.addEventListener("close", () => {
       this.requests.stop();
+      this.standings.stop();
       this.before = [];
     });
   }
@@ -27,6 +29,7 @@ export class ItemDialog {
     this.id = id;
     this.standing = h("div", { class: "standing" });
     this.similar = h("ol", { class: "rows grid" });
+    this.removal = h("div");
     this.dialog.replaceChildren(h("p", { class: "quiet pad" }, "Reading the item …"));
     if (!this.dialog.open) this.dialog.showModal();
     this.requests.run(
@@ -36,8 +39,7 @@ export class ItemDialog {
         this.dialog.replaceChildren(...this.parts(item, run, note, signal));
         this.dialog.scrollTop = 0;
         this.dialog.querySelector("h2").focus();
-        const standings = this.page.state.history.length ? this.page.runs : [];
-        await Promise.all([this.showSimilar(this.by(run), signal), ...standings.map((each) => this.showStanding(each, signal))]);
+        await Promise.all([this.showSimilar(this.by(run), signal), this.showStandings(signal)]);
       },
       (error) => this.dialog.replaceChildren(this.bar(), h("div", { class: "pad" }, problem(error, () => this.draw(id, note)))),
     );
@@ -69,10 +71,9 @@ export class ItemDialog {
             facts.length > 0 && h("dl", { class: "facts" }, facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
             h("div", { class: "buttons" },
               h("button", { type: "button", class: "main", onclick: () => { this.page.pick(item); this.dialog.close(); } }, "Add to history"),
-              this.page.adding && h("button", { type: "button", onclick: () => this.askRemoval(item) }, "Remove from lists")),
-            this.removal = h("div"))),
-        h("section", {}, h("h3", {}, "In the current recommendations"),
-          this.page.state.history.length ? this.standing : h("p", { class: "quiet" }, "Pick a history first; then its rank and score are here.")),
+              this.page.adding && h("button", { type: "button", onclick: () => this.askRemoval(item) }, "Remove from lists")))),
+        this.removal,
+        h("section", {}, h("h3", {}, "For the current history"), this.standing),
         h("section", {}, h("div", { class: "head" }, h("h3", {}, "Similar items"),
           h("fieldset", { class: "tabs" }, h("legend", { class: "unseen" }, "Similar by"), run.similar_by.map(tab))),
         this.similar)),
@@ -97,21 +98,32 @@ export class ItemDialog {
     }
   }
 
-  async showStanding(run, signal) {
-    const place = h("div", {}, h("p", { class: "quiet" }, "Ranking …"));
-    this.standing.append(place);
+  // The history changed: the item stands elsewhere.
+  follow() {
+    if (this.dialog.open && this.standing.isConnected) this.standings.run((signal) => this.showStandings(signal), () => {});
+  }
+
+  async showStandings(signal) {
+    const { runs, state: { history } } = this.page;
+    const places = runs.map((run) => [run, h("div", { class: "quiet" }, "Ranking …")]);
+    const none = h("p", { class: "quiet" }, "Pick a history; then its rank and its score are here.");
+    this.standing.replaceChildren(...(history.length ? places.map(([, place]) => place) : [none]));
+    if (history.length) await Promise.all(places.map(([run, place]) => this.showStanding(run, history, place, signal)));
+  }
+
+  async showStanding(run, history, place, signal) {
     try {
-      const found = await explain({ history: this.page.state.history, item: this.id, run: run.name }, signal);
+      const found = await explain({ history, item: this.id, run: run.name }, signal);
       const name = this.page.runs.length > 1 ? `${run.name}: ` : "";
-      place.replaceChildren(h("details", {}, h("summary", {}, name, rankSentence(found)), panel(found, this.page.open)));
+      place.replaceWith(h("details", {}, h("summary", {}, name, rankSentence(found)), panel(found, this.page.open)));
     } catch (error) {
-      if (!signal.aborted) place.replaceChildren(problem(error));
+      if (!signal.aborted) place.replaceWith(problem(error));
     }
   }
 
   askRemoval(item) {
     const failed = h("div");
-    const form = h("form", { class: "form", onsubmit: async (event) => {
+    const form = h("form", { class: "form", "data-working": "Removing the item …", onsubmit: async (event) => {
       event.preventDefault();
       await remove(this.page, item.item_id, form, failed) && this.dialog.close();
     } },
@@ -134,10 +146,11 @@ async function withToken(form, failed, task) {
   const button = form.querySelector("button.main");
   const given = token || form.elements.token.value;
   button.disabled = true;
-  failed.replaceChildren();
+  failed.replaceChildren(h("p", { class: "quiet", role: "status" }, form.dataset.working));
   try {
     const answer = await task(given);
     token = given;
+    failed.replaceChildren();
     return answer;
   } catch (error) {
     if (error.status === 401) {
@@ -152,15 +165,24 @@ async function withToken(form, failed, task) {
 }
 
 async function remove(page, id, form, failed) {
-  const done = await withToken(form, failed, async (given) => {
-    const answers = await Promise.allSettled(page.runs.map(({ name }) =>
-      call(itemPath(id, "", { run: name }), { method: "DELETE", token: given })));
-    const refused = answers.find(({ status }) => status === "rejected")?.reason;
-    if (refused && answers.every(({ status }) => status === "rejected")) throw refused;
-    return answers;
-  });
-  if (done) await page.changed(`Removed: ${id}`);
+  const done = await withToken(form, failed, (given) =>
+    forEachRun(page.runs, (name) => call(itemPath(id, "", { run: name }), { method: "DELETE", token: given })));
+  if (done) await page.changed(`Removed: ${id}`, id);
   return done;
+}
+
+// Answers of the runs in view one after the other, and the sentences of those that refuse; an error if all do.
+async function forEachRun(runs, task) {
+  const [done, errors] = [[], []];
+  for (const { name } of runs) {
+    try {
+      done.push(await task(name));
+    } catch (error) {
+      errors.push([name, error]);
+    }
+  }
+  if (!done.length) throw errors[0][1];
+  return { done, refused: errors.map(([name, { message }]) => `Not in ${name}: ${message}`) };
 }
 
 export class AddDialog {
@@ -175,7 +197,7 @@ export class AddDialog {
     const failed = h("div");
     const field = (label, input, hint) => h("label", { class: "field wide" }, h("span", {}, label), input, hint && h("small", {}, hint));
     const preview = h("span", { class: "tile big none" });
-    const form = h("form", { class: "form pad", onsubmit: (event) => { event.preventDefault(); this.send(form, failed); } },
+    const form = h("form", { class: "form pad", "data-working": "The encoders read the item; the first one takes longer, as they are loaded …", onsubmit: (event) => { event.preventDefault(); this.send(form, failed); } },
       h("h2", { id: "adding-title" }, "Add an item"),
       h("p", { class: "quiet" }, `At once in histories and lists of ${this.page.runs.map(({ name }) => name).join(" and ")}, without training.`),
       field("Title", h("textarea", { name: "text", rows: 2, required: modalities.has("text") && !modalities.has("image") })),
@@ -199,18 +221,17 @@ export class AddDialog {
     const file = form.elements.image?.files[0];
     const answer = await withToken(form, failed, async (given) => {
       const item = { item_id: id, text: value("text"), image: file ? await base64(file) : null, columns };
-      let last;
-      for (const { name } of page.runs) {
-        last = await call("/items", { method: "POST", token: given, body: { items: [item], run: name } });
-      }
-      return last;
+      return forEachRun(page.runs, (name) => call("/items", { method: "POST", token: given, body: { items: [item], run: name } }));
     });
     if (!answer) return;
     this.dialog.close();
-    await page.changed(`Added: ${value("text") ?? id}`);
-    const outside = Object.entries(answer.outside ?? {}).filter(([, share]) => share >= 0.005);
+    if (file) uploaded.set(id, URL.createObjectURL(file));
+    await page.changed(`Added: ${value("text") ?? id}`, id);
+    const [{ seconds, outside: shares }] = answer.done;
+    const outside = Object.entries(shares).filter(([, share]) => share >= 0.005);
     page.open(id, [
-      `Added in ${answer.seconds.toFixed(1)} s. This is where it lands.`,
+      `Added in ${seconds.toFixed(1)} s. This is where it lands.`,
+      ...answer.refused,
       ...outside.map(([name, share]) => `${percent(share, 0)} of its ${name} is unlike anything in the training data, and does not count.`),
     ]);
   }

@@ -1,6 +1,6 @@
 // Terms of a score as bars, and the panel that says where a score comes from.
 
-import { cosine, count, counted, decimals, h, picture, titleOf } from "./parts.js";
+import { cosine, count, counted, decimals, h, picture, title, titleOf } from "./parts.js";
 
 const NOTES = {
   learned: "trained network",
@@ -100,7 +100,7 @@ function past(explanation, open) {
   const line = (item, index) =>
     h("tr", {},
       h("th", { scope: "row" }, h("button", { type: "button", class: "open small", title: titleOf(item), onclick: () => open(item.item_id) },
-        picture(item), h("span", { class: "title" }, titleOf(item)))),
+        picture(item), title(item))),
       anchored && h("td", { class: "number" }, share(shares[index])),
       h("td", { class: "number" }, item.change === null ? "–" : change(item.change)),
       modalities.map((each) => h("td", { class: "number" }, cosine(item.similarity[each]))),
@@ -126,7 +126,7 @@ function nearest(explanation, open) {
   if (!lists.length) return null;
   const item = (each) =>
     h("li", {}, h("button", { type: "button", class: "open small", title: titleOf(each), onclick: () => open(each.item_id) },
-      picture(each), h("span", { class: "title" }, titleOf(each)), h("span", { class: "number" }, cosine(each.score))));
+      picture(each), title(each), h("span", { class: "number" }, cosine(each.score))));
   return h("div", { class: "nearest" },
     lists.map(([by, items]) => h("section", {}, h("h4", {}, `Nearest by ${by}`), h("ul", {}, items.map(item)))));
 }

@@ -41,7 +41,7 @@ export class Column {
     if (!this.items.length) this.list.replaceChildren(...skeleton(6));
     await this.requests.run(
       async (signal) => {
-        const answer = await recommend({ history, run: run.name, ...this.page.filters() }, signal);
+        const answer = await recommend({ history, run: run.name, ...this.page.filters(run) }, signal);
         this.show(answer, signal);
       },
       (error) => {

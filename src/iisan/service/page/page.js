@@ -2,11 +2,12 @@
 
 import { AddDialog, ItemDialog } from "./dialogs.js";
 import { Column, overview } from "./lists.js";
-import { byId, choice, count, counted, h, picture, problem, row, say, skeleton, titleOf } from "./parts.js";
+import { byId, choice, count, counted, h, picture, problem, row, say, skeleton, title, titleOf } from "./parts.js";
 import { call, itemPath, newest } from "./service.js";
 
 const SHOWN = 24;
-const NEAR = 0.95;
+const LENGTHS = [10, 20, 50];
+const NEAR = 0.95; // Cosine of anchors above which items are near-duplicates.
 
 function read() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -23,7 +24,7 @@ function read() {
     where,
     per: given.get("per"),
     distinct: given.has("distinct"),
-    k: Number(given.get("k")) || 10,
+    k: LENGTHS.find((length) => length === Number(given.get("k"))) ?? LENGTHS[0],
   };
 }
 
@@ -35,9 +36,12 @@ function write({ run, other, history, where, per, distinct, k }) {
   if (Object.keys(where).length) given.set("where", JSON.stringify(where));
   if (per) given.set("per", per);
   if (distinct) given.set("distinct", "1");
-  if (k !== 10) given.set("k", k);
+  if (k !== LENGTHS[0]) given.set("k", k);
   return given.toString();
 }
+
+// An item of the history of which only the id is known: not read yet, or unknown to the run.
+const unread = (id) => ({ item_id: id, text: id, image: null });
 
 // New fields for a form; the one that had the focus keeps it.
 function redraw(form, fields) {
@@ -94,9 +98,10 @@ class Page {
     say(`In the history: ${titleOf(item)}`);
   }
 
-  filters() {
+  filters(run) {
     const { where, per, distinct, k } = this.state;
-    return { where: Object.keys(where).length ? where : null, max_per: per || null, near_duplicates: distinct ? NEAR : null, k };
+    const near = distinct && run.similar_by.includes("anchor") ? NEAR : null;
+    return { where: Object.keys(where).length ? where : null, max_per: per, near_duplicates: near, k };
   }
 
   update() {
@@ -113,17 +118,17 @@ class Page {
     this.drawChoices();
     this.drawFilters();
     for (const column of this.columns) column.draw();
+    this.dialog.follow();
   }
 
-  // Both lists again, and the search, after the catalogue changed.
-  async changed(sentence) {
+  // Everything again, after an item of the catalogue changed.
+  async changed(sentence, id) {
     say(sentence);
-    const { runs } = await call("/runs");
-    this.all = runs;
+    this.all = (await call("/runs")).runs;
+    this.known.delete(id);
     this.drawn = null;
-    this.known.clear();
-    this.drawHistory();
     this.update();
+    this.drawHistory();
   }
 
   search(limit = SHOWN) {
@@ -167,8 +172,7 @@ class Page {
     }
     this.drawPast(history);
     await Promise.all([...new Set(history)].filter((id) => !this.known.has(id)).map((id) => this.learn(id)));
-    if (history !== this.state.history) return;
-    this.drawPast(history);
+    if (history.join("\n") === this.state.history.join("\n")) this.drawPast(history);
   }
 
   drawPast(history) {
@@ -181,18 +185,18 @@ class Page {
     try {
       this.known.set(id, await call(itemPath(id, "", { run: this.runs[0].name })));
     } catch {
-      this.known.set(id, { item_id: id, text: null, image: null });
+      this.known.set(id, unread(id));
     }
   }
 
   pastItem(id, index) {
-    const item = this.known.get(id) ?? { item_id: id, text: null, image: null };
-    const title = titleOf(item);
+    const item = this.known.get(id) ?? unread(id);
+    const name = titleOf(item);
     const others = this.state.history.filter((_, place) => place !== index);
     return h("li", { class: "past-item", "data-item": id },
-      h("button", { type: "button", class: "open small", title, onclick: () => this.open(id) }, picture(item), h("span", { class: "title" }, title)),
+      h("button", { type: "button", class: "open small", title: name, onclick: () => this.open(id) }, picture(item), title(item)),
       h("span", { class: "mark" }),
-      h("button", { type: "button", class: "plus", "aria-label": `Take out of the history: ${title}`, title: "Take out", onclick: () => {
+      h("button", { type: "button", class: "plus", "aria-label": `Take out of the history: ${name}`, title: "Take out", onclick: () => {
         this.change({ history: others });
         byId("history-title").focus();
       } }, "×"));
@@ -211,7 +215,7 @@ class Page {
 
   drawFilters() {
     const [run] = this.runs;
-    const { where, per, distinct } = this.state;
+    const { where, per, distinct, k } = this.state;
     const columns = Object.entries(run.columns).filter(([, { values }]) => values.length > 1);
     const filter = ([name, { values }]) => {
       const { [name]: _, ...rest } = where;
@@ -220,13 +224,12 @@ class Page {
     };
     const near = h("label", { class: "check" },
       h("input", { type: "checkbox", name: "distinct", checked: distinct, onchange: (event) => this.change({ distinct: event.target.checked }) }), "no near-duplicates");
-    const parts = [
+    redraw(byId("filters"), [
       ...columns.map(filter),
       columns.length > 0 && choice("at most one per", [["–", null], ...columns.map(([name]) => [name, name])], per, (value) => this.change({ per: value }), { name: "per" }),
+      choice("length", LENGTHS.map((length) => [String(length), length]), k, (value) => this.change({ k: value }), { name: "k" }),
       run.similar_by.includes("anchor") && near,
-    ].filter(Boolean);
-    redraw(byId("filters"), parts);
-    byId("filters").hidden = !parts.length;
+    ].filter(Boolean));
   }
 
   // A column has an answer or an error: what the two lists share, and what runs do not know.

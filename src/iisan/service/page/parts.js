@@ -13,6 +13,8 @@ export function h(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 export const titleOf = (item) => item.text || `Item ${item.item_id}`;
+export const title = (item) =>
+  item.text ? h("span", { class: "title" }, item.text) : h("span", { class: "title none" }, "no title");
 export const say = (sentence) => { byId("said").textContent = sentence; };
 
 const integers = new Intl.NumberFormat("en");
@@ -32,13 +34,17 @@ export function decimals(values, signed = false) {
 }
 export const cosine = (value) => (value === null || value === undefined ? "–" : decimals([1])(value));
 
+// Pictures that this page added: the service lists those of the catalogue only.
+export const uploaded = new Map();
+
 export function picture(item, big = false) {
   const tile = h("span", { class: big ? "tile big" : "tile" });
-  if (!item.image) {
+  const source = item.image ?? uploaded.get(item.item_id);
+  if (!source) {
     tile.classList.add("none");
     return tile;
   }
-  const shown = h("img", { src: item.image, alt: "", loading: "lazy", decoding: "async" });
+  const shown = h("img", { src: source, alt: "", loading: "lazy", decoding: "async" });
   shown.addEventListener("error", () => {
     shown.remove();
     tile.classList.add("none");
@@ -49,24 +55,28 @@ export function picture(item, big = false) {
 
 // An item in a list: its picture and title open it, the button adds it to the history.
 export function row(page, item, { before, beside, below } = {}) {
-  const title = titleOf(item);
+  const name = titleOf(item);
   return h(
     "li",
     { class: "row", "data-item": item.item_id },
     before,
     h(
       "button",
-      { type: "button", class: "open", title, onclick: () => page.open(item.item_id) },
+      { type: "button", class: "open", title: name, onclick: () => page.open(item.item_id) },
       picture(item),
-      h("span", { class: "name" }, h("span", { class: "title" }, title), h("span", { class: "id" }, item.item_id)),
+      h("span", { class: "name" }, title(item), h("span", { class: "id" }, item.item_id)),
     ),
     beside,
     h("button", {
       type: "button",
       class: "plus",
       title: "Add to history",
-      "aria-label": `Add to history: ${title}`,
-      onclick: () => page.pick(item),
+      "aria-label": `Add to history: ${name}`,
+      onclick: ({ target }) => {
+        page.pick(item);
+        target.textContent = "✓";
+        setTimeout(() => { target.textContent = "+"; }, 1200);
+      },
     }, "+"),
     below,
   );
@@ -75,12 +85,14 @@ export function row(page, item, { before, beside, below } = {}) {
 export const skeleton = (rows) =>
   Array.from({ length: rows }, () => h("li", { class: "row blank", "aria-hidden": "true" }, h("span", { class: "tile" }), h("span", { class: "lines" })));
 
+// An error, with a button where the same request may succeed later.
 export function problem(error, again) {
+  const passing = !error.status || [408, 429].includes(error.status) || error.status >= 500;
   return h(
     "div",
     { class: "notice bad", role: "alert" },
     h("p", {}, error.message),
-    again && h("button", { type: "button", onclick: again }, "Try again"),
+    passing && again && h("button", { type: "button", onclick: again }, "Try again"),
   );
 }
 
