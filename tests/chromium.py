@@ -116,13 +116,16 @@ class Chromium:
         raise AssertionError(f"never true: {expression}\n{self.problems}\n{shown}")
 
     def click(self, selector: str, name: str = "") -> None:
-        """Click an element as a mouse does, once it is there and nothing covers it."""
+        """Click an element as a mouse does, once it is there, rests, and nothing covers it."""
         arguments = f"{json.dumps(selector)}, {json.dumps(name)}"
-        x, y = self.until(f"""(() => {{
+        x, y = self.until(f"""(async () => {{
             const element = ({_FIND})({arguments});
             if (!element) return null;
             element.scrollIntoView({{block: "center", behavior: "instant"}});
+            const before = element.getBoundingClientRect();
+            await new Promise((done) => setTimeout(done, 50));
             const box = element.getBoundingClientRect();
+            if (box.x !== before.x || box.y !== before.y) return null;
             const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
             const hit = document.elementFromPoint(x, y);
             return element.contains(hit) || hit?.contains(element) ? [x, y] : null;
