@@ -119,11 +119,14 @@ def test_reasons_are_those_of_the_python_interface(client, folder):
     )
     assert found.pop("unknown") == ["nowhere"]
     assert found.pop("run") == "similarity"
-    nearest = found.pop("nearest")
-    assert list(nearest) == ["anchor", "text", "image"]
-    assert [len(each) for each in nearest.values()] == [3, 3, 3]
-    for past in found["history"]:
-        assert past.pop("image") == f"/items/{past['item_id']}/image"
+    assert {by: [each.pop("rank") for each in nearest] for by, nearest in found["nearest"].items()} == {
+        "text": [1, 2, 3],
+        "image": [1, 2, 3],
+    }
+    for each in (*found["history"], *found["nearest"]["text"], *found["nearest"]["image"]):
+        assert each.pop("image") == (
+            None if each["item_id"] in ("i4", "i5") else f"/items/{each['item_id']}/image"
+        )
     assert found == expected
     assert sum(found["terms"].values()) == pytest.approx(found["score"], abs=1e-5)
     without_text = client.post("/explain", json={**body, "item": "i3"}).json()
