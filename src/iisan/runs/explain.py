@@ -174,18 +174,33 @@ def _nearest(run: Run, scorer: SimilarityScorer, item: int) -> tuple[Neighbour, 
     return tuple(Neighbour(item_id, text, cosine) for (item_id, text), cosine in found_cosines)
 
 
+def terms_of(scorer: Scorer, history: Index, items: Index) -> list[dict[str, float]]:
+    """Return the terms of the scores of some items ``[C]`` for a history, as in ``Explanation``."""
+    read = padded(history, np.zeros(1, np.int64), np.array([len(history)]), scorer.history_length)
+    if isinstance(scorer, TermScorer):
+        terms = {name: values[0] for name, values in _weighted(scorer, read, items[None]).items()}
+    else:
+        terms = {"member 1": scorer.score(scorer.start(read), torch.from_numpy(items))[0].tolist()}
+    return [dict(zip(terms, values, strict=True)) for values in zip(*terms.values(), strict=True)]
+
+
 def _terms(scorer: TermScorer, read: Index, item: int) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Weighted terms of an item for a history ``[1, S]``, and those of the anchor for each of its items alone."""
     alone = np.where(np.eye(read.shape[1], dtype=bool), read, PAD)[read[0] != PAD]
     histories = np.concatenate([read, alone])
-    found = scorer.unweighted(histories, np.full((len(histories), 1), item), [scorer.weights.decay])
-    weighted = {
+    found = _weighted(scorer, histories, np.full((len(histories), 1), item))
+    parts = {name: [values[0] for values in found[f"anchor of {name}"][1:]] for name in scorer.anchors}
+    return {name: values[0][0] for name, values in found.items()}, parts
+
+
+def _weighted(scorer: TermScorer, histories: Index, items: Index) -> dict[str, list[list[float]]]:
+    """Weighted terms of items ``[B, C]`` for histories ``[B, S]``, by name."""
+    found = scorer.unweighted(histories, items, [scorer.weights.decay])
+    return {
         # Adding zero turns -0.0 into 0.0.
-        name.partition(",")[0]: (factor * found[name][:, 0] + 0.0).tolist()
+        name.partition(",")[0]: (factor * found[name] + 0.0).tolist()
         for name, factor in scorer.weights.factors().items()
     }
-    terms = {name: values[0] for name, values in weighted.items()}
-    return terms, {name: weighted[f"anchor of {name}"][1:] for name in scorer.anchors}
 
 
 def _without_each(items: Index, length: int) -> Index:

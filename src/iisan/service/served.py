@@ -24,6 +24,7 @@ from iisan.evaluate.terms import TermScorer
 from iisan.names import IMAGE, ITEM_ID, PAD, TEXT, USER_ID
 from iisan.runs.additions import ADDITIONS
 from iisan.runs.additions import MANIFEST as ADDITIONS_MANIFEST
+from iisan.runs.explain import terms_of
 from iisan.runs.run import RESULT, Run
 from iisan.runs.similar import ANCHOR, MODEL, comparable
 from iisan.serve.index import INDEX
@@ -152,6 +153,10 @@ class ServedRun:
         for each in chain(found["history"], *found["nearest"].values()):
             each["image"] = self.image_path(self.rows[each["item_id"]])
         return {"run": self.name, **found}
+
+    def terms(self, history: Index, rows: Sequence[int]) -> list[dict[str, float]]:
+        """Return the terms of the scores of some items, as ``explain`` names them."""
+        return terms_of(self.run.scorer, history, np.array(rows))
 
     def similar(self, item: int, k: int, by: str) -> list[dict[str, Any]]:
         """List the items most similar to an item.
