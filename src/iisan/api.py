@@ -24,7 +24,7 @@ from iisan.errors import DataError, RunError
 from iisan.evaluate.ranks import check_length
 from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
 from iisan.recipes import load_config
-from iisan.runs.explain import Explanation, explain
+from iisan.runs.explain import Explanation
 from iisan.runs.run import Run
 from iisan.serve.export import MANIFEST, check_format, export_vectors, replacing
 from iisan.serve.hub import model_card, write_public_run
@@ -355,7 +355,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         _, query = self._queries(None, None, user, history)
         past = query.sequences.items[query.starts[0] : query.ends[0]].astype(np.int64)
         row = index_of(self.run.items[ITEM_ID], [item], "item")[0]
-        return explain(self.run, past, int(row))
+        return self._maker.explain(past, int(row))
 
     def recommend_all(self, k: int = 10, **options: Any) -> pl.DataFrame:
         """Recommend the ``k`` best next items for every user of the dataset with interactions.

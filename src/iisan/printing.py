@@ -108,6 +108,13 @@ def print_explanation(whose: str, found: "Explanation") -> None:
     print()
     heads = ["item", *(f"{name}#" for name in modalities), *(["model#"] if learned else []), "title"]
     print_table(f"Similarity to {found.item_id} (cosine)", heads, cosines)
+    print()
+    rows = [
+        [by, each.item_id, f"{each.score:z.2f}", (each.text or "")[:40]]
+        for by, nearest in found.nearest.items()
+        for each in nearest
+    ]
+    print_table(f"Nearest to {found.item_id} in the catalogue", ["by", "item", "cosine#", "title"], rows)
 
 
 def print_stores(title: object, stores: Mapping[str, "StateStore"]) -> None:

@@ -198,3 +198,17 @@ def test_the_command_line_explains_for_people_and_machines(recommenders, iisan):
         code, out, error = iisan("explain", similarity, *arguments)
         assert (code, out, len(error.splitlines())) == (2, "", 1)
         assert sentence in error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_nearest_items_are_those_of_similar_items(recommenders, name):
+    recommender = recommenders[name]
+    found = recommender.explain("i8", history=SHORT).nearest
+    kinds = {"similarity": ["text", "image"], "ids": ["model"]}.get(name, ["model", "text", "image"])
+    assert list(found) == kinds
+    for by, nearest in found.items():
+        expected = recommender.similar_items(["i8"], k=3, by=by)
+        assert [each.item_id for each in nearest] == expected["similar_id"].to_list()
+        assert [each.score for each in nearest] == expected["score"].to_list()
+    without = recommender.explain("i3", history=SHORT).nearest
+    assert without.get("text", ()) == ()

@@ -45,7 +45,7 @@ def test_lists_are_those_of_the_python_interface(client, folder):
 def test_unknown_items_of_a_history_are_named(client):
     answer = client.post("/recommend", json={"history": ["nowhere", "i1", "nowhere"]}).json()
     assert answer["unknown"] == ["nowhere"]
-    assert answer["note"] == "the run does not know 1 items of the history"
+    assert answer["note"] == "1 of the history left out, as the run does not know them"
     assert answer["items"] == client.post("/recommend", json={"history": ["i1"]}).json()["items"]
 
 
@@ -119,15 +119,29 @@ def test_reasons_are_those_of_the_python_interface(client, folder):
     )
     assert found.pop("unknown") == ["nowhere"]
     assert found.pop("run") == "similarity"
-    nearest = found.pop("nearest")
-    assert list(nearest) == ["anchor", "text", "image"]
-    assert [len(each) for each in nearest.values()] == [3, 3, 3]
-    for past in found["history"]:
-        assert past.pop("image") == f"/items/{past['item_id']}/image"
+    assert {by: [each.pop("rank") for each in nearest] for by, nearest in found["nearest"].items()} == {
+        "text": [1, 2, 3],
+        "image": [1, 2, 3],
+    }
+    for each in (*found["history"], *found["nearest"]["text"], *found["nearest"]["image"]):
+        assert each.pop("image") == (
+            None if each["item_id"] in ("i4", "i5") else f"/items/{each['item_id']}/image"
+        )
     assert found == expected
     assert sum(found["terms"].values()) == pytest.approx(found["score"], abs=1e-5)
     without_text = client.post("/explain", json={**body, "item": "i3"}).json()
     assert (without_text["nearest"]["text"], len(without_text["nearest"]["image"])) == ([], 3)
+
+
+@pytest.mark.parametrize("run", ["similarity", "ids"])
+def test_a_list_may_come_with_the_terms_of_its_scores(client, run):
+    body = {"history": HISTORY, "run": run, "k": 4}
+    plain = client.post("/recommend", json=body).json()
+    found = client.post("/recommend", json={**body, "terms": True}).json()
+    for item in found["items"]:
+        reasons = client.post("/explain", json={"history": HISTORY, "run": run, "item": item["item_id"]}).json()
+        assert item.pop("terms") == pytest.approx(reasons["terms"], rel=1e-5, abs=1e-6)
+    assert found == plain
 
 
 def test_an_item_is_added_listed_updated_and_removed(client, folder):

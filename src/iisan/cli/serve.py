@@ -1,6 +1,7 @@
 """The command ``serve``."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 from iisan.cli.common import DatasetOption, ImagesOption, StatesOption, app, given
 from iisan.errors import ConfigError, MissingExtraError
 
+#: Seconds after which a thread that computes lets the one with the requests run; Python's 0.005 add up.
+_SWITCH = 0.0005
 #: Seconds that running requests have to end after a signal to stop.
 _GRACE = 20
 
@@ -66,7 +69,10 @@ def serve(
         )
     )
     log_json(log_level)
+    sys.setswitchinterval(_SWITCH)
     print(f"page: http://{host}:{port}   interface: http://{host}:{port}/docs   stop: Ctrl+C", file=sys.stderr)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has stopped
+        signal.signal(stop, lambda *_: sys.exit(0))
     server.run()
 
 

@@ -3,6 +3,7 @@
 Legend: S last items of a history, n of them that are there.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ from iisan.evaluate.scorer import Scorer
 from iisan.evaluate.terms import TermScorer
 from iisan.names import ITEM_ID, PAD, TEXT
 from iisan.runs.run import Run
+from iisan.runs.similar import SimilarityScorer, similar_items
+
+#: Number of nearest items.
+_NEAREST = 3
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,21 @@ class HistoryItem:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """An item that is similar to another one.
+
+    Attributes:
+        item_id: Item id.
+        text: Text of the item, if any.
+        score: Cosine of the two.
+    """
+
+    item_id: str
+    text: str | None
+    score: float
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Why an item has its score for a history.
 
@@ -66,6 +86,8 @@ class Explanation:
         history: The last S items of the history, as many as the run reads, oldest first. An item that was
             interacted with twice is there twice.
         interactions: Length of the whole history.
+        nearest: Most similar items of the catalogue, by ``model`` (learned embeddings) and by modality (anchors),
+            as far as the run has these; none where the item lacks them.
     """
 
     item_id: str
@@ -78,15 +100,25 @@ class Explanation:
     terms: dict[str, float]
     history: tuple[HistoryItem, ...]
     interactions: int
+    nearest: dict[str, tuple[Neighbour, ...]]
 
     def as_json(self) -> dict[str, Any]:
         """Return the explanation as JSON."""
-        return {**asdict(self), "history": [asdict(each) for each in self.history]}
+        whole = asdict(self)
+        nearest = {by: list(items) for by, items in whole["nearest"].items()}
+        return {**whole, "history": list(whole["history"]), "nearest": nearest}
 
 
 @torch.inference_mode()
-def explain(run: Run, history: Index, item: int) -> Explanation:
-    """Explain the score of an item for a history of one or more item indices, oldest first."""
+def explain(run: Run, history: Index, item: int, compared: Mapping[str, SimilarityScorer]) -> Explanation:
+    """Explain the score of an item for a history of one or more item indices, oldest first.
+
+    Args:
+        run: A finished run.
+        history: Item indices ``[interactions]``.
+        item: Index of the item.
+        compared: Scorers that find the nearest items.
+    """
     scorer: Scorer = run.scorer
     policy, length = run.config.evaluation.policy, scorer.history_length
     sequences = Sequences(np.array([0, len(history) + 1]), np.append(history, item).astype(np.int32))
@@ -128,21 +160,47 @@ def explain(run: Run, history: Index, item: int) -> Explanation:
             for place, (past_id, past_text) in enumerate(names)
         ),
         interactions=len(history),
+        nearest={by: _nearest(run, other, item) for by, other in compared.items()},
     )
+
+
+def _nearest(run: Run, scorer: SimilarityScorer, item: int) -> tuple[Neighbour, ...]:
+    if not scorer.present[item]:
+        return ()
+    (found,), (cosines,) = similar_items(scorer, run.items, np.array([item]), _NEAREST, run.offered)
+    rows = found[found != PAD]
+    names = run.items[rows].select(ITEM_ID, TEXT).rows()
+    found_cosines = zip(names, cosines.tolist(), strict=False)
+    return tuple(Neighbour(item_id, text, cosine) for (item_id, text), cosine in found_cosines)
+
+
+def terms_of(scorer: Scorer, history: Index, items: Index) -> list[dict[str, float]]:
+    """Return the terms of the scores of some items ``[C]`` for a history, as in ``Explanation``."""
+    read = padded(history, np.zeros(1, np.int64), np.array([len(history)]), scorer.history_length)
+    if isinstance(scorer, TermScorer):
+        terms = {name: values[0] for name, values in _weighted(scorer, read, items[None]).items()}
+    else:
+        terms = {"member 1": scorer.score(scorer.start(read), torch.from_numpy(items))[0].tolist()}
+    return [dict(zip(terms, values, strict=True)) for values in zip(*terms.values(), strict=True)]
 
 
 def _terms(scorer: TermScorer, read: Index, item: int) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Weighted terms of an item for a history ``[1, S]``, and those of the anchor for each of its items alone."""
     alone = np.where(np.eye(read.shape[1], dtype=bool), read, PAD)[read[0] != PAD]
     histories = np.concatenate([read, alone])
-    found = scorer.unweighted(histories, np.full((len(histories), 1), item), [scorer.weights.decay])
-    weighted = {
+    found = _weighted(scorer, histories, np.full((len(histories), 1), item))
+    parts = {name: [values[0] for values in found[f"anchor of {name}"][1:]] for name in scorer.anchors}
+    return {name: values[0][0] for name, values in found.items()}, parts
+
+
+def _weighted(scorer: TermScorer, histories: Index, items: Index) -> dict[str, list[list[float]]]:
+    """Weighted terms of items ``[B, C]`` for histories ``[B, S]``, by name."""
+    found = scorer.unweighted(histories, items, [scorer.weights.decay])
+    return {
         # Adding zero turns -0.0 into 0.0.
-        name.partition(",")[0]: (factor * found[name][:, 0] + 0.0).tolist()
+        name.partition(",")[0]: (factor * found[name] + 0.0).tolist()
         for name, factor in scorer.weights.factors().items()
     }
-    terms = {name: values[0] for name, values in weighted.items()}
-    return terms, {name: weighted[f"anchor of {name}"][1:] for name in scorer.anchors}
 
 
 def _without_each(items: Index, length: int) -> Index:

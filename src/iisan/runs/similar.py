@@ -17,11 +17,17 @@ from iisan.errors import DataError, RunError
 from iisan.evaluate.ranks import top_k
 from iisan.evaluate.scorer import EmbeddingScorer
 from iisan.evaluate.terms import side_by_side
-from iisan.names import ITEM_ID, PAD
+from iisan.names import ITEM_ID, PAD, TEXT
 from iisan.runs.run import Run
 
 #: What items are similar by, beside single modalities: learned embeddings, or the anchors of all modalities.
 MODEL, ANCHOR = "model", "anchor"
+
+
+def comparable(run: Run) -> list[str]:
+    """What the items of a run can be compared by, see ``item_vectors``; texts come before other modalities."""
+    anchors = sorted(run.anchoring.scorer.anchors, key=lambda name: (name != TEXT, name)) if run.anchoring else []
+    return [MODEL] * bool(run.members) + [ANCHOR] * bool(anchors) + anchors
 
 
 def item_vectors(run: Run, by: str) -> Tensor:

@@ -20,8 +20,9 @@ from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError
 from iisan.evaluate.diversity import Distance, Limit, diverse_top_k, limits_per
 from iisan.names import ITEM_ID
+from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
-from iisan.runs.similar import ANCHOR, SimilarityScorer, similar_items
+from iisan.runs.similar import ANCHOR, SimilarityScorer, comparable, similar_items
 from iisan.serve.index import open_index
 from iisan.serve.search import CellIndex, Lists, search_top_k
 from iisan.states.configured import open_dataset
@@ -90,6 +91,11 @@ class ListMaker:
         """List the ``k`` items most similar to each of the items ``rows [Q]``, see ``similar_items``."""
         run = self.run
         return similar_items(self._scorer_by(by), run.items, rows, min(k, len(run.items)), run.offered)
+
+    def explain(self, history: Index, item: int) -> Explanation:
+        """Explain the score of an item for a history of item indices."""
+        compared = {by: self._scorer_by(by) for by in comparable(self.run) if by != ANCHOR}
+        return explain(self.run, history, item, compared)
 
     def users_with_histories(self) -> pl.Series:
         """Ids of the dataset's users with interactions."""

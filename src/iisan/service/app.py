@@ -160,14 +160,12 @@ def create_app(
         if not answer.rows:
             got = f"history and filters leave none of the {run.num_offered:,} items"
             raise DataError(got, "at least one to recommend", "relax the filters")
-        return JSONResponse(
-            {
-                "run": run.name,
-                "items": run.scored(answer),
-                "unknown": unknown,
-                "note": f"the run does not know {len(unknown):,} items of the history" if unknown else None,
-            }
-        )
+        items = run.scored(answer)
+        if request.terms:
+            terms = await in_time(batcher.compute(run.terms, history, answer.rows))
+            items = [{**each, "terms": found} for each, found in zip(items, terms, strict=True)]
+        note = f"{len(unknown):,} of the history left out, as the run does not know them" if unknown else None
+        return JSONResponse({"run": run.name, "items": items, "unknown": unknown, "note": note})
 
     async def history_of(run: ServedRun, request: schemas.HistoryRequest) -> Any:
         if request.user is None:

@@ -72,9 +72,11 @@ class RecommendRequest(HistoryRequest):
         None, ge=0, lt=1, description="Cosine of anchors above which an item is left out because of a better one."
     )
 
+    terms: bool = Field(False, description="Whether each score is given as a sum, too.")
+
     def selection(self) -> str:
         """Return the arguments of ``ListMaker.select`` as JSON."""
-        return self.model_dump_json(exclude={"run", "history", "user", "k"}, exclude_defaults=True)
+        return self.model_dump_json(exclude={"run", "history", "user", "k", "terms"}, exclude_defaults=True)
 
 
 class ExplainRequest(HistoryRequest):
@@ -137,9 +139,17 @@ class Similar(BaseModel):
     items: list[ScoredItem]
 
 
-class Recommendations(Similar):
+class RecommendedItem(ScoredItem):
+    """An item of a list, and where its score comes from if that is asked for."""
+
+    terms: Mapping[str, float] | None = None
+
+
+class Recommendations(BaseModel):
     """A list for a history."""
 
+    run: str
+    items: list[RecommendedItem]
     unknown: list[str] = Field(description="Items of the history that the run does not know.")
     note: str | None
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -23,15 +24,15 @@ from iisan.evaluate.terms import TermScorer
 from iisan.names import IMAGE, ITEM_ID, PAD, TEXT, USER_ID
 from iisan.runs.additions import ADDITIONS
 from iisan.runs.additions import MANIFEST as ADDITIONS_MANIFEST
-from iisan.runs.explain import explain
+from iisan.runs.explain import terms_of
 from iisan.runs.run import RESULT, Run
-from iisan.runs.similar import ANCHOR, MODEL
+from iisan.runs.similar import ANCHOR, MODEL, comparable
 from iisan.serve.index import INDEX
 from iisan.serve.index import MANIFEST as INDEX_MANIFEST
 from iisan.serve.lists import ListMaker, Selection
 
-#: Nearest items of an explanation, values of a column that are shown, selections that are kept.
-_NEAREST, _SHOWN, _SELECTIONS = 3, 20, 32
+#: Values of a column that are shown, selections that are kept.
+_SHOWN, _SELECTIONS = 20, 32
 
 
 class State(NamedTuple):
@@ -52,10 +53,6 @@ def _facts(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
-
-
-def _text_first(modality: str) -> tuple[bool, str]:
-    return modality != TEXT, modality
 
 
 @dataclass(frozen=True)
@@ -148,16 +145,18 @@ class ServedRun:
 
     def explain(self, history: Index, item: int) -> dict[str, Any]:
         """Explain a score: the content of ``Reasons``, but the unknown items."""
-        found = explain(self.run, history, item).as_json()
-        for each in found["history"]:
+        found = self._maker.explain(history, item).as_json()
+        found["nearest"] = {
+            by: [{**each, "rank": rank} for rank, each in enumerate(nearest, 1)]
+            for by, nearest in found["nearest"].items()
+        }
+        for each in chain(found["history"], *found["nearest"].values()):
             each["image"] = self.image_path(self.rows[each["item_id"]])
-        return {"run": self.name, **found, "nearest": {by: self._nearest(item, by) for by in self.similar_by}}
+        return {"run": self.name, **found}
 
-    def _nearest(self, item: int, by: str) -> list[dict[str, Any]]:
-        try:
-            return self.similar(item, _NEAREST, by)
-        except DataError:  # The item has no such vector.
-            return []
+    def terms(self, history: Index, rows: Sequence[int]) -> list[dict[str, float]]:
+        """Return the terms of the scores of some items, as ``explain`` names them."""
+        return terms_of(self.run.scorer, history, np.array(rows))
 
     def similar(self, item: int, k: int, by: str) -> list[dict[str, Any]]:
         """List the items most similar to an item.
@@ -174,8 +173,7 @@ class ServedRun:
     @cached_property
     def similar_by(self) -> list[str]:
         """What items can be similar by."""
-        anchors = sorted(self.run.anchoring.scorer.anchors, key=_text_first) if self.run.anchoring else []
-        return [MODEL] * bool(self.run.members) + [ANCHOR] * bool(anchors) + anchors
+        return comparable(self.run)
 
     def item(self, row: int) -> dict[str, Any]:
         """Describe an item as in ``Item``."""
