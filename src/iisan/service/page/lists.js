@@ -1,11 +1,8 @@
 // Recommendations of one run: a column that follows the history, with the reasons of every row.
 
 import { extent, legend, panel, rankSentence, stack } from "./explanation.js";
-import { count, counted, decimals, h, percent, problem, row, say, skeleton } from "./parts.js";
+import { count, counted, decimals, h, percent, problem, row, say, skeleton, titleOf } from "./parts.js";
 import { explain, newest, recommend } from "./service.js";
-
-// Reasons of all rows are read one after the other; where one takes longer than this, only when a row is opened.
-const SLOW_MS = 2000;
 
 export class Column {
   constructor(page, index) {
@@ -41,8 +38,8 @@ export class Column {
     if (!this.items.length) this.list.replaceChildren(...skeleton(6));
     await this.requests.run(
       async (signal) => {
-        const answer = await recommend({ history, run: run.name, ...this.page.filters(run) }, signal);
-        this.show(answer, signal);
+        const answer = await recommend({ history, run: run.name, terms: true, ...this.page.filters(run) }, signal);
+        this.show(answer);
       },
       (error) => {
         this.clear();
@@ -54,6 +51,7 @@ export class Column {
 
   clear() {
     this.items = [];
+    for (const { reasons } of this.shown.values()) reasons.stop();
     this.shown.clear();
     this.list.replaceChildren();
     this.notes.replaceChildren();
@@ -61,23 +59,24 @@ export class Column {
     this.element.removeAttribute("aria-busy");
   }
 
-  show({ items, unknown, note }, signal) {
+  show({ items, unknown, note }) {
     const opened = [...this.shown].filter(([, { button }]) => button.getAttribute("aria-expanded") === "true").map(([id]) => id);
     this.clear();
     this.items = items;
     this.unknown = unknown;
     const score = decimals(items.map((each) => each.score));
-    this.list.append(...items.map((item) => this.row(item, score)));
-    this.legend = h("div");
-    this.notes.replaceChildren(note ? h("p", { class: "notice" }, note) : "", this.legend);
+    const ends = items.map(({ terms }) => extent(terms));
+    const axis = [Math.min(0, ...ends.map(([low]) => low)), Math.max(0, ...ends.map(([, high]) => high))];
+    this.list.append(...items.map((item) => this.row(item, score, axis)));
+    const used = Object.keys(items[0].terms).filter((name) => items.some(({ terms }) => terms[name] !== 0));
+    this.notes.replaceChildren(note ? h("p", { class: "notice" }, note) : "", legend(Object.fromEntries(used.map((name) => [name, 1]))));
     this.page.arrived();
-    if (this.index === 0) say(`${counted(items.length, "recommendation")}, first: ${items[0]?.text ?? "none"}`);
+    if (this.index === 0) say(`${counted(items.length, "recommendation")}, first: ${titleOf(items[0])}`);
     for (const id of opened) if (this.shown.has(id)) this.toggle(id);
-    this.prefetch(signal);
   }
 
-  row(item, score) {
-    const shown = { bars: h("span", { class: "stack", "aria-hidden": "true" }), mark: h("span", { class: "mark" }) };
+  row(item, score, axis) {
+    const shown = { mark: h("span", { class: "mark" }), reasons: newest() };
     const id = `why-${this.index}-${item.rank}`;
     shown.panel = h("div", { id, class: "panel", hidden: true });
     shown.button = h(
@@ -87,11 +86,11 @@ export class Column {
         class: "score",
         "aria-expanded": "false",
         "aria-controls": id,
-        "aria-label": `Why: ${item.text ?? item.item_id}, score ${score(item.score)}`,
+        "aria-label": `Why: ${titleOf(item)}, score ${score(item.score)}`,
         title: "Why it is here",
         onclick: () => this.toggle(item.item_id),
       },
-      shown.bars,
+      h("span", { class: "stack", "aria-hidden": "true" }, ...stack(item.terms, ...axis)),
       h("span", { class: "number" }, score(item.score)),
       h("span", { class: "why-word" }, "Why"),
     );
@@ -118,58 +117,21 @@ export class Column {
     }
   }
 
-  reason(id, signal) {
-    const shown = this.shown.get(id);
-    shown.asked ??= explain({ history: this.page.state.history, item: id, run: this.run.name }, signal).then(
-      (explanation) => {
-        shown.terms = explanation.terms;
-        this.drawBars();
-        return explanation;
-      },
-      (error) => {
-        shown.asked = null;
-        throw error;
-      },
-    );
-    return shown.asked;
-  }
-
-  async prefetch(signal) {
-    for (const { item_id } of this.items.slice(0, 20)) {
-      const began = performance.now();
-      try {
-        await this.reason(item_id, signal);
-      } catch {
-        return; // Whoever opens a row sees the error.
-      }
-      if (signal.aborted || performance.now() - began > SLOW_MS) return;
-    }
-  }
-
-  drawBars() {
-    const known = [...this.shown.values()].filter(({ terms }) => terms);
-    const ends = known.map(({ terms }) => extent(terms));
-    const [low, high] = [Math.min(0, ...ends.map(([each]) => each)), Math.max(0, ...ends.map(([, each]) => each))];
-    for (const { bars, terms } of known) bars.replaceChildren(...stack(terms, low, high).flat());
-    const used = Object.keys(known[0].terms).filter((name) => known.some(({ terms }) => terms[name] !== 0));
-    this.legend.replaceChildren(legend(Object.fromEntries(used.map((name) => [name, 1]))));
-  }
-
   async toggle(id) {
-    const { button, panel: place } = this.shown.get(id);
+    const { button, panel: place, reasons } = this.shown.get(id);
     const open = button.getAttribute("aria-expanded") !== "true";
     button.setAttribute("aria-expanded", String(open));
     place.hidden = !open;
     place.closest(".row").classList.toggle("opened", open);
     if (!open) return;
-    if (!place.childElementCount) place.replaceChildren(h("p", { class: "quiet" }, "Reading the reasons …"));
-    try {
-      const found = await this.reason(id);
-      place.replaceChildren(h("p", { class: "place" }, rankSentence(found)), panel(found, this.page.open));
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      place.replaceChildren(problem(error, () => { this.toggle(id); this.toggle(id); }));
-    }
+    place.replaceChildren(h("p", { class: "quiet" }, "Reading the reasons …"));
+    await reasons.run(
+      async (signal) => {
+        const found = await explain({ history: this.page.state.history, item: id, run: this.run.name }, signal);
+        place.replaceChildren(h("p", { class: "place" }, rankSentence(found)), panel(found, this.page.open));
+      },
+      (error) => place.replaceChildren(problem(error)),
+    );
   }
 }
 
