@@ -76,7 +76,7 @@ def interaction_roles(options: PrepareOptions) -> list[Role]:
     return [
         Role.of(USER_ID, options.user_id, USER_ID),
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
-        Role.of(TIMESTAMP, options.timestamp, TIMESTAMP, required=False),
+        Role.of(TIMESTAMP, options.timestamp, TIMESTAMP, "datetime", required=False),
         *rule_roles(options),
     ]
 
