@@ -63,6 +63,24 @@ def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
     assert pl.read_parquet(tmp_path / "all.parquet")["user_id"].n_unique() == 9
 
 
+def test_rules_for_events_and_weights(iisan, tmp_path):
+    (tmp_path / "items.csv").write_text("item_id\na\nb\n")
+    rows = "u,a,view,1\nu,b,cart,1\nu,a,cart,2\nu,b,cart,3\n"
+    (tmp_path / "log.csv").write_text("user_id,item_id,event,weight\n" + rows)
+    command = ["prepare", "table", tmp_path / "items.csv", tmp_path / "log.csv", "--out", tmp_path / "data"]
+    for options, sentence in (([], "--events cart,view"), (["--events", "cart"], "--min-weight 2")):
+        code, _, error = iisan(*command, *options)
+        assert (code, is_one_sentence(error), (tmp_path / "data").exists()) == (2, True, False)
+        assert sentence in error
+    code, out, _ = iisan(*command, "--events", "cart", "--min-weight", "2", "--min-length", "2")
+    assert code == 0
+    assert "the events cart count; interactions left out: 1\n" in out
+    assert "weights of 2 or more count; interactions left out: 1\n" in out
+    code, out, _ = iisan(*command, "--events", "all", "--min-weight", "all")
+    assert code == 0
+    assert "all events count\nall weights count\n" in out
+
+
 def test_captions_become_a_modality(iisan, prepared, tmp_path):
     captioned, states, run = tmp_path / "captioned", tmp_path / "states", tmp_path / "run"
     captioner = ENCODERS / CAPTIONER

@@ -1,5 +1,7 @@
 """Lists of a recommender, exact on a catalogue whose scores are written down."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -98,6 +100,18 @@ def test_lists_of_users(recommender):
     assert recommender.recommend(user="u", k=1).to_dicts() == [
         {"item_id": "d", "score": 5.0, "rank": 1, "text": "thing d"}
     ]
+
+
+def test_histories_count_by_the_rules_of_the_dataset(recommender, tmp_path):
+    views = pl.DataFrame({"user_id": [1, 1], "item_id": ["a", "b"], "event": ["view", "purchase"]})
+    with pytest.raises(DataError, match="the frame of histories has 2 different events"):
+        recommender.recommend(histories=views)
+    log = LOG.with_columns(event=pl.Series(["view", "purchase"] * 3))
+    data = Dataset.from_frames(ITEMS, log, events="purchase", min_length=0).save(tmp_path / "dataset")
+    config = recommender.run.config.model_copy(update={"dataset": data.folder})
+    with pytest.warns(UserWarning, match="1 of 2 interactions .*, as only the events purchase count in the run"):
+        found = Recommender(replace(recommender.run, config=config)).recommend(histories=views, k=2)
+    assert listed(found) == {"1": "ac"}
 
 
 def test_pandas_in_pandas_out_polars_in_polars_out(recommender):

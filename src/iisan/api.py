@@ -264,6 +264,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
             users: Users of the dataset, whose histories are all their interactions.
             histories: polars or pandas DataFrame with one row per interaction of any users: ``user_id``,
                 ``item_id`` and, to order them by, ``timestamp`` or ``datetime``; without it, rows are in order.
+                Rows count by their ``event`` and ``weight`` as in the dataset, whose rules are applied.
             user: One user of the dataset.
             history: Item ids of one history, oldest first.
             k: Number of items per list; a list is shorter where fewer are left.
@@ -403,7 +404,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         """Ids and histories of what is given; a single history has no id."""
         item_ids = self.run.items[ITEM_ID]
         if histories is not None:
-            names, sequences = read_histories(histories, item_ids)
+            names, sequences = read_histories(histories, item_ids, self.run.config.dataset)
             return names, whole_histories(sequences, np.arange(len(names)))
         if history is not None:
             rows = known_rows(item_ids, history, "history")

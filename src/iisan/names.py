@@ -8,6 +8,9 @@ from iisan.errors import DataError
 USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
+#: Columns of interactions by which some may not count.
+EVENT = "event"
+WEIGHT = "weight"
 #: Columns of given queries, beside the user.
 HISTORY = "history"
 TARGET = "target"

@@ -512,3 +512,11 @@ def test_scientific_as_published(scientific_folder, scientific, tmp_path):
     np.testing.assert_array_equal(dataset.sequences.offsets, scientific.sequences.offsets)
     assert dataset.items["text"].null_count() == 0
     assert not dataset.items["text"].str.contains("&amp;").all()
+
+
+def test_times_may_be_in_a_column_datetime():
+    items = pl.DataFrame({"item_id": ["a", "b", "c"]})
+    log = pl.DataFrame(
+        {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "datetime": ["2024-03-01", "2024-01-01", "2024-02-01"]}
+    )
+    assert Dataset.from_frames(items, log).interactions()["item_id"].to_list() == ["b", "c", "a"]

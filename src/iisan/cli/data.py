@@ -76,6 +76,18 @@ def prepare(
         str | None, Option(help="Column of image paths or bytes; 'none' if no column holds images.")
     ] = None,
     timestamp: Annotated[str | None, Option(help="Column of timestamps.")] = None,
+    event: Annotated[str | None, Option(help="Column of the kinds of events.")] = None,
+    weight: Annotated[str | None, Option(help="Column of weights or ratings.")] = None,
+    events: Annotated[
+        str | None, Option(metavar="NAME,…|all", help="Events that count; required where they differ.")
+    ] = None,
+    min_weight: Annotated[
+        str | None,
+        Option(
+            metavar="NUMBER|all",
+            help="Minimum weight of interactions that count; required where weights differ.",
+        ),
+    ] = None,
     column: Annotated[
         list[str] | None,
         Option(metavar="COLUMN=KIND", help="Further column of text, image, audio or video contents; repeatable."),
@@ -101,6 +113,7 @@ def prepare(
     from iisan.data.options import PrepareOptions
     from iisan.data.prepare import parse_options
     from iisan.data.prepare import prepare as prepare_dataset
+    from iisan.data.rules import described_rules
 
     given = {**context.params, "columns": pairs_of(column, "COLUMN=KIND")}
     options = parse_options({name: given[name] for name in PrepareOptions.model_fields})
@@ -118,6 +131,9 @@ def prepare(
         print("given queries:", "; ".join(f"{subset}, {each}" for subset, each in dataset.queries.items()))
     if counts["timestamps"] is None:
         print("no timestamps: interactions are ordered as in the file")
+    for name, counting in described_rules(options).items():
+        left = counts.get("left_out", {}).get(name)
+        print(f"{counting} count" + ("" if left is None else f"; interactions left out: {left:,}"))
     for reason, count in dataset.manifest["skipped"].items():
         print(f"skipped: {count:,} × {reason} (listed in {out / 'skipped.jsonl'})")
     some = [name for name, absent in counts["missing"].items() if absent < counts["items"]]

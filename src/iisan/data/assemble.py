@@ -16,6 +16,7 @@ from iisan.data.media import checked_files, clean_files, has_paths
 from iisan.data.options import NO_COLUMN, Filters, PrepareOptions
 from iisan.data.problems import Problems
 from iisan.data.queries import index_queries
+from iisan.data.rules import apply_rules, rule_roles
 from iisan.data.sequences import Sequences
 from iisan.data.splits import Queries, Subset
 from iisan.data.tables import LINE, Role, Table, numbered, renamed
@@ -30,7 +31,8 @@ class Parts:
     """The parts of a dataset, see :class:`iisan.data.dataset.Dataset`.
 
     Attributes:
-        counts: Numbers of users, items and interactions after each step, of missing contents, of given queries.
+        counts: Numbers of users, items and interactions after each step, of missing contents, of given queries,
+            and of interactions that rules leave out.
         queries: Given queries by subset; their users may have no interactions.
     """
 
@@ -74,7 +76,8 @@ def interaction_roles(options: PrepareOptions) -> list[Role]:
     return [
         Role.of(USER_ID, options.user_id, USER_ID),
         Role.of(ITEM_ID, options.item_id, ITEM_ID),
-        Role.of(TIMESTAMP, options.timestamp, TIMESTAMP, required=False),
+        Role.of(TIMESTAMP, options.timestamp, TIMESTAMP, "datetime", required=False),
+        *rule_roles(options),
     ]
 
 
@@ -94,9 +97,11 @@ def assemble(
     :func:`iisan.data.queries.query_roles`. No filter applies to queries.
 
     Raises:
-        DataError: A bad row (policy ``stop``), an invalid name of a further column, or no user is left.
+        DataError: A bad row (policy ``stop``), an invalid name of a further column, different events or weights
+            without a rule, or no user is left.
     """
     catalogue, kinds, root = _catalogue(items, options, problems, image_root)
+    interactions, left_out = apply_rules(interactions, options, problems)
     user_ids, events, unit = index_interactions(interactions, catalogue[ITEM_ID], problems)
     del interactions
     events, steps = apply_filters(events, filters)
@@ -124,6 +129,8 @@ def assemble(
         "missing": {name: catalogue[name].null_count() for name in kinds},
         "timestamps": unit,
     }
+    if left_out:
+        counts["left_out"] = left_out
     if found:
         counts["queries"] = {subset: len(each) for subset, each in found.items()}
     return Parts(

@@ -1,4 +1,4 @@
-"""Cleaning of raw columns: ids, texts, timestamps. Pure functions on polars series."""
+"""Cleaning of raw columns: ids, texts, timestamps, weights. Pure functions on polars series."""
 
 import html
 from typing import Any
@@ -39,12 +39,12 @@ def clean_ids(ids: pl.Series, table: str) -> pl.Series:
         fractional = ids.filter(changed & ids.is_not_null() & ids.is_not_nan())
         if len(fractional):
             raise DataError(
-                f"{table} has the {ids.name} {fractional[0]}", "strings or whole numbers", "write ids as strings"
+                f"{table} has the {ids.name} {fractional[0]}", "strings or whole numbers", "write them as strings"
             )
         ids = whole
     if not (ids.dtype.is_integer() or ids.dtype in _TEXTS):
         raise DataError(
-            f"{table} has {ids.name}s of type {ids.dtype}", "strings or whole numbers", "write ids as strings"
+            f"{table} has {ids.name}s of type {ids.dtype}", "strings or whole numbers", "write them as strings"
         )
     return ids.cast(pl.String)
 
@@ -103,6 +103,20 @@ def clean_timestamps(timestamps: pl.Series) -> tuple[pl.Series, str]:
         fractional = numbers.filter(whole.is_null() & numbers.is_not_null())
         return _from_floats(numbers) if len(fractional) else (whole, "as in the source")
     return _from_dates(texts), "microseconds"
+
+
+def clean_weights(weights: pl.Series) -> pl.Series:
+    """Convert weights to Float64; null where missing, no number, or not finite.
+
+    Raises:
+        DataError: Neither numbers nor strings.
+    """
+    if weights.dtype in _TEXTS:
+        weights = weights.cast(pl.String).str.strip_chars()
+    elif not weights.dtype.is_numeric():
+        raise DataError(f"weights of type {weights.dtype}", "numbers", "write numbers")
+    numbers = weights.cast(pl.Float64, strict=False)
+    return numbers.set(~numbers.is_finite().fill_null(False), None)
 
 
 def _from_floats(numbers: pl.Series) -> tuple[pl.Series, str]:

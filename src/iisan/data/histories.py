@@ -2,16 +2,19 @@
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from iisan.data.assemble import index_interactions
-from iisan.data.dataset import Dataset, index_of, quoted
+from iisan.data.dataset import Dataset, index_of, manifest_of, quoted
 from iisan.data.filters import to_sequences
 from iisan.data.frames import read_frame
+from iisan.data.options import RULE_OPTIONS, PrepareOptions, parse_options
 from iisan.data.problems import Problems
+from iisan.data.rules import apply_rules, described_rules, rule_roles
 from iisan.data.sequences import Index, Sequences
 from iisan.data.tables import Role, Table, numbered
 from iisan.errors import DataError
@@ -64,24 +67,41 @@ def known_rows(item_ids: pl.Series, values: Any, name: str) -> Index:
     return known["number"].cast(pl.Int64).to_numpy()
 
 
-def read_histories(frame: Any, item_ids: pl.Series) -> tuple[pl.Series, Sequences]:
+def read_histories(frame: Any, item_ids: pl.Series, dataset: Path | None = None) -> tuple[pl.Series, Sequences]:
     """Read the histories of users from a polars or pandas DataFrame.
 
     Args:
         frame: One row per interaction: ``user_id``, ``item_id``, and ``timestamp`` or ``datetime``, by which each
-            user's are ordered; without it, rows are in order of time. Other columns are ignored.
+            user's are ordered; without it, rows are in order of time. Of columns with events or weights, see
+            :func:`iisan.data.rules.rule_roles`, those rows count that do so in the dataset. Other columns are
+            ignored.
         item_ids: Ids of the catalogue. Rows of other items are left out with a warning.
+        dataset: Folder of the dataset whose rules decide which rows count; the others are left out with a warning.
 
     Returns:
         Ids of the users in order of first appearance, and their histories.
 
     Raises:
-        DataError: Not such a frame, a row without an id or with an unparsable time, or a user without known items.
+        DataError: Not such a frame, a row without an id or with an unparsable time, a user without interactions
+            that count or without known items, or different events or weights without a rule for them.
     """
-    problems = Problems("stop", "correct it or leave that row out")
-    table = read_frame(frame, _ROLES, _FRAME, problems, rest=False).with_ids((USER_ID, ITEM_ID), problems)
+    problems, rules = Problems("stop", "correct it or leave that row out"), _recorded_rules(dataset)
+    roles = [*_ROLES, *rule_roles(rules, histories=True)]
+    table = read_frame(frame, roles, _FRAME, problems, rest=False).with_ids((USER_ID,), problems)
+    users, rows = table.frame[USER_ID].unique(maintain_order=True), len(table.frame)
+    table, left_out = apply_rules(table, rules, problems, histories=True)
+    if count := sum(left_out.values()):
+        counting = " and ".join(described_rules(rules)[name] for name in left_out)
+        without = users.filter(~users.is_in(table.frame[USER_ID].unique().implode()))
+        if len(without):
+            got = f"{_FRAME} has no interaction that counts of user {quoted(without)}"
+            expected = f"for each user one or more of those that count in the run's dataset, {counting}"
+            raise DataError(got, expected, "leave them out")
+        text = f"{count:,} of {rows:,} interactions are left out of the histories, as only {counting} count"
+        warnings.warn(f"{text} in the run's dataset", stacklevel=3)
+    table = table.with_ids((ITEM_ID,), problems)
     known = table.frame[ITEM_ID].is_in(item_ids.implode())
-    users, left = table.frame[USER_ID].unique(maintain_order=True), table.frame.filter(known)
+    left = table.frame.filter(known)
     without = users.filter(~users.is_in(left[USER_ID].unique().implode()))
     if len(without):
         got = f"{_FRAME} has only unknown items of user {quoted(without)}"
@@ -89,6 +109,15 @@ def read_histories(frame: Any, item_ids: pl.Series) -> tuple[pl.Series, Sequence
     _warn(table.frame[ITEM_ID].filter(~known), "the histories")
     user_ids, events, _ = index_interactions(Table(left, table.where), item_ids, problems)
     return user_ids, to_sequences(events, len(user_ids))
+
+
+def _recorded_rules(folder: Path | None) -> PrepareOptions:
+    """The rules that a dataset was prepared with; none if it is not at hand."""
+    try:
+        recorded = {} if folder is None else manifest_of(folder)["provenance"]["options"]
+    except (DataError, KeyError):
+        recorded = {}
+    return parse_options({name: recorded.get(name) for name in RULE_OPTIONS})
 
 
 def in_rows_of(item_ids: pl.Series, dataset: Dataset) -> Sequences:

@@ -1,15 +1,21 @@
-"""Options of `iisan prepare`: columns, filters, and the policy for bad rows."""
+"""Options of `iisan prepare`: columns, rules for interactions, filters, and the policy for bad rows."""
 
+import math
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, field_validator
 
 from iisan.errors import DataError
 
 Format = Literal["reference", "table"]
 #: Value of the option ``image`` if no column holds images.
 NO_COLUMN = "none"
+#: Value of the options ``events`` and ``min_weight`` if every interaction counts.
+ALL: Final = "all"
+#: Options about which interactions count: columns, and rules for them.
+RULE_OPTIONS = ("event", "weight", "events", "min_weight")
 
 
 class PrepareOptions(BaseModel):
@@ -24,6 +30,10 @@ class PrepareOptions(BaseModel):
         image: Column of image paths or bytes, or ``none``; default ``image``, unless it holds web addresses.
         user_id: Column of user ids; default ``user_id``.
         timestamp: Column of timestamps; default ``timestamp``. Without it, rows are in order of time.
+        event: Column of the kinds of events; default ``event`` or ``event_type``.
+        weight: Column of weights; default ``weight`` or ``rating``.
+        events: Events that count, as a list or separated by commas, or ``all``; required where events differ.
+        min_weight: Minimum weight of interactions that count, or ``all``; required where weights differ.
         columns: Kinds (``text``, ``image``, ``audio``, ``video``) of further columns with contents for an encoder.
         images: Folder that paths of media are relative to, by default that of the items file. Without an image
             column, images ``<item_id>.jpg`` (or similar) are searched in it and its subfolders.
@@ -44,6 +54,10 @@ class PrepareOptions(BaseModel):
     image: str | None = None
     user_id: str | None = None
     timestamp: str | None = None
+    event: str | None = None
+    weight: str | None = None
+    events: Literal["all"] | tuple[str, ...] | None = None
+    min_weight: Literal["all"] | float | None = None
     columns: dict[str, Literal["text", "image", "audio", "video"]] = {}
     images: Path | None = None
     check_images: bool = True
@@ -53,6 +67,30 @@ class PrepareOptions(BaseModel):
     min_length: NonNegativeInt | None = None
     keep_last: NonNegativeInt | None = None
     items: Literal["all", "interacted"] | None = None
+
+    @field_validator("events", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if value is None or value == ALL:
+            return value
+        given = value.split(",") if isinstance(value, str) else value
+        names = [str(each).strip() for each in given] if isinstance(given, list | tuple) else []
+        if not all(names) or not names:
+            raise ValueError("names of events, or all")
+        return tuple(names)
+
+    @field_validator("min_weight", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if value is None or value == ALL:
+            return value
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError("a finite number, or all")
+        return number
 
     def filters(self, form: Format, given_queries: bool = False) -> "Filters":
         """Resolve the filters with the defaults of a format; with given queries, none is on by default."""
@@ -84,7 +122,7 @@ def parse_options(values: dict[str, Any]) -> PrepareOptions:
         return PrepareOptions.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name, expected = first["loc"][0], first["msg"].removeprefix("Input should be ")
+        name, expected = first["loc"][0], re.sub("^(Input should be|Value error,) ", "", first["msg"])
         if first["type"] == "extra_forbidden":
             known = ", ".join(PrepareOptions.model_fields)
             raise DataError(f"unknown option '{name}'", f"one of {known}", "check its spelling") from None

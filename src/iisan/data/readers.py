@@ -9,6 +9,7 @@ import polars as pl
 from iisan.data.assemble import interaction_roles, item_roles
 from iisan.data.options import Format, PrepareOptions
 from iisan.data.problems import Problems
+from iisan.data.rules import rule_roles
 from iisan.data.tables import LINE, SUFFIXES, Role, Table, read_table
 from iisan.errors import DataError
 from iisan.names import HISTORY, ITEM_ID, TEXT, USER_ID
@@ -42,11 +43,12 @@ def read_reference(sources: Sequence[Path], options: PrepareOptions, problems: P
     files = _two_files(sources, ("items", "users"), (".tsv", ".tsv.gz"))
     item_columns, user_columns = (ITEM_ID, TEXT), (USER_ID, HISTORY)
 
-    def read(path: Path, columns: tuple[str, ...]) -> Table:
-        roles = [Role(name, (name,)) for name in columns]
+    def read(path: Path, columns: tuple[str, ...], rules: Sequence[Role] = ()) -> Table:
+        roles = [*(Role(name, (name,)) for name in columns), *rules]
         return read_table(path, roles, problems, quotes=bool(options.quotes), header=columns)
 
-    items, users = read(files[0], item_columns), read(files[1], user_columns)
+    # There is no column for a rule: one that is given is an error.
+    items, users = read(files[0], item_columns), read(files[1], user_columns, rule_roles(options))
     history = pl.col(HISTORY).str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
     interactions = users.frame.select(LINE, USER_ID, history.alias(ITEM_ID)).explode(ITEM_ID)
     return RawTables(items, Table(interactions, users.where), None, files)

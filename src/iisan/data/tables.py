@@ -39,9 +39,10 @@ class Role:
         name: Canonical name.
         candidates: Possible names in the table, in order of preference.
         required: Whether its absence is an error.
-        cure: Cure for its absence; by default the option of the same name.
+        cure: Cure for its absence or ambiguity; by default the option of the same name.
         given: Whether the user named it, so that no other role takes the column by default.
         lists: Treatment of lists in it.
+        single: Whether several candidates in one table are an error.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Role:
     cure: str | None = None
     given: bool = False
     lists: Lists = "refuse"
+    single: bool = False
 
     @classmethod
     def of(
@@ -83,10 +85,12 @@ class Table:
         place = pl.lit(f"{self.where} ") + pl.col(LINE).cast(pl.String)
         return self.frame.lazy().filter(condition).select(place.alias(WHERE), value.alias(VALUE)).collect()
 
-    def reject(self, bad: pl.Expr, column: str, reason: str, expected: str, problems: Problems) -> "Table":
+    def reject(
+        self, bad: pl.Expr, column: str, reason: str, expected: str, problems: Problems, hint: str = ""
+    ) -> "Table":
         """Report the rows that meet a condition and their values in a column; return the table without them."""
         rows = self.rows(bad, pl.col(column))
-        problems.report(rows, reason, expected)
+        problems.report(rows, reason, expected, hint)
         return Table(self.frame.filter(~bad), self.where) if len(rows) else self
 
     def with_ids(self, columns: Sequence[str], problems: Problems) -> "Table":
@@ -109,7 +113,7 @@ def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[s
     """Find the columns of roles: canonical names by their names in the table.
 
     Raises:
-        DataError: A required column is missing, or one column is requested twice.
+        DataError: A required column is missing, one column is requested twice, or two columns have one role.
     """
     given: dict[str, Role] = {}
     for role in roles:
@@ -119,6 +123,10 @@ def resolve(columns: Sequence[str], roles: Sequence[Role], table: str) -> dict[s
     for role in roles:
         present = [candidate for candidate in role.candidates if candidate in columns]
         free = [candidate for candidate in present if role.given or candidate not in given]
+        if role.single and len(free) > 1:
+            got = f"{table} has the columns {' and '.join(map(repr, free))}"
+            cure = role.cure or f"name the one to use with --{role.name}"
+            raise DataError(got, f"one column with the {role.name}", cure)
         if free:
             found[free[0]] = role.name
         # A further column that is also the only text is a mistake; an id may be both on purpose.
