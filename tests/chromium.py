@@ -13,7 +13,7 @@ from typing import Any
 
 PATH = shutil.which("chromium")
 #: Seconds that a page has for anything.
-PATIENCE = 60.0
+PATIENCE = 20.0
 _FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
@@ -144,6 +144,16 @@ class Chromium:
             more = text if kind == "keyDown" else {}
             self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)
 
+    def choose(self, selector: str, label: str) -> None:
+        """Choose an option of a field by its text."""
+        self.until(f"!!document.querySelector({json.dumps(selector)})")
+        self.evaluate(f"""(() => {{
+            const field = document.querySelector({json.dumps(selector)});
+            field.focus();
+            field.selectedIndex = [...field.options].findIndex((option) => option.text === {json.dumps(label)});
+            field.dispatchEvent(new Event("change", {{bubbles: true}}));
+        }})()""")
+
     def choose_file(self, selector: str, path: Path) -> None:
         """Choose a file in an input."""
         root = self.send("DOM.getDocument")["root"]["nodeId"]
@@ -152,7 +162,7 @@ class Chromium:
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """Write what the window shows, or the whole page, as PNG or, by the ending of the path, as WebP."""
-        form = {"format": "webp", "quality": 82} if path.suffix == ".webp" else {}
+        form = {"format": "webp", "quality": 75} if path.suffix == ".webp" else {}
         answer = self.send("Page.captureScreenshot", captureBeyondViewport=whole, **form)
         path.write_bytes(base64.b64decode(answer["data"]))
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import httpx2 as httpx
+import polars as pl
 import pytest
 
 pytest.importorskip("fastapi")
@@ -14,6 +15,7 @@ import uvicorn
 
 import iisan.service
 from chromium import PATH, Chromium
+from iisan.data.dataset import Dataset
 from iisan.service.app import create_app
 from iisan.service.served import ServedRun
 from pictures import encoded, noise
@@ -27,8 +29,8 @@ ROW = "#columns .column:nth-child({}) .row"
 class Site:
     """A running service: its address, and its answers without the page."""
 
-    def __init__(self, runs, token=TOKEN):
-        service = create_app([ServedRun(each.name, each, {}) for each in runs], token=token)
+    def __init__(self, runs, token=TOKEN, moved=None):
+        service = create_app([ServedRun(each.name, each, moved or {}) for each in runs], token=token)
         self.server = uvicorn.Server(uvicorn.Config(service, port=0, log_level="error", lifespan="on"))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
@@ -187,14 +189,39 @@ def test_two_runs_stand_side_by_side_and_what_both_list_is_marked(browser, site)
             f"[...document.querySelectorAll('{ROW.format(column)}.both')].map((row) => row.dataset.item)"
         )
         assert set(marked) == both
-    browser.evaluate("document.querySelector('[name=with]').focus()")
-    browser.evaluate(
-        "(() => { const field = document.querySelector('[name=with]'); field.value = 'null';"
-        " field.dispatchEvent(new Event('change', {bubbles: true})); })()"
-    )
+    browser.choose("[name=with]", "nothing")
     browser.until("document.querySelector('.column:nth-child(2)').hidden")
     assert browser.evaluate("document.activeElement.name") == "with"
     browser.until("document.querySelectorAll('.both').length === 0")
+
+
+@needs_chromium
+def test_filters_are_columns_of_the_items_and_a_link_keeps_them(browser, folder, prepared, tmp_path):
+    dataset = Dataset.load(prepared.dataset)
+    numbers = pl.int_range(pl.len())
+    columns = {
+        "colour": pl.when(numbers % 3 == 0).then(pl.lit("red")).otherwise(pl.lit("blue")),
+        "stock": numbers % 2,
+    }
+    items = dataset.items.drop("image").with_columns(**columns)
+    Dataset.from_frames(items, dataset.interactions()).save(tmp_path / "dataset")
+    site = Site([folder / "similarity"], moved={"dataset": tmp_path / "dataset"})
+    browser.open(f"{site.url}#item=i0")
+    assert len(shown(browser, "#columns .row")) == 10
+    browser.choose("[name=k]", "20")
+    browser.until("document.querySelectorAll('#columns .row').length === 20")
+    browser.choose("[name=colour]", "red")
+    browser.choose("[name=stock]", "0")
+    expected = ids(site.post("/recommend", history=["i0"], k=20, where={"colour": "red", "stock": 0})["items"])
+    browser.until(f"document.querySelectorAll('#columns .row').length === {len(expected)}")
+    link = browser.evaluate("location.href")
+    browser.open(link)
+    assert shown(browser, "#columns .row") == expected
+    fields = browser.evaluate("['k', 'colour', 'stock'].map((name) => document.forms.filters[name].value)")
+    assert fields == ["20", '"red"', "0"]
+    browser.choose("[name=per]", "colour")
+    browser.until("document.querySelectorAll('#columns .row').length === 1")
+    site.stop()
 
 
 @needs_chromium
@@ -305,11 +332,11 @@ FAINT = """() => {
     const texts = document.createTreeWalker(inside, NodeFilter.SHOW_TEXT);
     const faint = new Set();
     while (texts.nextNode()) {
-        const element = texts.currentNode.parentElement;
-        if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest(".bar, .unseen, script")) continue;
+        const [element, words] = [texts.currentNode.parentElement, texts.currentNode.data.trim()];
+        if (!words || !element.checkVisibility() || element.closest(".bar, .unseen, script")) continue;
         const [text, back] = [luminance(getComputedStyle(element).color), luminance(behind(element))];
         const contrast = (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);
-        if (contrast < 4.5) faint.add(`${contrast.toFixed(2)} ${element.className} ${texts.currentNode.data.trim()}`);
+        if (contrast < 4.5) faint.add(`${contrast.toFixed(2)} ${element.className} ${words}`);
     }
     return [...faint];
 }"""

@@ -4,18 +4,20 @@ import { panel, rankSentence } from "./explanation.js";
 import { byId, cosine, h, percent, picture, problem, row, skeleton, titleOf, uploaded } from "./parts.js";
 import { call, explain, itemPath, newest } from "./service.js";
 
+const BY = { model: "learned embeddings", anchor: "frozen states of all modalities" };
+
 let token = ""; // In memory only: it is gone with the page.
 
 export class ItemDialog {
   constructor(page) {
     this.page = page;
     this.dialog = byId("item");
-    this.requests = newest();
+    this.item = newest();
+    this.similars = newest();
     this.standings = newest();
-    this.before = [];
+    this.before = []; // Ids of the items that led here, for "Back".
     this.dialog.addEventListener("close", () => {
-      this.requests.stop();
-      this.standings.stop();
+      for (const requests of [this.item, this.similars, this.standings]) requests.stop();
       this.before = [];
     });
   }
@@ -30,16 +32,17 @@ export class ItemDialog {
     this.standing = h("div", { class: "standing" });
     this.similar = h("ol", { class: "rows grid" });
     this.removal = h("div");
-    this.dialog.replaceChildren(h("p", { class: "quiet pad" }, "Reading the item …"));
+    this.dialog.replaceChildren(h("p", { id: "item-title", class: "quiet pad" }, "Reading the item …"));
     if (!this.dialog.open) this.dialog.showModal();
-    this.requests.run(
+    this.item.run(
       async (signal) => {
         const run = this.page.runs[0];
         const item = await call(itemPath(id, "", { run: run.name }), { signal });
-        this.dialog.replaceChildren(...this.parts(item, run, note, signal));
+        this.dialog.replaceChildren(...this.parts(item, run, note));
         this.dialog.scrollTop = 0;
-        this.dialog.querySelector("h2").focus();
-        await Promise.all([this.showSimilar(this.by(run), signal), this.showStandings(signal)]);
+        byId("item-title").focus();
+        this.showSimilar(this.by(run));
+        this.showStandings();
       },
       (error) => this.dialog.replaceChildren(this.bar(), h("div", { class: "pad" }, problem(error, () => this.draw(id, note)))),
     );
@@ -54,10 +57,14 @@ export class ItemDialog {
     return h("div", { class: "bar-top" }, back || h("span"), h("button", { type: "button", class: "plain", onclick: () => this.dialog.close() }, "Close"));
   }
 
-  parts(item, run, note, signal) {
+  parts(item, run, note) {
     const facts = Object.entries(item.columns ?? {}).filter(([, value]) => value !== null && value !== "");
-    const tab = (by) => h("label", {},
-      h("input", { type: "radio", name: "by", value: by, checked: by === this.by(run), onchange: () => this.switchTo(by, signal) }),
+    const choose = (by) => {
+      this.chosen = by;
+      this.showSimilar(by);
+    };
+    const tab = (by) => h("label", { title: BY[by] ?? `frozen states of the ${by}` },
+      h("input", { type: "radio", name: "by", value: by, checked: by === this.by(run), onchange: () => choose(by) }),
       h("span", {}, by));
     return [
       this.bar(),
@@ -80,44 +87,39 @@ export class ItemDialog {
     ];
   }
 
-  switchTo(by, signal) {
-    this.chosen = by;
-    this.showSimilar(by, signal).catch(() => {});
-  }
-
-  async showSimilar(by, signal) {
-    const asked = (this.asked = Symbol(by));
+  showSimilar(by) {
     this.similar.replaceChildren(...skeleton(6));
-    try {
-      const answer = await call(itemPath(this.id, "/similar", { by, k: 12, run: this.page.runs[0].name }), { signal });
-      if (asked !== this.asked) return;
-      const rows = answer.items.map((each) => row(this.page, each, { beside: h("span", { class: "number", title: "Cosine" }, cosine(each.score)) }));
-      this.similar.replaceChildren(...rows);
-    } catch (error) {
-      if (asked === this.asked && !signal.aborted) this.similar.replaceChildren(h("li", {}, problem(error)));
-    }
+    this.similars.run(
+      async (signal) => {
+        const { items } = await call(itemPath(this.id, "/similar", { by, k: 12, run: this.page.runs[0].name }), { signal });
+        const likeness = (each) => h("span", { class: "number", title: "Cosine" }, cosine(each.score));
+        this.similar.replaceChildren(...items.map((each) => row(this.page, each, { beside: likeness(each) })));
+      },
+      (error) => this.similar.replaceChildren(h("li", {}, problem(error))),
+    );
   }
 
-  // The history changed: the item stands elsewhere.
-  follow() {
-    if (this.dialog.open && this.standing.isConnected) this.standings.run((signal) => this.showStandings(signal), () => {});
-  }
-
-  async showStandings(signal) {
+  // Rank and reasons for the current history in each run; drawn again when the history changes.
+  showStandings() {
+    if (!this.dialog.open) return;
     const { runs, state: { history } } = this.page;
-    const places = runs.map((run) => [run, h("div", { class: "quiet" }, "Ranking …")]);
-    const none = h("p", { class: "quiet" }, "Pick a history; then its rank and its score are here.");
-    this.standing.replaceChildren(...(history.length ? places.map(([, place]) => place) : [none]));
-    if (history.length) await Promise.all(places.map(([run, place]) => this.showStanding(run, history, place, signal)));
+    const waiting = history.length ? "Ranking …" : "Pick a history; then its rank and its score are here.";
+    this.standing.replaceChildren(h("p", { class: "quiet" }, waiting));
+    this.standings.run(
+      async (signal) => {
+        if (history.length) this.standing.replaceChildren(...(await Promise.all(runs.map((run) => this.stand(run, history, signal)))));
+      },
+      (error) => this.standing.replaceChildren(problem(error)),
+    );
   }
 
-  async showStanding(run, history, place, signal) {
+  async stand(run, history, signal) {
     try {
       const found = await explain({ history, item: this.id, run: run.name }, signal);
       const name = this.page.runs.length > 1 ? `${run.name}: ` : "";
-      place.replaceWith(h("details", {}, h("summary", {}, name, rankSentence(found)), panel(found, this.page.open)));
+      return h("details", {}, h("summary", {}, name, rankSentence(found)), panel(found, this.page.open));
     } catch (error) {
-      if (!signal.aborted) place.replaceWith(problem(error));
+      return problem(error);
     }
   }
 

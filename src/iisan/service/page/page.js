@@ -118,7 +118,7 @@ class Page {
     this.drawChoices();
     this.drawFilters();
     for (const column of this.columns) column.draw();
-    this.dialog.follow();
+    this.dialog.showStandings();
   }
 
   // Everything again, after an item of the catalogue changed.
@@ -161,6 +161,7 @@ class Page {
   async drawHistory() {
     const { history } = this.state;
     byId("clear").hidden = !history.length;
+    document.querySelector(".jump [data-to=history]").textContent = history.length ? `History (${history.length})` : "History";
     document.body.classList.toggle("empty", !history.length);
     if (!history.length) {
       const examples = [...byId("results").querySelectorAll("[data-item]")].slice(0, 3).map(({ dataset }) => dataset.item);
