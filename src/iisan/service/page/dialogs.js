@@ -4,6 +4,7 @@ import { panel, rankSentence } from "./explanation.js";
 import { byId, cosine, h, percent, picture, problem, row, skeleton, titleOf, uploaded } from "./parts.js";
 import { call, explain, itemPath, newest } from "./service.js";
 
+const SIMILAR = 12;
 const BY = { model: "learned embeddings", anchor: "frozen states of all modalities" };
 
 let token = ""; // In memory only: it is gone with the page.
@@ -44,7 +45,10 @@ export class ItemDialog {
         this.showSimilar(this.by(run));
         this.showStandings();
       },
-      (error) => this.dialog.replaceChildren(this.bar(), h("div", { class: "pad" }, problem(error, () => this.draw(id, note)))),
+      (error) => {
+        const shown = problem(error, () => this.draw(id, note));
+        this.dialog.replaceChildren(this.bar(), h("div", { class: "pad" }, shown));
+      },
     );
   }
 
@@ -53,12 +57,18 @@ export class ItemDialog {
   }
 
   bar() {
-    const back = this.before.length && h("button", { type: "button", class: "plain", onclick: () => this.draw(this.before.pop()) }, "‹ Back");
-    return h("div", { class: "bar-top" }, back || h("span"), h("button", { type: "button", class: "plain", onclick: () => this.dialog.close() }, "Close"));
+    const button = (label, act) => h("button", { type: "button", class: "plain", onclick: act }, label);
+    const back = this.before.length ? button("‹ Back", () => this.draw(this.before.pop())) : h("span");
+    return h("div", { class: "bar-top" }, back, button("Close", () => this.dialog.close()));
   }
 
   parts(item, run, note) {
     const facts = Object.entries(item.columns ?? {}).filter(([, value]) => value !== null && value !== "");
+    const pick = () => {
+      this.page.pick(item);
+      this.dialog.close();
+    };
+    const ask = () => this.askRemoval(item);
     const choose = (by) => {
       this.chosen = by;
       this.showSimilar(by);
@@ -75,10 +85,11 @@ export class ItemDialog {
           h("div", {},
             h("h2", { id: "item-title", tabindex: "-1" }, titleOf(item)),
             h("p", { class: "id" }, item.item_id),
-            facts.length > 0 && h("dl", { class: "facts" }, facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
+            facts.length > 0 && h("dl", { class: "facts" },
+              facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
             h("div", { class: "buttons" },
-              h("button", { type: "button", class: "main", onclick: () => { this.page.pick(item); this.dialog.close(); } }, "Add to history"),
-              this.page.adding && h("button", { type: "button", onclick: () => this.askRemoval(item) }, "Remove from lists")))),
+              h("button", { type: "button", class: "main", onclick: pick }, "Add to history"),
+              this.page.adding && h("button", { type: "button", onclick: ask }, "Remove from lists")))),
         this.removal,
         h("section", {}, h("h3", {}, "For the current history"), this.standing),
         h("section", {}, h("div", { class: "head" }, h("h3", {}, "Similar items"),
@@ -91,7 +102,8 @@ export class ItemDialog {
     this.similar.replaceChildren(...skeleton(6));
     this.similars.run(
       async (signal) => {
-        const { items } = await call(itemPath(this.id, "/similar", { by, k: 12, run: this.page.runs[0].name }), { signal });
+        const query = { by, k: SIMILAR, run: this.page.runs[0].name };
+        const { items } = await call(itemPath(this.id, "/similar", query), { signal });
         const likeness = (each) => h("span", { class: "number", title: "Cosine" }, cosine(each.score));
         this.similar.replaceChildren(...items.map((each) => row(this.page, each, { beside: likeness(each) })));
       },
@@ -107,7 +119,9 @@ export class ItemDialog {
     this.standing.replaceChildren(h("p", { class: "quiet" }, waiting));
     this.standings.run(
       async (signal) => {
-        if (history.length) this.standing.replaceChildren(...(await Promise.all(runs.map((run) => this.stand(run, history, signal)))));
+        if (!history.length) return;
+        const parts = await Promise.all(runs.map((run) => this.stand(run, history, signal)));
+        if (!signal.aborted) this.standing.replaceChildren(...parts);
       },
       (error) => this.standing.replaceChildren(problem(error)),
     );
@@ -131,7 +145,9 @@ export class ItemDialog {
     } },
     h("p", {}, "It leaves all lists and the catalogue. Histories that hold it still count it."),
     tokenField(), failed,
-    h("div", { class: "buttons" }, h("button", { class: "main" }, "Remove"), h("button", { type: "button", onclick: () => this.removal.replaceChildren() }, "Keep")));
+    h("div", { class: "buttons" },
+      h("button", { class: "main" }, "Remove"),
+      h("button", { type: "button", onclick: () => this.removal.replaceChildren() }, "Keep")));
     this.removal.replaceChildren(form);
     form.querySelector("input, button").focus();
   }
@@ -195,20 +211,39 @@ export class AddDialog {
   }
 
   open() {
-    const modalities = new Set(this.page.runs.flatMap((run) => run.modalities));
+    const { runs } = this.page;
+    const modalities = new Set(runs.flatMap((run) => run.modalities));
+    const names = runs.map(({ name }) => name).join(" and ");
     const failed = h("div");
-    const field = (label, input, hint) => h("label", { class: "field wide" }, h("span", {}, label), input, hint && h("small", {}, hint));
+    const field = (label, input, hint) =>
+      h("label", { class: "field wide" }, h("span", {}, label), input, hint && h("small", {}, hint));
     const preview = h("span", { class: "tile big none" });
-    const form = h("form", { class: "form pad", "data-working": "The encoders read the item; the first one takes longer, as they are loaded …", onsubmit: (event) => { event.preventDefault(); this.send(form, failed); } },
-      h("h2", { id: "adding-title" }, "Add an item"),
-      h("p", { class: "quiet" }, `At once in histories and lists of ${this.page.runs.map(({ name }) => name).join(" and ")}, without training.`),
-      field("Title", h("textarea", { name: "text", rows: 2, required: modalities.has("text") && !modalities.has("image") })),
-      modalities.has("image") && h("div", { class: "upload" }, preview,
-        field("Picture", h("input", { type: "file", name: "image", accept: "image/png,image/jpeg,image/webp", onchange: (event) => show(preview, event.target.files[0]) }))),
-      field("Item id", h("input", { name: "item_id", required: true, value: freshId(), autocomplete: "off", spellcheck: "false" }), "Any id that the catalogue does not have."),
-      h("div", { class: "pair" }, Object.entries(this.page.runs[0].columns).map(([name, column]) => field(name, columnInput(name, column)))),
-      tokenField(), failed,
-      h("div", { class: "buttons" }, h("button", { class: "main" }, "Add"), h("button", { type: "button", onclick: () => this.dialog.close() }, "Cancel")));
+    const file = h("input", {
+      type: "file",
+      name: "image",
+      accept: "image/png,image/jpeg,image/webp",
+      onchange: ({ target }) => show(preview, target.files[0]),
+    });
+    const id = { name: "item_id", required: true, value: freshId(), autocomplete: "off", spellcheck: "false" };
+    const columns = Object.entries(runs[0].columns).map(([name, column]) => field(name, columnInput(name, column)));
+    const form = h("form", {
+      class: "form pad",
+      "data-working": "The encoders read the item; the first one takes longer, as they are loaded …",
+      onsubmit: (event) => {
+        event.preventDefault();
+        this.send(form, failed);
+      },
+    },
+    h("h2", { id: "adding-title" }, "Add an item"),
+    h("p", { class: "quiet" }, `At once in histories and lists of ${names}, without training.`),
+    field("Title", h("textarea", { name: "text", rows: 2, required: !modalities.has("image") })),
+    modalities.has("image") && h("div", { class: "upload" }, preview, field("Picture", file)),
+    field("Item id", h("input", id), "Any id that the catalogue does not have."),
+    h("div", { class: "pair" }, columns),
+    tokenField(), failed,
+    h("div", { class: "buttons" },
+      h("button", { class: "main" }, "Add"),
+      h("button", { type: "button", onclick: () => this.dialog.close() }, "Cancel")));
     this.dialog.replaceChildren(form);
     this.dialog.showModal();
     form.elements.text.focus();
@@ -217,24 +252,26 @@ export class AddDialog {
   async send(form, failed) {
     const { page } = this;
     const value = (name) => form.elements[name]?.value.trim() || null;
-    const id = value("item_id");
-    const columns = Object.fromEntries(Object.entries(page.runs[0].columns)
-      .map(([name, column]) => [name, typed(value(`column ${name}`), column)]).filter(([, each]) => each !== null));
-    const file = form.elements.image?.files[0];
+    const [id, text, file] = [value("item_id"), value("text"), form.elements.image?.files[0]];
+    const columns = Object.entries(page.runs[0].columns)
+      .map(([name, column]) => [name, typed(value(`column ${name}`), column)])
+      .filter(([, each]) => each !== null);
     const answer = await withToken(form, failed, async (given) => {
-      const item = { item_id: id, text: value("text"), image: file ? await base64(file) : null, columns };
-      return forEachRun(page.runs, (name) => call("/items", { method: "POST", token: given, body: { items: [item], run: name } }));
+      const image = file ? await base64(file) : null;
+      const items = [{ item_id: id, text, image, columns: Object.fromEntries(columns) }];
+      return forEachRun(page.runs, (name) =>
+        call("/items", { method: "POST", token: given, body: { items, run: name } }));
     });
     if (!answer) return;
     this.dialog.close();
     if (file) uploaded.set(id, URL.createObjectURL(file));
-    await page.changed(`Added: ${value("text") ?? id}`, id);
-    const [{ seconds, outside: shares }] = answer.done;
-    const outside = Object.entries(shares).filter(([, share]) => share >= 0.005);
+    await page.changed(`Added: ${text ?? id}`, id);
+    const [{ seconds, outside }] = answer.done;
+    const unlike = Object.entries(outside).filter(([, share]) => share >= 0.005);
     page.open(id, [
       `Added in ${seconds.toFixed(1)} s. This is where it lands.`,
       ...answer.refused,
-      ...outside.map(([name, share]) => `${percent(share, 0)} of its ${name} is unlike anything in the training data, and does not count.`),
+      ...unlike.map(([name, share]) => `${percent(share, 0)} of its ${name} is unlike the training data, and ignored.`),
     ]);
   }
 }
@@ -258,8 +295,9 @@ const base64 = (file) => new Promise((resolve, reject) => {
 
 function columnInput(name, { values }) {
   const list = `values-${name}`;
+  const type = typeof values[0] === "number" ? "number" : "text";
   return [
-    h("input", { name: `column ${name}`, list, autocomplete: "off", type: typeof values[0] === "number" ? "number" : "text", step: "any" }),
+    h("input", { name: `column ${name}`, list, type, step: "any", autocomplete: "off" }),
     h("datalist", { id: list }, values.map((each) => h("option", { value: String(each) }))),
   ];
 }

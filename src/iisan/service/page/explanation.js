@@ -64,9 +64,12 @@ export function stack(terms, low, high) {
   return [bars, zero(low, high)];
 }
 
-export const legend = (terms) =>
-  h("ul", { class: "legend", "aria-label": "Terms of the scores" },
-    describe(terms).map(({ label, tone, note }) => h("li", { title: note }, h("span", { class: `swatch ${tone}` }), label)));
+// Labels of the terms that some row uses.
+export function legend(terms, used) {
+  const described = describe(terms).filter(({ name }) => used.includes(name));
+  return h("ul", { class: "legend", "aria-label": "Terms of the scores" },
+    described.map(({ label, tone, note }) => h("li", { title: note }, h("span", { class: `swatch ${tone}` }), label)));
+}
 
 export function rankSentence({ rank, num_items, tied }) {
   if (rank === null) return "It is in the history, so it has no rank.";
@@ -76,8 +79,10 @@ export function rankSentence({ rank, num_items, tied }) {
 
 function terms(explanation) {
   const described = describe(explanation.terms);
-  const [low, high] = [Math.min(0, ...described.map((each) => each.value)), Math.max(0, ...described.map((each) => each.value))];
-  const written = decimals(described.map((each) => each.value), true);
+  const values = described.map((each) => each.value);
+  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+  const written = decimals(values, true);
+  const score = decimals([explanation.score])(explanation.score);
   const line = ({ value, label, tone, note }) =>
     h("tr", { class: value === 0 ? "nil" : null },
       h("th", { scope: "row" }, label, h("small", {}, note)),
@@ -86,8 +91,12 @@ function terms(explanation) {
   return h("table", { class: "terms" },
     h("caption", {}, "The score is the sum of these"),
     h("tbody", {}, described.map(line)),
-    h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "score"), h("td"), h("td", { class: "number" }, decimals([explanation.score])(explanation.score)))));
+    h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "score"), h("td"), h("td", { class: "number" }, score))));
 }
+
+const opener = (item, open, beside) =>
+  h("button", { type: "button", class: "open small", title: titleOf(item), onclick: () => open(item.item_id) },
+    picture(item), title(item), beside);
 
 function past(explanation, open) {
   const items = [...explanation.history].reverse();
@@ -99,34 +108,33 @@ function past(explanation, open) {
   const head = (text, title) => h("th", { scope: "col", class: "number", title }, text);
   const line = (item, index) =>
     h("tr", {},
-      h("th", { scope: "row" }, h("button", { type: "button", class: "open small", title: titleOf(item), onclick: () => open(item.item_id) },
-        picture(item), title(item))),
+      h("th", { scope: "row" }, opener(item, open)),
       anchored && h("td", { class: "number" }, share(shares[index])),
       h("td", { class: "number" }, item.change === null ? "–" : change(item.change)),
       modalities.map((each) => h("td", { class: "number" }, cosine(item.similarity[each]))),
       learned && h("td", { class: "number" }, cosine(item.model_similarity)));
   const left = explanation.interactions - items.length;
+  const unread = left ? `; ${counted(left, "older interaction")} not read by this run` : "";
+  const cosines = modalities.length + learned;
   const table = h("table", { class: "contributions" },
-    h("caption", {}, `What the history contributes, the latest first${left ? `; ${counted(left, "older interaction")} not read by this run` : ""}`),
+    h("caption", {}, `What the history contributes, the latest first${unread}`),
     h("thead", {},
       h("tr", { class: "groups" }, h("td"), anchored && h("td"), h("td"),
-        modalities.length + learned > 0 && h("th", { scope: "colgroup", colspan: modalities.length + learned, class: "number" }, "similarity by")),
+        cosines > 0 && h("th", { scope: "colgroup", colspan: cosines, class: "number" }, "similarity by")),
       h("tr", {}, h("td"),
         anchored && head("in anchor", "Its share of the anchor's terms; the shares add up to them"),
         head("without it", "Change of the whole score when this item is taken out of the history"),
         modalities.map((each) => head(each, `Cosine of the ${each} anchors of the two items`)),
         learned && head("model", "Cosine of the learned embeddings of the two items"))),
     h("tbody", {}, items.map(line)));
-  table.style.setProperty("--numbers", anchored + 1 + modalities.length + learned);
+  table.style.setProperty("--numbers", anchored + 1 + cosines);
   return h("div", { class: "scroll" }, table);
 }
 
 function nearest(explanation, open) {
   const lists = Object.entries(explanation.nearest).filter(([, items]) => items.length);
   if (!lists.length) return null;
-  const item = (each) =>
-    h("li", {}, h("button", { type: "button", class: "open small", title: titleOf(each), onclick: () => open(each.item_id) },
-      picture(each), title(each), h("span", { class: "number" }, cosine(each.score))));
+  const item = (each) => h("li", {}, opener(each, open, h("span", { class: "number" }, cosine(each.score))));
   return h("div", { class: "nearest" },
     lists.map(([by, items]) => h("section", {}, h("h4", {}, `Nearest by ${by}`), h("ul", {}, items.map(item)))));
 }

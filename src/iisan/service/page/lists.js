@@ -10,6 +10,7 @@ export class Column {
     this.index = index;
     this.requests = newest();
     this.items = [];
+    this.unknown = [];
     this.shown = new Map();
     this.head = h("header");
     this.notes = h("div", { class: "notes" });
@@ -60,7 +61,8 @@ export class Column {
   }
 
   show({ items, unknown, note }) {
-    const opened = [...this.shown].filter(([, { button }]) => button.getAttribute("aria-expanded") === "true").map(([id]) => id);
+    const open = ([, { button }]) => button.getAttribute("aria-expanded") === "true";
+    const opened = [...this.shown].filter(open).map(([id]) => id);
     this.clear();
     this.items = items;
     this.unknown = unknown;
@@ -69,7 +71,7 @@ export class Column {
     const axis = [Math.min(0, ...ends.map(([low]) => low)), Math.max(0, ...ends.map(([, high]) => high))];
     this.list.append(...items.map((item) => this.row(item, score, axis)));
     const used = Object.keys(items[0].terms).filter((name) => items.some(({ terms }) => terms[name] !== 0));
-    this.notes.replaceChildren(note ? h("p", { class: "notice" }, note) : "", legend(Object.fromEntries(used.map((name) => [name, 1]))));
+    this.notes.replaceChildren(note ? h("p", { class: "notice" }, note) : "", legend(items[0].terms, used));
     this.page.arrived();
     if (this.index === 0) say(`${counted(items.length, "recommendation")}, first: ${titleOf(items[0])}`);
     for (const id of opened) if (this.shown.has(id)) this.toggle(id);
@@ -136,30 +138,47 @@ export class Column {
 }
 
 const METRICS = { "hr@10": "HR@10", "ndcg@10": "NDCG@10" };
-const metrics = (run) => Object.entries(METRICS).filter(([name]) => Number.isFinite(run.metrics[name])).map(([name, label]) => [label, percent(run.metrics[name], 2)]);
+const day = (run) => run.trained.slice(0, 10);
 const modalities = (run) => run.modalities.join(", ") || "ids only";
+const metrics = (run) =>
+  Object.entries(METRICS)
+    .filter(([name]) => Number.isFinite(run.metrics[name]))
+    .map(([name, label]) => [label, percent(run.metrics[name], 2)]);
 
 // The served runs, for the empty page.
 export function overview(runs) {
-  const cell = (text) => h("td", {}, text ?? "–");
+  const head = (text, numeric) => h("th", { scope: "col", class: numeric && "number" }, text);
+  const cell = (text, numeric) => h("td", { class: numeric && "number" }, text);
   const line = (run) => {
     const measured = Object.fromEntries(metrics(run));
-    return h("tr", {}, h("th", { scope: "row" }, run.name), cell(run.recipe), cell(modalities(run)), h("td", { class: "number" }, count(run.num_items)),
-      Object.values(METRICS).map((label) => h("td", { class: "number" }, measured[label] ?? "–")), cell(run.trained.slice(0, 10)));
+    return h("tr", {},
+      h("th", { scope: "row" }, run.name), cell(run.recipe), cell(modalities(run)), cell(count(run.num_items), true),
+      Object.values(METRICS).map((label) => cell(measured[label] ?? "–", true)), cell(day(run)));
   };
-  const heads = ["run", "recipe", "knows items by"].map((text) => h("th", { scope: "col" }, text));
-  const numbers = ["items", ...Object.values(METRICS)].map((text) => h("th", { scope: "col", class: "number" }, text));
+  const heads = [
+    ...["run", "recipe", "knows items by"].map((text) => head(text)),
+    ...["items", ...Object.values(METRICS)].map((text) => head(text, true)),
+    head("trained"),
+  ];
   const protocols = [...new Set(runs.map((run) => run.protocol))];
   return h("div", { class: "runs scroll" },
-    h("table", {}, h("caption", {}, "What is served"), h("thead", {}, h("tr", {}, heads, numbers, h("th", { scope: "col" }, "trained"))), h("tbody", {}, runs.map(line))),
-    protocols.map((line) => h("p", { class: "quiet" }, line)));
+    h("table", {},
+      h("caption", {}, "What is served"),
+      h("thead", {}, h("tr", {}, heads)),
+      h("tbody", {}, runs.map(line))),
+    protocols.map((protocol) => h("p", { class: "quiet" }, protocol)));
 }
 
 function about(run) {
-  const headline = [run.recipe === run.name ? null : run.recipe, ...metrics(run).map((pair) => pair.join(" "))].filter(Boolean);
-  const facts = { protocol: run.protocol, items: count(run.num_items), "knows items by": modalities(run), trained: run.trained.slice(0, 10) };
+  const measured = metrics(run).map((pair) => pair.join(" "));
+  const headline = run.recipe === run.name ? measured : [run.recipe, ...measured];
+  const facts = {
+    protocol: run.protocol,
+    items: count(run.num_items),
+    "knows items by": modalities(run),
+    trained: day(run),
+  };
   return h("details", { class: "about" },
     h("summary", {}, headline.join(" · ")),
-    h("dl", {}, Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
+    h("dl", {}, Object.entries(facts).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
 }
-

@@ -13,7 +13,7 @@ function read() {
   const given = new URLSearchParams(location.hash.slice(1));
   let where = {};
   try {
-    where = JSON.parse(given.get("where") ?? "{}");
+    where = JSON.parse(given.get("where")) ?? {};
   } catch {
     // A link that was cut off: without filters.
   }
@@ -56,7 +56,6 @@ class Page {
     this.adding = adding;
     this.known = new Map(); // Items by id, from any answer.
     this.searching = newest();
-    this.limit = SHOWN;
     this.columns = [new Column(this, 0), new Column(this, 1)].slice(0, runs.length > 1 ? 2 : 1);
     this.dialog = new ItemDialog(this);
     this.open = this.dialog.open;
@@ -124,7 +123,7 @@ class Page {
   // Everything again, after an item of the catalogue changed.
   async changed(sentence, id) {
     say(sentence);
-    this.all = (await call("/runs")).runs;
+    this.all = await call("/runs").then(({ runs }) => runs, () => this.all);
     this.known.delete(id);
     this.drawn = null;
     this.update();
@@ -138,15 +137,21 @@ class Page {
     list.setAttribute("aria-busy", "true");
     this.searching.run(
       async (signal) => {
-        const { items, total } = await call(`/items?${new URLSearchParams({ search: text, limit, run: this.runs[0].name })}`, { signal });
+        const query = new URLSearchParams({ search: text, limit, run: this.runs[0].name });
+        const { items, total } = await call(`/items?${query}`, { signal });
         for (const item of items) this.known.set(item.item_id, item);
         list.removeAttribute("aria-busy");
         list.replaceChildren(...items.map((item) => row(this, item)));
         byId("found").textContent = text ? `${count(total)} found` : "most popular first";
-        end.replaceChildren();
-        if (!total) end.replaceChildren(h("p", { class: "quiet" }, `No title contains all of “${text}”.`),
-          h("button", { type: "button", onclick: () => { byId("query").value = ""; byId("query").focus(); this.search(); } }, "Show all"));
-        else if (items.length < total) end.replaceChildren(h("button", { type: "button", onclick: () => this.search(limit + 2 * SHOWN) }, "Show more"));
+        const button = (label, act) => h("button", { type: "button", onclick: act }, label);
+        if (!total) {
+          const none = h("p", { class: "quiet" }, `No title contains all of “${text}”.`);
+          end.replaceChildren(none, button("Show all", () => this.searchAll()));
+        } else if (items.length < total) {
+          end.replaceChildren(button("Show more", () => this.search(limit + 2 * SHOWN)));
+        } else {
+          end.replaceChildren();
+        }
         if (!this.state.history.length) this.drawHistory();
       },
       (error) => {
@@ -158,22 +163,34 @@ class Page {
     );
   }
 
+  searchAll() {
+    byId("query").value = "";
+    byId("query").focus();
+    this.search();
+  }
+
   async drawHistory() {
     const { history } = this.state;
     byId("clear").hidden = !history.length;
-    document.querySelector(".jump [data-to=history]").textContent = history.length ? `History (${history.length})` : "History";
+    const button = document.querySelector(".jump [data-to=history]");
+    button.textContent = history.length ? `History (${history.length})` : "History";
     document.body.classList.toggle("empty", !history.length);
     if (!history.length) {
-      const examples = [...byId("results").querySelectorAll("[data-item]")].slice(0, 3).map(({ dataset }) => dataset.item);
-      byId("past").replaceChildren(h("li", { class: "welcome" },
-        h("p", {}, "Pick items from the catalogue. What to recommend next appears here at once, and every row says why."),
-        examples.length > 0 && h("button", { type: "button", class: "main", onclick: () => this.change({ history: examples }) }, "Start with an example"),
-        overview(this.all)));
+      byId("past").replaceChildren(this.welcome());
       return;
     }
     this.drawPast(history);
     await Promise.all([...new Set(history)].filter((id) => !this.known.has(id)).map((id) => this.learn(id)));
     if (history.join("\n") === this.state.history.join("\n")) this.drawPast(history);
+  }
+
+  welcome() {
+    const examples = [...byId("results").querySelectorAll("[data-item]")].slice(0, 3).map(({ dataset }) => dataset.item);
+    const start = { type: "button", class: "main", onclick: () => this.change({ history: examples }) };
+    return h("li", { class: "welcome" },
+      h("p", {}, "Pick items from the catalogue. What to recommend next appears here at once, and every row says why."),
+      examples.length > 0 && h("button", start, "Start with an example"),
+      overview(this.all));
   }
 
   drawPast(history) {
@@ -193,14 +210,16 @@ class Page {
   pastItem(id, index) {
     const item = this.known.get(id) ?? unread(id);
     const name = titleOf(item);
-    const others = this.state.history.filter((_, place) => place !== index);
+    const takeOut = () => {
+      this.change({ history: this.state.history.filter((_, place) => place !== index) });
+      byId("history-title").focus();
+    };
+    const cross = { type: "button", class: "plus", title: "Take out", "aria-label": `Take out of the history: ${name}` };
     return h("li", { class: "past-item", "data-item": id },
-      h("button", { type: "button", class: "open small", title: name, onclick: () => this.open(id) }, picture(item), title(item)),
+      h("button", { type: "button", class: "open small", title: name, onclick: () => this.open(id) },
+        picture(item), title(item)),
       h("span", { class: "mark" }),
-      h("button", { type: "button", class: "plus", "aria-label": `Take out of the history: ${name}`, title: "Take out", onclick: () => {
-        this.change({ history: others });
-        byId("history-title").focus();
-      } }, "×"));
+      h("button", { ...cross, onclick: takeOut }, "×"));
   }
 
   drawChoices() {
@@ -208,9 +227,10 @@ class Page {
     const [first, second] = this.runs;
     const names = this.all.map(({ name }) => [name, name]);
     const others = [["nothing", null], ...names.filter(([name]) => name !== first.name)];
+    const beside = { name: "with", "aria-label": "Compared with" };
     redraw(byId("choices"), [
       choice("by", names, first.name, (name) => this.choose(0, name), { name: "run", "aria-label": "Run" }),
-      choice("beside", others, second?.name ?? null, (name) => this.choose(1, name), { name: "with", "aria-label": "Compared with" }),
+      choice("beside", others, second?.name ?? null, (name) => this.choose(1, name), beside),
     ]);
   }
 
@@ -220,16 +240,23 @@ class Page {
     const columns = Object.entries(run.columns).filter(([, { values }]) => values.length > 1);
     const filter = ([name, { values }]) => {
       const { [name]: _, ...rest } = where;
-      return choice(name, [["any", null], ...values.map((value) => [String(value), value])], where[name] ?? null,
-        (value) => this.change({ where: value === null ? rest : { ...rest, [name]: value } }), { name });
+      const options = [["any", null], ...values.map((value) => [String(value), value])];
+      const changed = (value) => this.change({ where: value === null ? rest : { ...rest, [name]: value } });
+      return choice(name, options, where[name] ?? null, changed, { name: `column ${name}` });
     };
-    const near = h("label", { class: "check" },
-      h("input", { type: "checkbox", name: "distinct", checked: distinct, onchange: (event) => this.change({ distinct: event.target.checked }) }), "no near-duplicates");
+    const limits = [["–", null], ...columns.map(([name]) => [name, name])];
+    const lengths = LENGTHS.map((length) => [String(length), length]);
+    const near = h("input", {
+      type: "checkbox",
+      name: "distinct",
+      checked: distinct,
+      onchange: ({ target }) => this.change({ distinct: target.checked }),
+    });
     redraw(byId("filters"), [
       ...columns.map(filter),
-      columns.length > 0 && choice("at most one per", [["–", null], ...columns.map(([name]) => [name, name])], per, (value) => this.change({ per: value }), { name: "per" }),
-      choice("length", LENGTHS.map((length) => [String(length), length]), k, (value) => this.change({ k: value }), { name: "k" }),
-      run.similar_by.includes("anchor") && near,
+      columns.length > 0 && choice("at most one per", limits, per, (value) => this.change({ per: value }), { name: "per" }),
+      choice("length", lengths, k, (value) => this.change({ k: value }), { name: "k" }),
+      run.similar_by.includes("anchor") && h("label", { class: "check" }, near, "no near-duplicates"),
     ].filter(Boolean));
   }
 
@@ -246,8 +273,9 @@ class Page {
 
   markUnknown() {
     for (const element of byId("past").querySelectorAll("[data-item]")) {
-      const runs = this.columns.filter((column) => column.run && column.unknown?.includes(element.dataset.item)).map((column) => column.run.name);
-      element.querySelector(".mark").textContent = runs.length ? `unknown to ${runs.join(", ")}` : "";
+      const columns = this.columns.filter(({ run, unknown }) => run && unknown.includes(element.dataset.item));
+      const names = columns.map(({ run }) => run.name);
+      element.querySelector(".mark").textContent = names.length ? `unknown to ${names.join(", ")}` : "";
     }
   }
 

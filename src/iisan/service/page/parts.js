@@ -83,7 +83,8 @@ export function row(page, item, { before, beside, below } = {}) {
 }
 
 export const skeleton = (rows) =>
-  Array.from({ length: rows }, () => h("li", { class: "row blank", "aria-hidden": "true" }, h("span", { class: "tile" }), h("span", { class: "lines" })));
+  Array.from({ length: rows }, () =>
+    h("li", { class: "row blank", "aria-hidden": "true" }, h("span", { class: "tile" }), h("span", { class: "lines" })));
 
 // An error, with a button where the same request may succeed later.
 export function problem(error, again) {

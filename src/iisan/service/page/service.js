@@ -20,8 +20,8 @@ export async function call(path, { method, body, token, signal } = {}) {
   }
   signal?.throwIfAborted();
   if (!response.ok) {
-    const detail = typeof answer?.detail === "string" ? answer.detail : `The service answered with status ${response.status}.`;
-    throw new ServiceError(detail, response.status);
+    const { status } = response;
+    throw new ServiceError(answer?.detail ?? `The service answered with status ${status}.`, status);
   }
   return answer;
 }
