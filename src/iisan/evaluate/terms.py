@@ -293,7 +293,7 @@ class TermScorer:
         scores = self._dense.score(query.vectors, items)
         columns = items if isinstance(items, slice) else items.cpu().numpy()
         extra = query.sparse[:, columns].toarray()
-        return scores + torch.from_numpy(extra).to(scores.device, torch.float32)
+        return scores.add_(torch.from_numpy(extra).to(scores.device, torch.float32))
 
     def unweighted(self, histories: Index, items: Index, decays: Sequence[float]) -> dict[str, Tensor]:
         """Compute the terms of some items ``[B, C]`` for every history ``[B, S]`` without their weights.
