@@ -242,11 +242,16 @@ def test_a_full_disk_is_one_sentence(iisan, run_folder, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
     monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
-    code, _, error = iisan("recommend", run_folder, "--all-users", "--out", tmp_path / "lists.parquet")
-    assert code == 2
-    assert "No space left on device" in error
-    assert is_one_sentence(error)
-    assert list(tmp_path.iterdir()) == []
+    out = tmp_path / "lists.parquet"
+    for which, left in (
+        (["--user", "u3"], set()),
+        (["--all-users"], {".lists.parquet.shards", "origin.json", ".lock"}),
+    ):
+        code, _, error = iisan("recommend", run_folder, *which, "--out", out)
+        assert code == 2
+        assert "No space left on device" in error
+        assert is_one_sentence(error)
+        assert {path.name for path in tmp_path.rglob("*")} == left
 
 
 def test_help_of_every_command(iisan):

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -18,14 +17,15 @@ from huggingface_hub.errors import HfHubHTTPError
 from iisan.config import Config
 from iisan.data.dataset import Dataset, index_of
 from iisan.data.histories import ids_of, in_the_form_of, known_rows, read_histories
-from iisan.data.sequences import Index, Sequences
+from iisan.data.sequences import Sequences
 from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError, RunError
 from iisan.evaluate.ranks import check_length
-from iisan.names import ITEM_ID, PAD, TEXT, USER_ID
+from iisan.names import ITEM_ID, TEXT, USER_ID
 from iisan.recipes import load_config
 from iisan.runs.explain import Explanation
 from iisan.runs.run import Run
+from iisan.serve.batch import recommend_all, write_all
 from iisan.serve.export import MANIFEST, check_format, export_vectors, replacing
 from iisan.serve.hub import model_card, write_public_run
 from iisan.serve.items import Change, add_items, remove_items
@@ -304,11 +304,8 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
             max_per=max_per,
             near_duplicates=near_duplicates,
         )
-        found = self._maker.lists(queries, k, selection)
-        lists = self._table(names, ITEM_ID, *found)
-        if lists.is_empty():
-            got = f"history and filters leave none of the {len(self.run.items):,} items"
-            raise DataError(got, "at least one to recommend", "relax the filters")
+        lists = self._maker.table(names, ITEM_ID, self._maker.lists(queries, k, selection))
+        self._maker.check_some(lists.height)
         if users is None and histories is None:
             texts = self.run.items.select(ITEM_ID, TEXT)
             return lists.drop(USER_ID).join(texts, on=ITEM_ID, how="left", maintain_order="left")
@@ -358,18 +355,34 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         row = index_of(self.run.items[ITEM_ID], [item], "item")[0]
         return self._maker.explain(past, int(row))
 
-    def recommend_all(self, k: int = 10, **options: Any) -> pl.DataFrame:
+    @overload
+    def recommend_all(self, k: int = 10, *, out: None = None, **options: Any) -> pl.DataFrame: ...
+
+    @overload
+    def recommend_all(self, k: int = 10, *, out: str | Path, **options: Any) -> pl.LazyFrame: ...
+
+    def recommend_all(
+        self, k: int = 10, *, out: str | Path | None = None, **options: Any
+    ) -> pl.DataFrame | pl.LazyFrame:
         """Recommend the ``k`` best next items for every user of the dataset with interactions.
 
         Args:
             k: Number of items per list.
-            options: Further arguments of ``recommend``.
+            out: File for the lists (.parquet, .csv, .jsonl), which are then never in memory together. After an
+                interruption, the same call goes on with the users that are left.
+            options: Filters and limits of ``recommend``.
 
         Returns:
-            ``user_id``, ``item_id``, ``score``, ``rank``.
+            ``user_id``, ``item_id``, ``score``, ``rank``; with ``out`` a lazy frame of the file.
+
+        Raises:
+            IisanError: As ``recommend``, or the file has another ending or is being written.
         """
-        users = self._maker.users_with_histories()
-        return self.recommend(users=users, k=k, **options)
+        check_length(k)
+        selection = self._maker.select(**options)
+        if out is None:
+            return recommend_all(self._maker, k, selection)
+        return write_all(self._maker, k, selection, Path(out))
 
     def similar_items(self, ids: Iterable[Any], k: int = 10, by: str = "model") -> pl.DataFrame | Any:
         """List the ``k`` items most similar to each of some items.
@@ -396,7 +409,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         wanted = pl.Series(ids_of(ids, "ids", "item"), dtype=pl.String).unique(maintain_order=True)
         rows = index_of(item_ids, wanted.to_list(), "item")
         found = self._maker.similar(rows, k, by)
-        return in_the_form_of(ids, self._table(wanted.alias(ITEM_ID), "similar_id", *found))
+        return in_the_form_of(ids, self._maker.table(wanted.alias(ITEM_ID), "similar_id", found))
 
     def _queries(
         self, users: Iterable[Any] | None, histories: Any, user: str | None, history: Iterable[Any] | None
@@ -413,17 +426,6 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         wanted = [str(user)] if users is None else ids_of(users, "users", "user")
         names = pl.Series(USER_ID, wanted, dtype=pl.String).unique(maintain_order=True)
         return names, self._maker.histories_of(names)
-
-    def _table(self, names: pl.Series, column: str, items: Index, scores: npt.NDArray[np.float32]) -> pl.DataFrame:
-        """Table of lists ``[Q, k]``, one for each of the ``names [Q]``, with the ids of the items in a column."""
-        query, position = np.nonzero(items != PAD)
-        columns = {
-            names.name: names.gather(query),
-            column: self.run.items[ITEM_ID].gather(items[query, position]),
-            "score": scores[query, position],
-            "rank": position + 1,
-        }
-        return pl.DataFrame(columns)
 
 
 def _saved(dataset: Dataset, folder: Path) -> Dataset:

@@ -5,16 +5,25 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from iisan.errors import IisanError
+from iisan.errors import ConfigError, IisanError
 
 #: Lock file of a folder that one process writes at a time.
 LOCK = ".lock"
+#: Endings of files of tables -> the formats that polars reads and writes.
+FRAMES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "ndjson", ".ndjson": "ndjson"}
+
+
+def check_ending(out: Path | None, endings: Iterable[str]) -> None:
+    """Raise a ``ConfigError`` if the ending of an output file is not supported, before anything is computed."""
+    if out is not None and out.suffix.lower() not in endings:
+        known = ", ".join(endings)
+        raise ConfigError(f"--out '{out}' has the ending '{out.suffix}'", f"one of {known}", "choose one of these")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from iisan.data.sequences import Sequences
 from iisan.data.splits import Queries
 from iisan.errors import ConfigError, RunError
+from iisan.evaluate import ranks as ranks_module
 from iisan.evaluate.baselines import FixedScorer
 from iisan.evaluate.metrics import hit_rate, ranked_rows
 from iisan.evaluate.ranks import rank_targets, top_k
@@ -82,12 +83,20 @@ def test_ranks_equal_a_naive_full_sort(problem, policy, batch, block):
         assert ranks.ties[user] == ordered.count(scores[target])
 
 
-@given(problem=problems(), k=st.integers(1, 15), barred=st.none() | st.sets(st.integers(0, 11)), **sizes)
-def test_top_k_equals_a_naive_full_sort(problem, k, barred, policy, batch, block):
+@given(
+    problem=problems(),
+    k=st.integers(1, 15),
+    barred=st.none() | st.sets(st.integers(0, 11)),
+    chunk=st.integers(1, 3) | st.just(64),
+    **sizes,
+)
+def test_top_k_equals_a_naive_full_sort(problem, k, barred, chunk, policy, batch, block):
     table, histories, targets = problem
     scorer, queries = TableScorer(table), make_queries(histories, targets)
     allowed = None if barred is None else ~np.isin(np.arange(scorer.num_items), list(barred))
-    items, values = top_k(scorer, queries, k, policy, allowed, batch=batch, block=block)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks_module, "_CHUNK", chunk)
+        items, values = top_k(scorer, queries, k, policy, allowed, batch=batch, block=block)
     assert items.shape == values.shape == (len(histories), k)
     for user, history in enumerate(histories):
         scores = naive_scores(table, history, policy)
@@ -147,6 +156,31 @@ def test_policies_when_the_target_is_in_the_history():
     lists = {policy: top_k(scorer, queries, 5, policy)[0].tolist() for policy in POLICIES}
     unseen = [[1, 3, 4, -1, -1]]
     assert lists == {"unseen": unseen, "all": [[0, 1, 2, 3, 4]], "exclude-all": unseen}
+
+
+@pytest.mark.parametrize("block", [32768, 3001, 3000])
+@pytest.mark.parametrize("values", [3, 10**6])
+def test_top_k_of_a_large_catalogue(block, values):
+    """Of few values nearly all scores tie, and of many hardly any."""
+    rng = np.random.default_rng(values)
+    table = rng.integers(0, values, (5, 9007))
+    items, scores = top_k(TableScorer(table), make_queries([[0], [1], [2], [3]], [0] * 4), 10, "all", block=block)
+    expected = np.argsort(-table[:4], axis=1, kind="stable")[:, :10]
+    assert (items == expected).all()
+    assert (scores == np.take_along_axis(table[:4], expected, 1)).all()
+
+
+@pytest.mark.parametrize(("num_items", "block", "columns"), [(100, 32, [25] * 4), (97, 32, [25] * 4), (9, 9, [9])])
+def test_blocks_are_even(num_items, block, columns):
+    widths = []
+
+    class Recorder(TableScorer):
+        def score(self, query, items):
+            widths.append(items.stop - items.start)
+            return super().score(query, items)
+
+    top_k(Recorder(np.zeros((2, num_items))), make_queries([[0]], [0]), 3, "all", block=block)
+    assert widths == columns
 
 
 def test_a_constant_scorer_scores_chance():

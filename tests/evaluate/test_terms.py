@@ -181,6 +181,21 @@ def test_transitions_are_smoothed_over_the_most_similar_items(monkeypatch):
     np.testing.assert_allclose(nearest(anchors["text"]).sum(axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("types", [(np.int32, np.int64), (np.int64, np.int32)])
+def test_indices_of_transitions_are_of_one_narrow_type(scorer, types):
+    """A mixture would be converted whole for every query."""
+    matrices = {name: each.copy() for name, each in vars(scorer.transitions).items()}
+    for each, dtype in zip(matrices.values(), types, strict=True):
+        each.indices, each.indptr = each.indices.astype(dtype), each.indptr.astype(np.int64)
+    found = Transitions(**matrices)
+    assert {part.dtype for each in vars(found).values() for part in (each.indices, each.indptr)} == {
+        np.dtype("int32")
+    }
+    last = HISTORIES[:, -1]
+    assert (found.after(last) != scorer.transitions.after(last)).nnz == 0
+    assert scorer.start(HISTORIES).sparse.indices.dtype == np.int32
+
+
 def test_an_item_without_content_keeps_its_own_transitions(scorer):
     neighbours = scorer.transitions.neighbours.toarray()
     assert neighbours[22].tolist() == [0.0] * 22 + [1.0]

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from iisan.errors import ConfigError
-from iisan.files import aside
+from iisan.files import FRAMES, aside
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -61,21 +61,10 @@ def say_to(as_json: bool) -> Callable[[str], None]:
     return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
-#: Endings of table files -> the methods of a frame that write them.
-FRAMES = {".parquet": "write_parquet", ".csv": "write_csv", ".jsonl": "write_ndjson", ".ndjson": "write_ndjson"}
-
-
-def check_ending(out: Path | None, endings: Iterable[str]) -> None:
-    """Raise a ``ConfigError`` if the ending of an output file is not supported, before anything is computed."""
-    if out is not None and out.suffix.lower() not in endings:
-        known = ", ".join(endings)
-        raise ConfigError(f"--out '{out}' has the ending '{out.suffix}'", f"one of {known}", "choose one of these")
-
-
 def write_frame(frame: "DataFrame", out: Path) -> None:
     """Write a table in the format of the file's ending, see ``FRAMES``."""
     with aside(out) as temporary:
-        getattr(frame, FRAMES[out.suffix.lower()])(temporary)
+        getattr(frame, f"write_{FRAMES[out.suffix.lower()]}")(temporary)
 
 
 def given(**folders: Path | None) -> dict[str, Path | None]:

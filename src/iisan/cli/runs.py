@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from iisan.cli.common import (
-    FRAMES,
     DatasetOption,
     ImagesOption,
     Json,
@@ -17,7 +16,6 @@ from iisan.cli.common import (
     Set,
     StatesOption,
     app,
-    check_ending,
     conditions_of,
     given,
     limits_of,
@@ -25,6 +23,7 @@ from iisan.cli.common import (
     write_frame,
 )
 from iisan.errors import ConfigError
+from iisan.files import FRAMES, check_ending
 from iisan.printing import print_evaluations, print_explanation, print_json, print_recommendations
 
 UserOption = Annotated[str | None, typer.Option(help="User of the dataset.")]
@@ -186,8 +185,11 @@ def recommend(
     dataset: DatasetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Recommend the next items for a known user, any history, or all users."""
+    """Recommend the next items for a known user, any history, or all users. Resumes interrupted lists of all."""
+    import polars as pl
+
     from iisan.api import Recommender
+    from iisan.machine import keep_freed_memory
 
     if (user is not None) + (history is not None) + all_users != 1:
         expected = "exactly one of --user, --history and --all-users"
@@ -203,10 +205,12 @@ def recommend(
         "near_duplicates": near_duplicates,
     }
     recommender = Recommender.load(run, dataset)
-    if all_users:
-        lists = recommender.recommend_all(**options)
-    else:
-        lists = recommender.recommend(user=user, history=_ids(history), **options)
+    if all_users and out is not None:
+        keep_freed_memory()
+        everyone = recommender.recommend_all(out=out, **options)
+        print(f"{everyone.select(pl.len()).collect().item():,} rows written to {out}", file=sys.stderr)
+        return
+    lists = recommender.recommend(user=user, history=_ids(history), **options)
     if out is not None:
         write_frame(lists, out)
         print(f"{lists.height:,} rows written to {out}", file=sys.stderr)

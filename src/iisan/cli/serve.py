@@ -10,6 +10,7 @@ import typer
 
 from iisan.cli.common import DatasetOption, ImagesOption, StatesOption, app, given
 from iisan.errors import ConfigError, MissingExtraError
+from iisan.progress import hide_bars
 
 #: Seconds after which a thread that computes lets the one with the requests run; Python's 0.005 add up.
 _SWITCH = 0.0005
@@ -69,6 +70,7 @@ def serve(
         )
     )
     log_json(log_level)
+    hide_bars()
     sys.setswitchinterval(_SWITCH)
     print(f"page: http://{host}:{port}   interface: http://{host}:{port}/docs   stop: Ctrl+C", file=sys.stderr)
     for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has stopped

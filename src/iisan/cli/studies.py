@@ -16,11 +16,11 @@ from iisan.cli.common import (
     Set,
     StatesOption,
     app,
-    check_ending,
     given,
     say_to,
 )
 from iisan.errors import ConfigError, DataError
+from iisan.files import check_ending
 from iisan.printing import print_comparison, print_declines, print_estimates, print_json, print_measurements
 
 

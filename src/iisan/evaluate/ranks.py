@@ -4,6 +4,7 @@ Duplicate items must tie exactly, whatever the rounding of floating-point sums. 
 including those of the targets, come from calls of one shape.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ from iisan.progress import track
 
 #: Counts of a block are summed in float32 (several times faster than in integers), which is exact up to this size.
 MAX_BLOCK = 2**24
+#: Columns of which only the best is compared at first, where a block is wide.
+_CHUNK = 64
 
 
 @torch.inference_mode()
@@ -41,7 +44,7 @@ def rank_targets(
     - ``exclude-all`` is ``unseen``, but a target in its own history is ranked, tied with the rest of the history
       at the very end: a forced miss (published code).
 
-    ``batch`` users and ``block`` items are scored at a time.
+    ``batch`` users and at most ``block`` items are scored at a time.
 
     Raises:
         RunError: A score is NaN or +inf.
@@ -130,7 +133,7 @@ def best_items(
         k: Number of items per list.
         allowed: Mask ``[N]`` of the listed items, by default all.
         excluded: Pairs of a user's number and an item that are left out, by ascending item.
-        block: Number of items that are scored at a time.
+        block: Most items that are scored at a time.
     """
     width = _width(scorer, block)
     barred = None if allowed is None or allowed.all() else torch.from_numpy(~allowed)
@@ -164,7 +167,8 @@ def check_length(k: int) -> None:
 def _width(scorer: ItemScores, block: int) -> int:
     if not 1 <= block <= MAX_BLOCK:
         raise ConfigError(f"blocks of {block} items", f"1 to {MAX_BLOCK}", "choose a block such as 32768")
-    return min(block, scorer.num_items)
+    # As few blocks as may be, and as even: the last one overlaps the one before.
+    return math.ceil(scorer.num_items / math.ceil(scorer.num_items / block))
 
 
 def batches(queries: Queries, batch: int) -> Iterator[tuple[slice, Queries]]:
@@ -213,7 +217,24 @@ def _target_scores(scorer: Scorer, query: Any, targets: Index, width: int) -> Te
 
 
 def _top_of_block(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the best ``k`` values and columns of every row, ``[B, k]``; ties by ascending column."""
+    """Return the best ``k`` values and columns of every row, ``[B, k]``; ties by ascending column.
+
+    In a wide block they are searched in the ``k`` best chunks of columns: any other one has ``k`` better columns,
+    or equal ones before it.
+    """
+    wide = scores.shape[1] - scores.shape[1] % _CHUNK
+    if wide < 4 * k * _CHUNK:
+        return _best_columns(scores, k)
+    best = scores[:, :wide].unflatten(1, (-1, _CHUNK)).amax(2)
+    chunks = _best_columns(best, k)[1].sort(dim=1).values
+    among = (chunks[:, :, None] * _CHUNK + torch.arange(_CHUNK, device=scores.device)).flatten(1)
+    rest = torch.arange(wide, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    among = torch.cat([among, rest], 1)
+    values, places = _best_columns(scores.gather(1, among), k)
+    return values, among.gather(1, places)
+
+
+def _best_columns(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     worst = values[:, k - 1 : k]
     columns = columns[:, :k]

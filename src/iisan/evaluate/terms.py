@@ -95,6 +95,13 @@ class Transitions:
     shares: sparse.csr_array
     neighbours: sparse.csr_array
 
+    def __post_init__(self) -> None:
+        # With indices of two types, scipy would convert all of the shares for every query.
+        matrices = self.shares, self.neighbours
+        narrow = np.int32 if max(each.nnz for each in matrices) < 2**31 else np.int64
+        for each in matrices:
+            each.indices, each.indptr = (part.astype(narrow, copy=False) for part in (each.indices, each.indptr))
+
     def after(self, items: Index) -> sparse.csr_array:
         """Return the smoothed shares of the next items after ``items [B]`` (or ``PAD``), sparse ``[B, N]``."""
         return self.neighbours[items] @ self.shares
@@ -276,7 +283,8 @@ class TermScorer:
     def repeats(self, histories: Index) -> sparse.csr_array:
         """Mark the items of histories ``[B, S]``, sparse ``[B, N]``."""
         rows, places = np.nonzero(histories != PAD)
-        marks = np.ones(len(rows), np.float32), (rows, histories[rows, places])
+        narrow = (each.astype(np.int32) for each in (rows, histories[rows, places]))
+        marks = np.ones(len(rows), np.float32), tuple(narrow)
         marked = sparse.csr_array(marks, shape=(len(histories), self.num_items))
         marked.data[:] = 1  # An item that is in the history several times is marked once.
         return marked
@@ -293,7 +301,7 @@ class TermScorer:
         scores = self._dense.score(query.vectors, items)
         columns = items if isinstance(items, slice) else items.cpu().numpy()
         extra = query.sparse[:, columns].toarray()
-        return scores + torch.from_numpy(extra).to(scores.device, torch.float32)
+        return scores.add_(torch.from_numpy(extra).to(scores.device, torch.float32))
 
     def unweighted(self, histories: Index, items: Index, decays: Sequence[float]) -> dict[str, Tensor]:
         """Compute the terms of some items ``[B, C]`` for every history ``[B, S]`` without their weights.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from iisan.config import Policy
@@ -19,7 +20,7 @@ from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError
 from iisan.evaluate.diversity import Distance, Limit, diverse_top_k, limits_per
-from iisan.names import ITEM_ID
+from iisan.names import ITEM_ID, PAD
 from iisan.runs.explain import Explanation, explain
 from iisan.runs.run import Run
 from iisan.runs.similar import ANCHOR, SimilarityScorer, comparable, similar_items
@@ -97,9 +98,9 @@ class ListMaker:
         compared = {by: self._scorer_by(by) for by in comparable(self.run) if by != ANCHOR}
         return explain(self.run, history, item, compared)
 
-    def users_with_histories(self) -> pl.Series:
-        """Ids of the dataset's users with interactions."""
-        return self.dataset.user_ids.filter(pl.Series(self.sequences.lengths > 0))
+    def users_with_histories(self) -> Index:
+        """Rows of the dataset's users with interactions."""
+        return np.flatnonzero(self.sequences.lengths)
 
     def histories_of(self, users: pl.Series) -> Queries:
         """Return the whole histories of users of the dataset.
@@ -132,20 +133,37 @@ class ListMaker:
         if where is not None:
             allowed &= matching(self.catalogue, where)
         limits = [] if max_per is None else limits_per(self.catalogue, max_per)
-        distance = (
-            None
-            if near_duplicates is None
-            else Distance(self._scorer_by(ANCHOR).items.cpu().numpy(), near_duplicates)
-        )
+        distance = None
+        if near_duplicates is not None:
+            distance = Distance(self._scorer_by(ANCHOR).items.cpu().numpy(), near_duplicates)
         return Selection("unseen" if filter_viewed else "all", allowed, tuple(limits), distance)
 
-    def lists(self, queries: Queries, k: int, selection: Selection) -> Lists:
-        """List the ``k`` best selected items of every query, ``[Q, min(k, N)]``, as the run ranks them.
+    def index_for(self, selection: Selection) -> CellIndex | None:
+        """The index of cells that finds the items of lists, if there is one: none with limits or a distance."""
+        return None if selection.limits or selection.distance is not None else self.index
 
-        An index of cells finds the items, except with limits or a distance.
-        """
+    def lists(self, queries: Queries, k: int, selection: Selection) -> Lists:
+        """List the ``k`` best selected items of every query, ``[Q, min(k, N)]``, as the run ranks them."""
         k, (policy, allowed) = min(k, len(self.run.items)), (selection.policy, selection.allowed)
-        if selection.limits or selection.distance is not None or self.index is None:
-            limits, distance = selection.limits, selection.distance
-            return diverse_top_k(self.run.scorer, queries, k, policy, allowed, limits=limits, distance=distance)
-        return search_top_k(self.index, self.run.scorer, queries, k, policy, allowed)
+        if (index := self.index_for(selection)) is not None:
+            return search_top_k(index, self.run.scorer, queries, k, policy, allowed)
+        limits, distance = selection.limits, selection.distance
+        return diverse_top_k(self.run.scorer, queries, k, policy, allowed, limits=limits, distance=distance)
+
+    def table(self, names: pl.Series, column: str, lists: Lists) -> pl.DataFrame:
+        """Table of lists ``[Q, k]``, one for each of the ``names [Q]``, with the ids of the items in a column."""
+        items, scores = lists
+        query, position = np.nonzero(items != PAD)
+        columns = {
+            names.name: names.gather(query),
+            column: self.run.items[ITEM_ID].gather(items[query, position]),
+            "score": scores[query, position],
+            "rank": position + 1,
+        }
+        return pl.DataFrame(columns)
+
+    def check_some(self, rows: int) -> None:
+        """Raise a ``DataError`` if lists have no ``rows``."""
+        if not rows:
+            got = f"history and filters leave none of the {len(self.run.items):,} items"
+            raise DataError(got, "at least one to recommend", "relax the filters")
