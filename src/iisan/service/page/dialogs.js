@@ -267,7 +267,7 @@ export class AddDialog {
     if (file) uploaded.set(id, URL.createObjectURL(file));
     await page.changed(`Added: ${text ?? id}`, id);
     const [{ seconds, outside }] = answer.done;
-    const unlike = Object.entries(outside).filter(([, share]) => share >= 0.005);
+    const unlike = Object.entries(outside).filter(([, share]) => share >= 0.01);
     page.open(id, [
       `Added in ${seconds.toFixed(1)} s. This is where it lands.`,
       ...answer.refused,
