@@ -107,6 +107,7 @@ class Additions:
             segments = [load_file(place / _VECTORS) for place in places]
             frames = [pl.read_parquet(place / _ITEMS, columns=items.columns, glob=False) for place in places]
             rows = torch.cat([segment.pop(_ROWS) for segment in segments])
+            # In ascending order, and of an item that changed several times the last state.
             _, first = np.unique(rows.numpy()[::-1], return_index=True)
             latest = len(rows) - 1 - first
             dense = [name for name in segments[0] if not name.startswith(_NEIGHBOURS)]
