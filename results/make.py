@@ -109,6 +109,28 @@ NEAR_DUPLICATES_FOOT = """
 Below 0.99, lists hold more variants of what was bought than people buy next. Leaving out copies (0.99) costs next
 to nothing; lower thresholds cost hits, of cold targets too, and the lists of all users cover fewer items.
 """
+COLD_ITEMS = """
+### Items that come after training
+
+Of the {cold_items:,} items without a training interaction, a random half ({held_out:,}) was held out before
+anything was fitted: neither the whitening nor any other term, nor the network, nor the choice of the epoch knew
+them or a query for them. They were then added by `add-items`, and the terms got the weights of the run of the
+table above. So the same test queries rank the same catalogue as there, and the hit rates of both can be compared
+target by target. {seeds} Commands: [`cold_items.py`](cold_items.py).
+
+| | targets | number | HR@10 | with all items there from the start | difference |
+|---|---|---|---|---|---|
+"""
+COLD_ROWS = {
+    "added": "held out and added",
+    "stayed": "the other half of the cold items",
+    "warm": "items with training interactions",
+}
+COLD_ITEMS_FOOT = """
+HR@10 in %, with 95% intervals by bootstrap over users; differences in points, paired. The intervals are for other
+users given these trained models; that two trainings of `default` differ comes on top. Between the halves, whose
+targets are not the same: {halves}.
+"""
 SEARCHES = """
 ### How the first `default` was chosen
 
@@ -402,7 +424,7 @@ def main() -> None:
     protocol = record["protocol"]
     text = SCIENTIFIC.format(machine=record["machine"]["processor"], protocol=capitalised(protocol))
     text += anchor_table(record, baselines, tuple(COLUMNS)) + "\n\n" + tests(record)
-    text += unseen(record) + seconds(record) + near_duplicates()
+    text += unseen(record) + seconds(record) + near_duplicates() + cold_items()
     text += SEARCHES.format(start=", ".join(settings(search["start"]))) + search_rows(search["trials"])
     text += LEARNED_PART + search_rows(search["learned_part"]["trials"])
     text += two_texts(runs)
@@ -520,6 +542,30 @@ def near_duplicates() -> str:
             cells = [f"{100 * row[key]:.2f}" if key in row else "–" for key in (*shares, *keys)]
             text += f"| {' | '.join(['`' + run['recipe'] + '`', threshold, *cells])} |\n"
     return text + NEAR_DUPLICATES_FOOT
+
+
+def cold_items() -> str:
+    """The table of cold items that were held out and added."""
+    record = json.loads((HERE / "scientific" / "cold-items.json").read_text())
+    counts = [f"`{recipe}` {found['seeds']}" for recipe, found in record["runs"].items()]
+    facts = {name: record[name] for name in ("cold_items", "held_out")}
+    text = COLD_ITEMS.format(**facts, seeds=f"Seeds: {', '.join(counts)}.")
+    halves = []
+    for recipe, found in record["runs"].items():
+        for kind, title in COLD_ROWS.items():
+            row = found[kind]
+            own = f"{100 * row['mean_a']:.2f} ({bounds(row['interval'], '.2f')})"
+            difference = f"{100 * row['difference']:+.2f} ({bounds((row['low'], row['high']))})"
+            cells = [f"`{recipe}`", title, f"{row['targets']:,}", own, f"{100 * row['mean_b']:.2f}", difference]
+            text += f"| {' | '.join(cells)} |\n"
+        between = found["halves"]
+        halves.append(f"`{recipe}` {100 * between['difference']:+.2f} ({bounds(between['interval'])})")
+    return text + COLD_ITEMS_FOOT.format(halves=", ".join(halves))
+
+
+def bounds(interval: Sequence[float], form: str = "+.2f") -> str:
+    """Both ends of an interval in %."""
+    return " to ".join(f"{100 * end:{form}}" for end in interval)
 
 
 def seconds(record: Mapping[str, Any]) -> str:

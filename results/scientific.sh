@@ -34,6 +34,8 @@ for seed in 0 1 2; do
 done
 python "$here/anchor.py" "$work/runs" "$here/scientific/anchor.json"
 python "$here/near_duplicates.py" "$here/scientific/near-duplicates.json" "$work"/runs/{similarity,default}-seed0
+python "$here/cold_items.py" "$here/scientific/cold-items.json" "$work/cold" \
+    "$work"/runs/{similarity-seed0,default-seed0,default-seed1}
 python "$here/ngrams.py" "$work/data" "$work/ngrams"
 iisan cache "$work/data" --text "$model" --recipe default --out "$work/states-texts"
 iisan import-states "$work/data" "$work/ngrams.npy" --ids "$work/ngrams.txt" --name ngrams --out "$work/states-texts"

@@ -15,7 +15,7 @@ from iisan.errors import MissingExtraError
 from iisan.evaluate import terms
 from iisan.evaluate.ranks import rank_targets, top_k
 from iisan.evaluate.scorer import EmbeddingScorer
-from iisan.evaluate.terms import TermScorer, Transitions, Weights, nearest, smoothing, transition_shares
+from iisan.evaluate.terms import TermScorer, Transitions, Weights, similar_items, smoothing, transition_shares
 from iisan.names import PAD
 from iisan.nn.anchor import fit_whitening
 from iisan.runs.anchoring import Anchoring
@@ -178,7 +178,24 @@ def test_transitions_are_smoothed_over_the_most_similar_items(monkeypatch):
     found = smoothed.after(np.array([*range(9), PAD])).toarray()
     np.testing.assert_allclose(found[:9], expected, rtol=2e-5, atol=1e-7)
     assert not found[9].any()
-    np.testing.assert_allclose(nearest(anchors["text"]).sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(similar_items({"text": anchors["text"]}).sum(axis=1), 1, rtol=1e-6)
+
+
+def test_similar_items_of_changed_anchors():
+    rng = np.random.default_rng(4)
+    anchors = {"text": unit(60, 8, rng), "image": unit(60, 4, rng)}
+    new = [{"text": unit(count, 8, rng), "image": unit(count, 4, rng)} for count in (3, 4)]
+    new[1]["image"][2] = 0
+    # Items 60 and 61 are new, 7 and 61 change again.
+    rows = [torch.tensor([7, 60, 61]), torch.tensor([62, 7, 61, 20])]
+    found = similar_items(anchors, torch.tensor([7, 62, 3]), list(zip(rows, new, strict=True)))
+    now = {name: torch.cat([each, torch.zeros(3, each.shape[1])]) for name, each in anchors.items()}
+    for some, values in zip(rows, new, strict=True):
+        for name, each in values.items():
+            now[name][some] = each
+    expected = similar_items(now)[[7, 62, 3]]
+    assert found.shape == (3, 63)
+    np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("types", [(np.int32, np.int64), (np.int64, np.int32)])
@@ -228,9 +245,9 @@ def test_large_catalogues_are_searched_in_cells(monkeypatch):
     # Groups of items far from each other, so that the nearest cells hold the nearest items.
     groups = unit(40, 16, rng).repeat_interleave(60, 0)
     vectors = torch.nn.functional.normalize(groups + 0.1 * unit(2400, 16, rng), dim=1)
-    exact = nearest(vectors)
+    exact = similar_items({"text": vectors})
     monkeypatch.setattr(terms, "_EXACT", 1000)
-    found = nearest(vectors)
+    found = similar_items({"text": vectors})
     same = (exact != 0).multiply(found != 0).sum() / (exact != 0).sum()
     assert same > 0.95
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
@@ -241,4 +258,4 @@ def test_large_catalogues_need_faiss(monkeypatch):
     monkeypatch.setattr(terms, "_EXACT", 10)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingExtraError, match=r'pip install "iisan\[index\]"'):
-        nearest(torch.eye(12))
+        similar_items({"text": torch.eye(12)})

@@ -207,7 +207,10 @@ def test_shards_are_bounded_and_not_kept_in_memory(recommender, tmp_path, monkey
     assert [len(shard) for shard in batch.shards_of(maker, 10)] == [7] * 7 + [1]
     monkeypatch.setattr(batch, "_ROWS", 40)
     assert {len(shard) for shard in batch.shards_of(maker, 10)} == {4, 2}
-    assert {len(shard) for shard in batch.shards_of(maker, 100)} == {1}
+    assert {len(shard) for shard in batch.shards_of(maker, 10**6)} == {1}
+    monkeypatch.setattr(batch, "_ROWS", 300)
+    assert {len(shard) for shard in batch.shards_of(maker, 10**6)} == {7, 1}  # lists of all 30 items
+    monkeypatch.setattr(batch, "_ROWS", 40)
     alive = []
     original = batch.recommend_shard
 

@@ -13,11 +13,13 @@ from iisan.api import Recommender
 from iisan.data.dataset import Dataset
 from iisan.errors import DataError, RunError
 from iisan.runs import additions as additions_module
+from iisan.runs.assess import assess
 from iisan.runs.run import Run
 from iisan.serve import items as items_module
 from iisan.serve.items import add_items, remove_items
 from iisan.states.importing import column_source, import_states
 from iisan.states.store import StateStore
+from iisan.states.writer import StateWriter
 from iisan.train.members import join
 from iisan.train.run import train
 
@@ -203,6 +205,32 @@ def test_a_change_that_is_interrupted_leaves_the_old_state(place, trained, catal
     assert sorted(path.name for path in (folder / "additions").iterdir() if path.is_dir()) == sorted(held)
 
 
+def test_states_whose_writing_was_interrupted_are_completed_by_the_next_call(trained, catalogue, monkeypatch):
+    folder = trained("default")
+    new = catalogue.head(2).with_columns(item_id="new " + pl.col("item_id"), text=pl.Series(["a pump", "a lamp"]))
+    append = StateWriter.append
+
+    def stop(*arguments):
+        append(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateWriter, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            add_items(folder, new)
+    # Others read the store meanwhile.
+    assert assess(Run.load(folder), Run.load(folder).config)
+    assert add_items(folder, new).added == 2
+
+
+def test_new_items_are_similar_to_those_that_were_added_before(trained, catalogue):
+    folder = trained("default")
+    for name in ("first", "second"):
+        add_items(folder, catalogue.head(1).with_columns(item_id=pl.lit(name)))
+    neighbours = Run.load(folder, with_additions=True).anchoring.scorer.transitions.neighbours.toarray()
+    assert neighbours[31, 30] == neighbours[31, 0] == neighbours[31, 31] > 0
+
+
 def test_a_run_that_knows_ids_only_is_refused(configured, tmp_path, catalogue):
     train(configured("ids", "modalities=[]"), tmp_path / "run")
     with pytest.raises(RunError, match="knows items by their ids only"):
@@ -238,6 +266,8 @@ def test_a_damaged_segment(trained, catalogue):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(RunError, match="is damaged"):
         Run.load(folder, with_additions=True)
+    with pytest.raises(RunError, match="is damaged"):
+        add_items(folder, catalogue.head(1).with_columns(item_id=pl.lit("newer")))
     assert Run.load(folder).num_trained == 30
 
 

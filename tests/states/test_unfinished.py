@@ -156,17 +156,17 @@ def test_a_file_in_the_place_of_the_folder_is_noticed_before_anything_is_compute
         import_states(dataset, source(tmp_path), "v", tmp_path / out)
 
 
-def test_a_finished_store_that_is_added_to_is_unfinished_meanwhile(
+def test_a_finished_store_that_is_added_to_stays_readable(
     catalogue: Any, bert: TextEncoder, tmp_path: Path, stopped: Any
 ) -> None:
+    contents = Contents.of(catalogue, "text")
     extract(bert, contents_of(catalogue.texts[:20]), tmp_path)
-    stopped(0)
-    with pytest.raises(KeyboardInterrupt):
-        extract(bert, Contents.of(catalogue, "text"), tmp_path)
-    with pytest.raises(StoreError, match="20 rows are there"):
-        StateStore.find(tmp_path, "text")
     stopped(1)
-    assert len(extract(bert, Contents.of(catalogue, "text"), tmp_path)) == 36
+    with pytest.raises(KeyboardInterrupt):
+        extract(bert, contents, tmp_path, shard_rows=10)
+    assert len(StateStore.find(tmp_path, "text")) == 30
+    stopped(1)
+    assert len(extract(bert, contents, tmp_path)) == 36
 
 
 def test_shards_that_are_dropped_leave_an_unfinished_store(

@@ -185,7 +185,7 @@ def recommend(
     dataset: DatasetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Recommend the next items for a known user, any history, or all users. Resumes interrupted lists of all."""
+    """Recommend the next items for a known user, any history, or all users. Resumes an interrupted --all-users."""
     import polars as pl
 
     from iisan.api import Recommender
@@ -207,8 +207,8 @@ def recommend(
     recommender = Recommender.load(run, dataset)
     if all_users and out is not None:
         keep_freed_memory()
-        everyone = recommender.recommend_all(out=out, **options)
-        print(f"{everyone.select(pl.len()).collect().item():,} rows written to {out}", file=sys.stderr)
+        rows = recommender.recommend_all(out=out, **options).select(pl.len()).collect().item()
+        print(f"{rows:,} rows written to {out}", file=sys.stderr)
         return
     lists = recommender.recommend(user=user, history=_ids(history), **options)
     if out is not None:

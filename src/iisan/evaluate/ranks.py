@@ -235,6 +235,7 @@ def _top_of_block(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _best_columns(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return what ``_top_of_block`` does, by comparing all columns."""
     values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     worst = values[:, k - 1 : k]
     columns = columns[:, :k]

@@ -103,7 +103,7 @@ def compare(a: Sequence[pl.DataFrame], b: Sequence[pl.DataFrame], metric: str) -
     queries = of_a[QUERIES].to_numpy()
     weights = queries / queries.mean()
     differences = values_a - values_b
-    low, high = _interval(differences, weights)
+    low, high = interval(differences, weights)
     single_hits = metric.startswith("hr@") and len(a) == len(b) == 1 and (queries == 1).all()
     return Comparison(
         metric=metric,
@@ -170,15 +170,15 @@ def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
             )
 
 
-def _interval(differences: Values, weights: Values) -> tuple[float, float]:
-    """Ends of the 95% percentile bootstrap interval of the weighted mean of the users' differences ``[G]``."""
-    users = len(differences)
+def interval(values: Values, weights: Values) -> tuple[float, float]:
+    """Ends of the 95% percentile bootstrap interval of the weighted mean of the users' values ``[G]``."""
+    users = len(values)
     rng = np.random.default_rng(0)
     batch = max(1, _DRAWN // users)
     means = []
     for done in range(0, _RESAMPLES, batch):
         drawn = rng.integers(users, size=(min(batch, _RESAMPLES - done), users))
-        means.append((weights * differences)[drawn].sum(axis=1) / weights[drawn].sum(axis=1))
+        means.append((weights * values)[drawn].sum(axis=1) / weights[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 

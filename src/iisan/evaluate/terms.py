@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -18,6 +19,7 @@ from iisan.data.sequences import Index
 from iisan.data.splits import Split
 from iisan.evaluate.baselines import transition_counts
 from iisan.evaluate.cells import divide
+from iisan.evaluate.ranks import best_items
 from iisan.evaluate.scorer import DotProducts, EmbeddingScorer, finite
 from iisan.names import PAD
 from iisan.progress import track
@@ -27,13 +29,17 @@ NEIGHBOURS = 50
 #: Factor on similarities before the softmax over these neighbours.
 _SHARPNESS = 20.0
 #: Items whose neighbours are searched at a time.
-_BLOCK = 1024
+_BLOCK = 4096
 #: Most items among which similar ones are searched exactly, at a cost that grows with the square of their number.
 _EXACT = 100_000
 #: Cells that an approximate search looks into.
 _PROBES = 16
 #: Weight of an item that is in the history already, relative to that of the anchor, where no data determine it.
 REPEAT = -0.5
+
+
+#: Rows ``[n]`` and their anchors ``[n, A]`` by modality.
+Changed = tuple[Tensor, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -114,53 +120,6 @@ def transition_shares(split: Split) -> sparse.csr_array:
     return counts
 
 
-def nearest(vectors: Tensor, rows: Tensor | None = None) -> sparse.csr_array:
-    """Find the items most similar to each of the ``vectors [N, A]`` of length 1, itself included.
-
-    For more than ``_EXACT`` of the items ``rows [n]``, by default all, the search is approximate, in the cells of
-    a FAISS index.
-
-    Returns:
-        Their weights, a softmax over the similarities, sparse ``[n, N]``.
-
-    Raises:
-        MissingExtraError: FAISS is needed and not installed.
-    """
-    wanted = vectors if rows is None else vectors[rows]
-    count = min(NEIGHBOURS, len(vectors))
-    search = partial(_exact, vectors) if len(wanted) <= _EXACT else _cells(vectors)
-    values, columns = [], []
-    for block in track(wanted.split(_BLOCK), "similar items"):
-        similarities, items = search(block, count)
-        values.append(torch.softmax(_SHARPNESS * similarities, dim=1).flatten().cpu())
-        columns.append(items.flatten().cpu())
-    offsets = np.arange(0, count * len(wanted) + 1, count)
-    found = sparse.csr_array(
-        (torch.cat(values).numpy(), torch.cat(columns).numpy(), offsets), shape=(len(wanted), len(vectors))
-    )
-    found.eliminate_zeros()
-    return found
-
-
-def _exact(vectors: Tensor, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    best = (wanted @ vectors.T).topk(count, dim=1)
-    return best.values, best.indices
-
-
-def _cells(vectors: Tensor) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """Divide vectors into cells of similar ones; a search looks into the nearest ``_PROBES`` cells."""
-    index = divide(vectors.__getitem__, len(vectors), f"finding similar items among more than {_EXACT:,}")
-    index.nprobe = _PROBES
-
-    def search(wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        similarities, items = index.search(wanted.cpu().numpy(), count)
-        # Too few items in the cells leave places empty (-1), which get the weight 0.
-        empty = torch.from_numpy(items < 0)
-        return torch.from_numpy(similarities).masked_fill(empty, -torch.inf), torch.from_numpy(items).clamp_min(0)
-
-    return search
-
-
 def side_by_side(anchors: Mapping[str, Tensor]) -> Tensor:
     """Concatenate the anchors ``[N, A]`` of all modalities to vectors of length 1; zero for items without any."""
     return torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
@@ -173,21 +132,92 @@ def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
     return neighbours
 
 
-def similar_items(anchors: Mapping[str, Tensor], rows: Tensor | None = None) -> sparse.csr_array:
-    """Find the items most similar to the items ``rows [n]``, by default all, see ``nearest``: sparse ``[n, N]``.
+def similar_items(
+    anchors: Mapping[str, Tensor], rows: Tensor | None = None, changes: Sequence[Changed] = ()
+) -> sparse.csr_array:
+    """Find the items most similar to each of the items ``rows [n]``, by default all, itself included.
 
-    An item without any content is similar to itself only.
+    An item without any content is similar to itself only. For more than ``_EXACT`` rows the search is approximate,
+    in the cells of a FAISS index.
+
+    Args:
+        anchors: Anchors ``[N, A]`` by modality.
+        rows: Items.
+        changes: Items that have other anchors, or follow the last one; of an item's, the last change counts.
+
+    Returns:
+        Their weights, a softmax over the similarities, sparse ``[n, N]``.
+
+    Raises:
+        MissingExtraError: FAISS is needed and not installed.
     """
-    joint = side_by_side(anchors)
-    neighbours = nearest(joint, rows)
-    rows = torch.arange(len(joint)) if rows is None else rows
-    empty = (~joint[rows].any(dim=1)).cpu().numpy()
-    if empty.any():
-        own = (np.ones(empty.sum(), np.float32), (np.flatnonzero(empty), rows.numpy()[empty]))
-        neighbours = sparse.diags_array((~empty).astype(np.float32)) @ neighbours
-        neighbours = sparse.csr_array(neighbours + sparse.csr_array(own, shape=neighbours.shape))
-        neighbours.eliminate_zeros()
-    return neighbours
+    every = _SideBySide(anchors, changes)
+    rows = torch.arange(every.num_items) if rows is None else rows
+    count = min(NEIGHBOURS, every.num_items)
+    search = partial(best_items, every, k=count) if len(rows) <= _EXACT else _cells(every, count)
+    values, columns = [], []
+    for block in track(rows.split(_BLOCK), "similar items"):
+        wanted = every.vectors(block)
+        items, similarities = map(torch.from_numpy, search(wanted))
+        alone = ~wanted.any(dim=1)
+        similarities[alone] = torch.tensor([0.0] + (count - 1) * [-torch.inf])
+        items[alone, 0] = block[alone]
+        values.append(torch.softmax(_SHARPNESS * similarities, dim=1).flatten())
+        columns.append(items.clamp_min(0).flatten())
+    offsets = np.arange(0, count * len(rows) + 1, count)
+    found = sparse.csr_array(
+        (torch.cat(values).numpy(), torch.cat(columns).numpy(), offsets), shape=(len(rows), every.num_items)
+    )
+    found.eliminate_zeros()
+    return found
+
+
+class _SideBySide:
+    """Anchors of all modalities side by side, joined and changed as they are read, because a copy would be large.
+
+    Args:
+        anchors: As for ``similar_items``.
+        changes: As for ``similar_items``.
+    """
+
+    def __init__(self, anchors: Mapping[str, Tensor], changes: Sequence[Changed]) -> None:
+        self._anchors = anchors
+        self._changed = {
+            name: torch.cat([each[:0], *(new[name] for _, new in changes)]) for name, each in anchors.items()
+        }
+        self._size = len(next(iter(anchors.values())))
+        self.num_items = max(self._size, *(int(rows.max()) + 1 for rows, _ in changes), 0)
+        #: Place of each item's anchors in those before the changes, followed by the changed ones.
+        self._places = torch.arange(self.num_items)
+        places = torch.arange(self._size, self._size + sum(len(rows) for rows, _ in changes))
+        for (rows, _), own in zip(changes, places.split([len(rows) for rows, _ in changes]), strict=True):
+            self._places[rows] = own
+
+    def vectors(self, rows: Tensor | slice) -> Tensor:
+        places = self._places[rows]
+        changed = places >= self._size
+        found = {}
+        for name, anchors in self._anchors.items():
+            found[name] = anchors[places.masked_fill(changed, 0)]
+            found[name][changed] = self._changed[name][places[changed] - self._size]
+        return side_by_side(found)
+
+    def score(self, query: Tensor, items: Tensor | slice) -> Tensor:
+        return query @ self.vectors(items).T
+
+
+def _cells(every: _SideBySide, count: int) -> Callable[[Tensor], tuple[Index, npt.NDArray[np.float32]]]:
+    """Divide the items into cells of similar ones; a search looks into the nearest ``_PROBES`` cells."""
+    index = divide(every.vectors, every.num_items, f"finding similar items among more than {_EXACT:,}")
+    index.nprobe = _PROBES
+
+    def search(wanted: Tensor) -> tuple[Index, npt.NDArray[np.float32]]:
+        similarities, items = index.search(wanted.cpu().numpy(), count)
+        # Too few items in the cells leave places empty, which FAISS numbers -1, too.
+        similarities[items == PAD] = -np.inf
+        return items, similarities
+
+    return search
 
 
 def popularity(counts: Tensor) -> Tensor:

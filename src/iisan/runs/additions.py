@@ -7,14 +7,15 @@ were there before stay as they are. Legend: N items before a segment, n items in
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 from torch import Tensor
@@ -31,6 +32,8 @@ KIND, SCHEMA = "iisan-additions", 1
 _ITEMS, _VECTORS, _ROWS = "items.parquet", "vectors.safetensors", "rows"
 _NEIGHBOURS, _SHARES, _COUNTS = f"{TERMS}neighbours.", f"{TERMS}shares.indptr", f"{TERMS}counts"
 _CSR = ("data", "indices", "indptr")
+#: Errors of files that have other content than was written.
+_DAMAGE = (KeyError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,34 @@ class Additions:
         """Return the tensors and items of a run with all segments.
 
         Raises:
-            OSError, KeyError, ValueError, SafetensorError: A segment is damaged.
+            RunError: A segment is damaged.
         """
-        weights = dict(weights)
-        for name in self.segments:
-            place = self.folder / ADDITIONS / name
-            segment = load_file(place / _VECTORS)
-            weights = _grown(weights, segment, segment.pop(_ROWS))
-            items = _with_rows(items, pl.read_parquet(place / _ITEMS, columns=items.columns, glob=False))
-        return weights, items
+        changes = self.changes(items)
+        return (dict(weights), items) if changes is None else (_grown(weights, changes), changes.put_into(items))
+
+    def changes(self, items: pl.DataFrame) -> "Changes | None":
+        """Return all segments as one, with the columns of the items of the trained run; None without segments.
+
+        Raises:
+            RunError: A segment is damaged.
+        """
+        if not self.segments:
+            return None
+        places = [self.folder / ADDITIONS / name for name in self.segments]
+        with undamaged(self.folder):
+            segments = [load_file(place / _VECTORS) for place in places]
+            frames = [pl.read_parquet(place / _ITEMS, columns=items.columns, glob=False) for place in places]
+            rows = torch.cat([segment.pop(_ROWS) for segment in segments])
+            # In ascending order, and of an item that changed several times the last state.
+            _, first = np.unique(rows.numpy()[::-1], return_index=True)
+            latest = len(rows) - 1 - first
+            dense = [name for name in segments[0] if not name.startswith(_NEIGHBOURS)]
+            tensors = {name: torch.cat([segment[name] for segment in segments])[latest] for name in dense}
+            neighbours = None
+            if _NEIGHBOURS + _CSR[0] in segments[0]:
+                total = max(len(items), int(rows.max()) + 1)
+                neighbours = sparse.vstack([_csr(segment, total) for segment in segments]).tocsr()[latest]
+            return Changes(rows[latest], pl.concat(frames)[latest], tensors, neighbours)
 
     def columns(self, items: pl.DataFrame) -> pl.DataFrame:
         """Put further columns of added and updated items into a frame of all items.
@@ -109,11 +131,42 @@ class Additions:
         return items
 
 
+@dataclass(frozen=True)
+class Changes:
+    """The latest state of the n items that were added or updated.
+
+    Attributes:
+        rows: Their rows, ascending, ``[n]``.
+        items: ``item_id`` and further columns.
+        tensors: Name of a tensor of the run -> rows of it, ``[n, …]``.
+        neighbours: Rows of ``terms.neighbours``, sparse, of runs with an anchor.
+    """
+
+    rows: Tensor
+    items: pl.DataFrame
+    tensors: Mapping[str, Tensor]
+    neighbours: sparse.csr_array | None
+
+    def put_into(self, items: pl.DataFrame) -> pl.DataFrame:
+        """Return the items of a run with these."""
+        return _with_rows(items, self.items)
+
+
 def _with_rows(items: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
     """Replace the rows of known items and append the others, by id."""
     items = items.update(changed, on=ITEM_ID, how="left", include_nulls=True)
     new = changed.join(items, on=ITEM_ID, how="anti", maintain_order="left")
     return pl.concat([items, new], how="diagonal")
+
+
+@contextmanager
+def undamaged(run: Path, cure: str = "train the run again, or delete its additions") -> Iterator[None]:
+    """Raise a ``RunError`` for errors of files in a run folder that have other content than was written."""
+    try:
+        yield
+    except (OSError, SafetensorError, pl.exceptions.PolarsError, *_DAMAGE) as error:
+        fault = " ".join(str(error).split())  # PyTorch lists absent tensors in several lines.
+        raise RunError(f"the run in '{run}' is damaged ({fault})", "a whole run folder", cure) from None
 
 
 def writing(run: Path) -> AbstractContextManager[object]:
@@ -159,20 +212,19 @@ def segment_hash(run: Path, name: str) -> str:
     return sha256_file(run / ADDITIONS / name / _VECTORS)
 
 
-def _grown(weights: dict[str, Tensor], segment: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Put the rows of a segment into the tensors of a run."""
+def _grown(weights: Mapping[str, Tensor], changes: Changes) -> dict[str, Tensor]:
+    """Put changes into the tensors of a run."""
     found = dict(weights)
-    for name, values in segment.items():
-        if not name.startswith(_NEIGHBOURS):
-            found[name] = put_rows(weights[name], rows, values)
-            total = len(found[name])
-    if _COUNTS in weights:
+    for name, values in changes.tensors.items():
+        found[name] = put_rows(weights[name], changes.rows, values)
+        total = len(found[name])
+    if changes.neighbours is not None:
         found[_COUNTS] = _longer(weights[_COUNTS], total)
         # An item that was added has no transitions of its own.
         shares = weights[_SHARES]
         found[_SHARES] = torch.cat([shares, shares[-1:].expand(total + 1 - len(shares))])
-        neighbours = _put_neighbours(_csr(weights, total), _csr(segment, total), rows, total)
-        found |= {_NEIGHBOURS + part: torch.from_numpy(getattr(neighbours, part)) for part in _CSR}
+        neighbours = _put_neighbours(_csr(weights, total), changes.neighbours, changes.rows, total)
+        found |= tensors_of(neighbours)
     return found
 
 
@@ -201,5 +253,5 @@ def _put_neighbours(old: sparse.csr_array, new: sparse.csr_array, rows: Tensor, 
 
 
 def tensors_of(neighbours: sparse.csr_array) -> dict[str, Tensor]:
-    """Name the arrays of the neighbours of a segment as ``write_segment`` takes them."""
+    """Name the arrays of neighbours as in the files of a run and of a segment."""
     return {_NEIGHBOURS + part: torch.from_numpy(getattr(neighbours, part)) for part in _CSR}

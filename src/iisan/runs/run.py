@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
 from iisan.nested import read_yaml
-from iisan.runs.additions import Additions
+from iisan.runs.additions import Additions, undamaged
 from iisan.runs.anchoring import ANCHOR, SIMILARITY, TERMS, Anchoring
 from iisan.states.sources import StateSource
 
@@ -40,8 +39,6 @@ ABSENT = "items.fusion.absent"
 #: Prefix of the tensors of all members of a joined run but the first.
 MEMBERS = "members."
 SCHEMA = 2
-#: Errors of files that have other content than was written.
-_DAMAGE = (KeyError, RuntimeError, TypeError, ValueError)
 
 
 def _scorer(sequence: nn.Module, items: Tensor, length: int) -> EmbeddingScorer:
@@ -183,7 +180,7 @@ class Run:
         recorded = config.model_dump(include=set(FOLDERS), exclude_none=True)
         folders = {name: relocated(path, result.get("folder"), folder) for name, path in recorded.items()}
         config = config.model_copy(update=folders)
-        try:
+        with undamaged(folder, cure):
             weights = load_file(folder / MODEL)
             items = pl.read_parquet(folder / ITEMS, glob=False)
             num_trained, additions = len(items), Additions.read(folder) if with_additions else Additions(folder)
@@ -200,9 +197,6 @@ class Run:
                 (scorer,) = members
             if scorer.num_items != len(items):
                 raise ValueError(f"{scorer.num_items:,} items in {MODEL}, {len(items):,} in {ITEMS}")
-        except (OSError, SafetensorError, pl.exceptions.PolarsError, *_DAMAGE) as error:
-            fault = " ".join(str(error).split())  # PyTorch lists absent tensors in several lines.
-            raise RunError(f"the run in '{folder}' is damaged ({fault})", "a whole run folder", cure) from None
         changes = additions.removed, additions.segments
         return cls(folder, config, result, items, scorer, members, anchoring, num_trained, *changes)
 

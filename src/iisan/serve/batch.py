@@ -34,7 +34,7 @@ _ORIGIN, _WHOLE = "origin.json", "whole"
 def shards_of(maker: ListMaker, k: int) -> list[Index]:
     """Divide the users of a dataset with interactions into shards of consecutive rows, at least one."""
     users = maker.users_with_histories()
-    size = max(1, min(_USERS, _ROWS // k))
+    size = max(1, min(_USERS, _ROWS // min(k, len(maker.run.items))))
     return [users[first : first + size] for first in range(0, max(1, len(users)), size)]
 
 
@@ -132,7 +132,7 @@ def _origin(maker: ListMaker, k: int, selection: Selection) -> dict[str, Any]:
     limits, distance = selection.limits, selection.distance
     return {
         "run": sha256_json([run.fingerprint, run.result.get("terms")]),
-        "state of the run's items": sha256_json([*run.segments]),
+        "state of the run's items": list(run.segments),
         "index": sha256_file(run.folder / INDEX / MANIFEST) if index else None,
         "dataset": data.get("content_hash") or sha256_json(data),
         "k": k,

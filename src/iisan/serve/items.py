@@ -25,11 +25,11 @@ from iisan.data.tables import Table, read_table
 from iisan.encoders.contents import Contents
 from iisan.encoders.levels import Level
 from iisan.errors import DataError, RunError
-from iisan.evaluate.terms import similar_items
+from iisan.evaluate.terms import Changed, similar_items
 from iisan.machine import choose_device
 from iisan.model import SequentialRecommender, load_trainable
 from iisan.names import IMAGE, IMPORTED, ITEM_ID, TEXT
-from iisan.runs.additions import Additions, put_rows, tensors_of, write_segment, writing
+from iisan.runs.additions import Additions, Changes, tensors_of, write_segment, writing
 from iisan.runs.anchoring import ANCHOR, Anchoring, frozen_states, item_anchors
 from iisan.runs.run import ABSENT, EMBEDDINGS, Run, member_prefixes
 from iisan.states.caching import cache
@@ -87,7 +87,8 @@ def add_items(
     began = time.perf_counter()
     folder = Path(folder)
     with writing(folder):
-        run = Run.load(folder, with_additions=True)
+        run, state = Run.load(folder), Additions.read(folder)
+        earlier = state.changes(run.items)
         config = run.config.model_copy(update={"dataset": None, **(moved or {})})
         members = members_of(replace(run, config=config))
         modalities = dict.fromkeys(name for each, _ in members for name in each.modalities or ())
@@ -96,7 +97,7 @@ def add_items(
             got = f"the run in '{folder}' knows items by their ids only"
             raise RunError(got, "a run with contents", "train a recipe such as similarity, or ids with an anchor")
         dataset = _dataset(items, config, modalities, images)
-        known = run.items[ITEM_ID]
+        known = (run.items if earlier is None else earlier.put_into(run.items))[ITEM_ID]
         numbers = pl.DataFrame({ITEM_ID: known}).with_row_index("row")
         found = dataset.items.select(ITEM_ID).join(numbers, on=ITEM_ID, how="left", maintain_order="left")["row"]
         new = found.is_null()
@@ -109,9 +110,8 @@ def add_items(
                 tensors[prefix + EMBEDDINGS] = _embeddings(each, dataset, stores, weights)
             outside: dict[str, float] = {}
             if run.anchoring is not None:
-                added, outside = _terms(run.anchoring, config, dataset, stores, rows)
+                added, outside = _terms(run.anchoring, config, dataset, stores, rows, earlier)
                 tensors |= added
-        state = Additions.read(folder)
         facts = dataset.items.drop(set(dataset.kinds) - {TEXT}, strict=False)
         name = write_segment(folder, facts, rows, tensors)
         removed = state.removed - set(dataset.items[ITEM_ID])
@@ -235,9 +235,17 @@ def _embeddings(
 
 @torch.inference_mode()
 def _terms(
-    anchoring: Anchoring, config: Config, dataset: Dataset, stores: Mapping[str, StateStore], rows: Tensor
+    anchoring: Anchoring,
+    config: Config,
+    dataset: Dataset,
+    stores: Mapping[str, StateStore],
+    rows: Tensor,
+    earlier: Changes | None,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors of the anchors and similar items of a dataset, and the share of variance that no fit saw."""
+    """Tensors of the anchors and similar items of a dataset, and the share of variance that no fit saw.
+
+    ``anchoring`` is that of the trained run, ``earlier`` what was added to it before.
+    """
     stores = {name: stores[name] for name in anchoring.whitenings if name in stores}
     source = frozen_states(config, dataset, stores)
     found = item_anchors(source, anchoring.whitenings, dataset.num_items)
@@ -247,7 +255,13 @@ def _terms(
         for name, hidden in states.items()
         if len(hidden.positions)
     }
-    before = anchoring.scorer.anchors
-    every = {name: put_rows(before[name].cpu(), rows, anchors) for name, anchors in found.items()}
-    tensors = {f"{ANCHOR}{name}.vectors": anchors for name, anchors in found.items()}
-    return tensors | tensors_of(similar_items(every, rows)), outside
+    changes: list[Changed] = [(rows, found)]
+    if earlier is not None:
+        changes.insert(0, (earlier.rows, {name: earlier.tensors[_vectors(name)] for name in found}))
+    tensors = {_vectors(name): anchors for name, anchors in found.items()}
+    return tensors | tensors_of(similar_items(anchoring.scorer.anchors, rows, changes)), outside
+
+
+def _vectors(modality: str) -> str:
+    """Name of the tensor of the anchors of a modality."""
+    return f"{ANCHOR}{modality}.vectors"

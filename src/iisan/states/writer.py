@@ -24,7 +24,7 @@ class StateWriter:
 
     Entering removes the remains of an interrupted writer: files that the manifest does not list, and listed
     shards that are absent or cut short, whose contents then count as new. Callers add shards between
-    :meth:`start` and ``record(finished=True)``; in between nobody else can open the store.
+    :meth:`start` and ``record(finished=True)``; in between nobody else can open a store that is new.
 
     Args:
         folder: Folder of the store; made if absent.
@@ -51,10 +51,13 @@ class StateWriter:
         self._held.close()
 
     def start(self, keys: Sequence[str | None], indices: Sequence[int], **entries: Any) -> list[int]:
-        """Begin to add contents: return those of ``indices`` whose key is not stored, and record ``entries``."""
+        """Begin to add contents: return those of ``indices`` whose key is not stored, and record ``entries``.
+
+        A finished store stays finished, so that others can go on reading what it was made for.
+        """
         stored = StateStore(self.folder, self.manifest).rows_of([keys[index] for index in indices])
         new = [index for index, row in zip(indices, stored.tolist(), strict=True) if row < 0]
-        self.record(finished=not new, **entries)
+        self.record(finished=self.manifest.finished or not new, **entries)
         return new
 
     def append(
