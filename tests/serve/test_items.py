@@ -323,6 +323,10 @@ def test_columns_of_new_items_are_conditions_and_limits(trained, catalogue, prep
     found = recommender.recommend(history=["i7"], where={"brand": "new"})
     assert sorted(found["item_id"]) == ["new i0", "new i1"]
     assert len(recommender.recommend(history=["i7"], max_per="brand")) == 2
+    # A column that no other item has is one, too.
+    recommender.add_items(catalogue.head(1).with_columns(item_id=pl.lit("organic"), label=pl.lit("eco")))
+    found = recommender.recommend(history=["i7"], where={"label": "eco"})
+    assert found["item_id"].to_list() == ["organic"]
 
 
 def test_newer_interactions_of_old_and_new_users_and_items(trained, catalogue, prepared, tmp_path):

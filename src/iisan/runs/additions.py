@@ -121,13 +121,14 @@ class Additions:
     def columns(self, items: pl.DataFrame) -> pl.DataFrame:
         """Put further columns of added and updated items into a frame of all items.
 
-        A value that does not fit the type of its column is left out.
+        A value that does not fit the type of its column is left out; a new column is empty for all other items.
         """
         for name in self.segments:
             changed = pl.read_parquet(self.folder / ADDITIONS / name / _ITEMS, glob=False)
-            known = [column for column in changed.columns if column in items.columns]
-            types = pl.Schema({each: items.schema[each] for each in known})
-            items = _with_rows(items, changed.select(known).cast(types, strict=False))
+            new = [column for column in changed.columns if column not in items.columns]
+            items = items.with_columns(pl.lit(None, changed.schema[column]).alias(column) for column in new)
+            types = pl.Schema({each: items.schema[each] for each in changed.columns})
+            items = _with_rows(items, changed.cast(types, strict=False))
         return items
 
 

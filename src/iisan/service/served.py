@@ -267,7 +267,7 @@ class ServedRun:
             "similar_by": self.similar_by,
             "columns": columns,
             "images": bool(self._with_image.any()),
-            "metrics": {name: test[name] for name in ("hr@10", "ndcg@10") if name in test},
+            "metrics": {name: test[name] for name in ("hr@10", "ndcg@10", "cold_hr@10") if name in test},
             "protocol": self.run.result["protocol"],
             "trained": datetime.fromtimestamp((self.folder / RESULT).stat().st_mtime, UTC).isoformat(),
         }

@@ -137,7 +137,7 @@ export class Column {
   }
 }
 
-const METRICS = { "hr@10": "HR@10", "ndcg@10": "NDCG@10" };
+const METRICS = { "hr@10": "HR@10", "ndcg@10": "NDCG@10", "cold_hr@10": "cold HR@10" };
 const day = (run) => run.trained.slice(0, 10);
 const modalities = (run) => run.modalities.join(", ") || "ids only";
 const metrics = (run) =>
