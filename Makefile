@@ -44,6 +44,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/store.py --out $(OUT)/store.json
 	$(BIN)/python benchmarks/preparation.py --out $(OUT)/preparation.json
 	$(BIN)/python benchmarks/anchor.py --out $(OUT)/anchor.json
+	$(BIN)/python benchmarks/additions.py $(MODEL) --out $(OUT)/additions.json
 	$(BIN)/python benchmarks/quality.py $(DATA) $(MODEL) --out $(OUT)/quality.json
 
 clean:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import polars as pl
 import pytest
@@ -16,6 +17,9 @@ from iisan.config import Config
 from iisan.data.sequences import Sequences
 from iisan.data.splits import Split, leave_one_out
 
+# A busy machine is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 # Models and batches are so small that synchronising a second thread takes longer than the work.
 torch.set_num_threads(1)
 

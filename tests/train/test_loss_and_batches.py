@@ -68,7 +68,7 @@ def slot_wise_loss(windows, draws, owned, popularity, embeddings, queries, num_i
 @pytest.mark.parametrize("exclude", ["window", "training"])
 @pytest.mark.parametrize("negatives", [0, 5])
 @pytest.mark.parametrize("pieces", ["last", "all"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10_000))
 def test_loss_over_distinct_items_equals_the_slot_wise_one(reduction, exclude, negatives, pieces, seed):
     rng = np.random.default_rng(seed)
@@ -197,7 +197,7 @@ def test_windows_by_hand():
 
 
 @given(seed=st.integers(0, 1000), length=st.integers(1, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_all_windows_make_every_training_item_but_the_first_a_target_once(seed, length):
     split, _ = random_split(np.random.default_rng(seed), low=1, high=14)
     windows = training_windows(split, length, "all")

@@ -122,7 +122,8 @@ def transition_shares(split: Split) -> sparse.csr_array:
 
 def side_by_side(anchors: Mapping[str, Tensor]) -> Tensor:
     """Concatenate the anchors ``[N, A]`` of all modalities to vectors of length 1; zero for items without any."""
-    return torch.nn.functional.normalize(torch.cat(list(anchors.values()), dim=1), dim=1)
+    first, *others = anchors.values()
+    return torch.nn.functional.normalize(torch.cat([first, *others], dim=1) if others else first, dim=1)
 
 
 def smoothing(anchors: Mapping[str, Tensor]) -> sparse.csr_array:
@@ -196,6 +197,8 @@ class _SideBySide:
     def vectors(self, rows: Tensor | slice) -> Tensor:
         places = self._places[rows]
         changed = places >= self._size
+        if not changed.any():
+            return side_by_side({name: anchors[rows] for name, anchors in self._anchors.items()})
         found = {}
         for name, anchors in self._anchors.items():
             found[name] = anchors[places.masked_fill(changed, 0)]
