@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -104,9 +105,18 @@ class Additions:
         for name in self.segments:
             changed = pl.read_parquet(self.folder / ADDITIONS / name / _ITEMS, glob=False)
             known = [column for column in changed.columns if column in items.columns]
-            types = pl.Schema({each: items.schema[each] for each in known})
-            items = _with_rows(items, changed.select(known).cast(types, strict=False))
+            items = _with_rows(
+                items, changed.select(_fitting(changed[each], items.schema[each]) for each in known)
+            )
         return items
+
+
+def _fitting(column: pl.Series, dtype: Any) -> pl.Series:
+    """Convert a column to a type; null where a value does not fit."""
+    try:
+        return column.cast(dtype, strict=False)
+    except pl.exceptions.PolarsError:  # There is no conversion between such types.
+        return pl.Series(column.name, [None] * len(column), dtype=dtype)
 
 
 def _with_rows(items: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:

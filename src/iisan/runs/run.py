@@ -184,7 +184,8 @@ class Run:
         folders = {name: relocated(path, result.get("folder"), folder) for name, path in recorded.items()}
         config = config.model_copy(update=folders)
         try:
-            weights = load_file(folder / MODEL)
+            # Mapped tensors would change with a file that is written over, or end the process.
+            weights = {name: value.clone() for name, value in load_file(folder / MODEL).items()}
             items = pl.read_parquet(folder / ITEMS, glob=False)
             num_trained, additions = len(items), Additions.read(folder) if with_additions else Additions(folder)
             weights, items = additions.applied(weights, items)
