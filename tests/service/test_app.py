@@ -8,16 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from columns import COLUMNS
 from iisan import Recommender
 from iisan.serve.items import remove_items
 from iisan.service.guard import Limits
 from iisan.service.metrics import JsonLines
+from iisan.service.served import ServedRun
 from pictures import encoded, noise
 
 TOKEN = {"authorization": "Bearer a secret"}
@@ -193,7 +196,9 @@ def test_changes_are_refused_without_a_token_of_the_service(serve, folder):
     ("item", "status", "sentence"),
     [
         ({"image": "no base64!"}, 422, "the image of item 'new' is not base64"),
+        ({"image": "ü"}, 422, "the image of item 'new' is not base64"),
         ({"image": base64.b64encode(b"no image").decode()}, 422, "the image of item 'new' is not readable"),
+        ({"image": "HALF"}, 422, "the image of item 'new' is an unreadable or truncated image"),
         ({"image": "LARGE"}, 422, "the image of item 'new' has 200 × 200 pixels; expected at most 10,000"),
         ({"columns": {"text": "x"}}, 422, "a column named 'text'"),
         ({"text": 3}, 422, "items.0.text = '3'; expected a valid string"),
@@ -204,6 +209,9 @@ def test_an_item_that_cannot_be_added(serve, folder, item, status, sentence):
     client = serve(folder / "similarity", limits=Limits(pixels=10_000))
     if item.get("image") == "LARGE":
         item = {"image": base64.b64encode(encoded(Image.new("RGB", (200, 200)))).decode()}
+    if item.get("image") == "HALF":
+        content = encoded(Image.fromarray(noise(0, 50, 50)), "JPEG")
+        item = {"image": base64.b64encode(content[: len(content) // 2]).decode()}
     before = sorted(folder.rglob("*"))
     answer = client.post("/items", json={"items": [{"item_id": "new", **item}]}, headers=TOKEN)
     assert answer.status_code == status
@@ -242,11 +250,25 @@ def test_items_of_runs_that_cannot_place_them(client):
         ({"history": ["i1"], "run": "ids", "near_duplicates": 0.5}, 422, "the run in 'ids' has no anchor"),
         ({"user": "nobody"}, 422, "unknown user 'nobody'"),
         ({"history": ["i1"], "surprise": 1}, 422, "surprise = '1'; expected Extra inputs"),
+        ({"history": ["i1"], "\ud800": 1}, 422, "the body = '\\ud800'; expected a valid string"),
+        ({"history": ["i1"], "where": {"\ud800": 1}}, 422, "where"),
+        ({"history": ["i1"], "x" * 9_000: 1}, 422, "x" * 60 + " = '1'; expected"),
+        ({"history": ["i1"], "where": {"brand": ["x"] * 51}}, 422, "where.brand"),
+        ({"history": ["i1"], "where": {str(n): "x" for n in range(21)}}, 422, "where; expected"),
+        ({"history": ["i1"], "max_per": {str(n): 1 for n in range(21)}}, 422, "max_per"),
+        ({str(n): 1 for n in range(101)}, 422, "the body; expected at most 100 fields should be given: see"),
+        ({"history": ["i1"], "where": {str(n): 1 for n in range(101)}}, 422, "where; expected at most 100 fields"),
     ],
 )
 def test_a_bad_question_gets_a_sentence(client, body, status, sentence):
-    answer = client.post("/recommend", json=body)
+    answer = client.post("/recommend", content=json.dumps(body), headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["detail"][: len(sentence)]) == (status, sentence)
+
+
+def test_a_body_that_is_not_said_to_be_json(client):
+    answer = client.post("/recommend", content=b'{"user": "u1"}', headers={"content-type": "text/plain"})
+    sentence = "a body of another type; expected JSON: send content-type: application/json"
+    assert (answer.status_code, answer.json()["detail"]) == (422, sentence)
 
 
 def test_bodies_that_are_not_json(client):
@@ -359,7 +381,7 @@ def test_log_lines_are_json(caplog, client):
         "level": "info",
         "event": "request",
         "method": "GET",
-        "route": "/items/{item_id:path}",
+        "route": "/items/{item_id}",
         "status": 200,
     }
 
@@ -383,3 +405,121 @@ def test_serving_loads_no_transformers(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_columns_of_every_type(serve, folder, odd):
+    client = serve(folder / "similarity", moved={"dataset": odd, "images": None})
+    (facts,) = client.get("/runs").json()["runs"]
+    assert facts["columns"]["price"] == {"type": "number", "values": [-0.0, 1.5]}
+    assert facts["columns"]["tags"] == {"type": "text", "values": ["new", "red"]}
+    shown = client.get("/items/i1").json()["columns"]
+    assert list(shown) == list(COLUMNS)
+    assert (shown["price"], shown["sizes"], shown["digest"]) == (None, [1.0, None], None)
+    assert (shown["large"], shown["tax"], shown["since"]) == (2**64 - 2, "0.25", "2020-01-02")
+    assert client.get("/items/i1/image").status_code == 200
+    for name in facts["columns"]:
+        value = facts["columns"][name]["values"][0]
+        body = {"history": ["i29"], "where": {name: value}, "filter_viewed": False}
+        assert client.post("/recommend", json=body).status_code == 200
+    # What does not fit a column is left out of it.
+    values = dict.fromkeys(COLUMNS, "x")
+    new = {"items": [{"item_id": "new", "text": "red pump", "columns": values}]}
+    assert client.post("/items", json=new, headers=TOKEN).status_code == 200
+    shown = client.get("/items/new").json()["columns"]
+    assert (shown["category"], shown["sold"], shown["tags"], shown["price"]) == ("x", None, None, None)
+    assert client.get("/items/i1").json()["columns"]["sold"] is False
+
+
+def test_what_a_message_does_not_tell(serve, folder):
+    """Neither users, nor where anything lies on this machine."""
+    client = serve(folder / "similarity", moved={"states": folder / "states"})
+    answer = client.post("/recommend", json={"user": "u"})
+    sentence = "unknown user 'u'; expected a user of the run 'similarity' with interactions: pass a history"
+    assert (answer.status_code, answer.json()["detail"]) == (422, sentence)
+    new = {"items": [{"item_id": word, "text": word} for word in ("zzz", "qqq")]}
+    answer = client.post("/items", json=new, headers=TOKEN)
+    assert (answer.status_code, answer.json()["detail"][:27]) == (409, "the tokenizer of 'bert' kno")
+    (folder / "states").rename(folder / "elsewhere")
+    answer = client.post("/items", json={"items": [{"item_id": "new", "text": "red"}]}, headers=TOKEN)
+    assert answer.status_code == 409
+    assert "/" not in answer.json()["detail"].replace("--states", "")
+
+
+def test_ids_with_slashes(client):
+    for item in ("a/similar", "../image", "%2F", "similar", "\0"):
+        answer = client.get(f"/items/{quote(item, safe='')}")
+        assert (answer.status_code, answer.json()["detail"].partition(";")[0]) == (404, f"unknown item '{item}'")
+    assert client.get(f"/items/{'%2F' * 512}").status_code == 404
+    assert client.get(f"/items/{'%2F' * 513}").status_code == 422
+
+
+def test_unknown_items_of_filters_are_left_out(client):
+    """Without a warning, which Python would keep as long as the service runs."""
+    body = {"history": HISTORY, "items_to_recommend": ["nowhere", "i4", "i5"], "items_to_exclude": ["i5", "none"]}
+    items = client.post("/recommend", json=body).json()["items"]
+    assert [each["item_id"] for each in items] == ["i4"]
+    answer = client.post("/recommend", json={"history": HISTORY, "items_to_recommend": ["nowhere"]})
+    assert (answer.status_code, answer.json()["detail"][:22]) == (422, "unknown item 'nowhere'")
+
+
+def test_a_long_search_is_refused(client):
+    words = [f"w{number}" for number in range(17)]
+    assert client.get("/items", params={"search": " ".join(words[:16] * 2)}).json()["total"] == 0
+    answer = client.get("/items", params={"search": " ".join(words)})
+    assert (answer.status_code, answer.json()["detail"][:21]) == (422, "a search for 17 words")
+
+
+def test_an_image_of_the_catalogue_that_cannot_be_read(client, monkeypatch):
+    monkeypatch.setattr("iisan.data.dataset.Dataset.content_bytes", lambda *_: b"no image")
+    answer = client.get("/items/i7/image")
+    assert (answer.status_code, answer.json()["detail"][:38]) == (404, "item 'i7' has no image that can be rea")
+
+
+def test_a_folder_that_cannot_be_written(client, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "/somewhere/secret")
+
+    monkeypatch.setattr("iisan.service.app.remove_items", full)
+    answer = client.request("DELETE", "/items/i1", headers=TOKEN)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409,
+        "the run 'similarity' cannot be written (No space left on device); expected a folder with room: "
+        "see the log of the service",
+    )
+
+
+def test_lists_with_limits_do_not_keep_others_waiting(client, monkeypatch):
+    went_on, lists = threading.Event(), ServedRun.lists
+
+    def slow(self, histories, k, selection):
+        if "near_duplicates" in selection:
+            assert went_on.wait(20)
+        return lists(self, histories, k, selection)
+
+    monkeypatch.setattr(ServedRun, "lists", slow)
+    found = []
+    body = {"history": HISTORY, "near_duplicates": 0.5}
+    thread = threading.Thread(target=lambda: found.append(client.post("/recommend", json=body).status_code))
+    thread.start()
+    assert client.post("/recommend", json={"history": HISTORY}).status_code == 200
+    assert found == []
+    went_on.set()
+    thread.join()
+    assert found == [200]
+
+
+def test_a_fault_of_a_folder_does_not_end_the_following(serve, folder, monkeypatch, caplog):
+    monkeypatch.setattr("iisan.service.app._FOLLOW", 0.05)
+    client = serve(folder / "similarity")
+    with monkeypatch.context() as patch:
+        patch.setattr("iisan.service.registry.ServedRun", lambda *_: 1 / 0)
+        remove_items(folder / "similarity", ["i1"])
+        ends = time.monotonic() + 20
+        while not caplog.records:
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+    assert caplog.records[0].exc_info
+    remove_items(folder / "similarity", ["i2"])
+    while client.get("/items").json()["total"] != 28:
+        assert time.monotonic() < ends
+        time.sleep(0.02)

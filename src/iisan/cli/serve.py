@@ -52,8 +52,9 @@ def serve(
     if threads is not None:
         torch.set_num_threads(threads)
     token = os.environ.get("IISAN_TOKEN")
-    if token == "":
-        raise ConfigError("IISAN_TOKEN is empty", "a secret", "set one, or unset the variable")
+    if token is not None and not (token.strip() == token != "" and token.isascii() and token.isprintable()):
+        got = "IISAN_TOKEN is empty, or has characters that a header cannot have"
+        raise ConfigError(got, "ASCII without spaces at its ends", "set another secret, or unset the variable")
     moved = given(dataset=dataset, states=states, images=images)
     names = _names(runs)
     served = [ServedRun(name, folder, moved) for name, folder in zip(names, runs, strict=True)]
@@ -66,14 +67,15 @@ def serve(
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=20,
+            timeout_graceful_shutdown=_GRACE,
         )
     )
     log_json(log_level)
     hide_bars()
     sys.setswitchinterval(_SWITCH)
-    print(f"page: http://{host}:{port}   interface: http://{host}:{port}/docs   stop: Ctrl+C", file=sys.stderr)
-    for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has stopped
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"page: {address}   HTTP API: {address}/docs   stop: Ctrl+C", file=sys.stderr)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn answers what it has accepted, then raises them again.
         signal.signal(stop, lambda *_: sys.exit(0))
     server.run()
 

@@ -84,7 +84,8 @@ def column_facts(items: pl.DataFrame, count: int) -> dict[str, dict[str, Any]]:
     found = {}
     for column in (_column(items, name) for name in items.columns):
         dtype = column.dtype
-        kind = "boolean" if dtype == pl.Boolean else "number" if dtype.is_numeric() else "text"
+        number = dtype.is_integer() or dtype.is_float()
+        kind = "boolean" if dtype == pl.Boolean else "number" if number else "text"
         if kind != "text" or dtype in (pl.String, pl.List(pl.String)):
             found[column.name] = {"type": kind, "values": _common(column, count)}
     return found

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -127,9 +128,17 @@ class Additions:
             changed = pl.read_parquet(self.folder / ADDITIONS / name / _ITEMS, glob=False)
             new = [column for column in changed.columns if column not in items.columns]
             items = items.with_columns(pl.lit(None, changed.schema[column]).alias(column) for column in new)
-            types = pl.Schema({each: items.schema[each] for each in changed.columns})
-            items = _with_rows(items, changed.cast(types, strict=False))
+            fitting = (_fitting(column, items.schema[column.name]) for column in changed)
+            items = _with_rows(items, changed.select(fitting))
         return items
+
+
+def _fitting(column: pl.Series, dtype: Any) -> pl.Series:
+    """Convert a column to a type; null where a value does not fit."""
+    try:
+        return column.cast(dtype, strict=False)
+    except pl.exceptions.PolarsError:  # There is no conversion between such types.
+        return pl.Series(column.name, [None] * len(column), dtype=dtype)
 
 
 @dataclass(frozen=True)

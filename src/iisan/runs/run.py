@@ -163,8 +163,11 @@ class Run:
             )
 
     @classmethod
-    def load(cls, folder: str | Path, with_additions: bool = False) -> "Run":
+    def load(cls, folder: str | Path, with_additions: bool = False, in_memory: bool = False) -> "Run":
         """Open a run folder, as it was trained or with the items that were added since.
+
+        Its vectors are memory-mapped. ``in_memory`` reads them: mapped ones change, or end the process, when
+        somebody writes over the file.
 
         Raises:
             RunError: It is absent, unfinished, failed or damaged.
@@ -182,6 +185,8 @@ class Run:
         config = config.model_copy(update=folders)
         with undamaged(folder, cure):
             weights = load_file(folder / MODEL)
+            if in_memory:
+                weights = {name: value.clone() for name, value in weights.items()}
             items = pl.read_parquet(folder / ITEMS, glob=False)
             num_trained, additions = len(items), Additions.read(folder) if with_additions else Additions(folder)
             weights, items = additions.applied(weights, items)

@@ -1,7 +1,6 @@
 """Items that come with a request: their images decoded with care, then added as ``iisan add-items`` adds them."""
 
 import base64
-import binascii
 import io
 import secrets
 import tempfile
@@ -58,16 +57,19 @@ def _written(item: NewItem, folder: Path, pixels: int) -> str | None:
     where = f"the image of item '{item.item_id}'"
     try:
         content = base64.b64decode(item.image, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise DataError(f"{where} is not base64", "the file's bytes in base64", "encode it") from None
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > pixels:
-                got = f"{where} has {image.width} × {image.height} pixels"
-                raise DataError(got, f"at most {pixels:,}", "scale it down")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            width, height = image.size
+    except Exception:  # Decoders fail in many ways on bytes that are not an image.
         raise DataError(f"{where} is not readable", f"one of {', '.join(FORMATS)}", "send another file") from None
-    open_image(content)
+    if width * height > pixels:
+        raise DataError(f"{where} has {width} × {height} pixels", f"at most {pixels:,}", "scale it down")
+    try:
+        open_image(content)
+    except DataError as error:
+        raise DataError(f"{where} is {error.got}", error.expected, error.cure) from None
     name = secrets.token_hex(8)
     (folder / name).write_bytes(content)
     return name

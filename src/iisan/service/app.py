@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-import secrets
+import logging
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
@@ -32,17 +34,21 @@ from iisan.service.served import ServedRun
 
 T = TypeVar("T")
 
+log = logging.getLogger("iisan.service")
+
 #: Seconds between looks at the folders of the runs.
 _FOLLOW = 1.0
 _PAGE = files("iisan.service") / "page"
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
-ItemId = Annotated[str, InPath(min_length=1, max_length=MAX_ID)]
+#: Paths are as they were sent, see ``Guard``, so that an id may contain a slash.
+ItemId = Annotated[str, BeforeValidator(unquote), InPath(min_length=1, max_length=MAX_ID)]
 RunName = Annotated[
     str | None, Query(max_length=MAX_ID, description="Name of a served run; by default the first.")
 ]
 Many = Annotated[int, Query(ge=1, le=MAX_K)]
-Token = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+#: The token is checked by ``Guard`` before a body is read; this describes it.
+_TOKEN = [Depends(HTTPBearer(auto_error=False))]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Problem, "description": description}
     for status, description in (
@@ -55,6 +61,14 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         (503, "Too many requests at once, or a list took too long."),
     )
 }
+#: What is said of requests that FastAPI refuses.
+_REFUSED = {
+    400: ("a body that cannot be read", "a JSON object"),
+    404: ("a path that does not exist", "one of the interface"),
+    405: ("a method that the path does not have", "one that it has"),
+}
+#: Most characters of a request that an answer quotes.
+_QUOTED = 60
 _CHANGES: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Problem, "description": description}
     for status, description in (
@@ -82,19 +96,23 @@ def create_app(
     """
     metrics = Metrics()
     registry = Registry(served, metrics)
-    batcher = Batcher(limits.batch_seconds, limits.batch, metrics.batches.observe)
+    # Lists with limits go down the ranking, as far as it takes; other requests do not wait for them.
+    batcher, slower = (Batcher(limits.batch_seconds, limits.batch, metrics.batches.observe) for _ in range(2))
     changing, waiting = asyncio.Lock(), [0]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        batcher.start()
+        for each in (batcher, slower):
+            each.start()
         following = asyncio.create_task(registry.follow(_FOLLOW))
         yield
         following.cancel()
-        await batcher.stop()
+        for each in (batcher, slower):
+            await each.stop()
 
     app = FastAPIOffline(
         redoc_url=None,
+        redirect_slashes=False,
         title="iisan",
         description="Recommendations of finished runs. The page is at [/](/).",
         lifespan=lifespan,
@@ -128,35 +146,38 @@ def create_app(
             raise Refused(503, got, expected, "try again later", {"retry-after": "1"}) from None
 
     @contextlib.asynccontextmanager
-    async def change(credentials: HTTPAuthorizationCredentials | None) -> AsyncIterator[None]:
-        """Let one request at a time change items, and few wait."""
-        if token is None:
-            raise Refused(403, "a change of items", "requests that read", "start the service with IISAN_TOKEN")
-        if credentials is None or not secrets.compare_digest(credentials.credentials.encode(), token.encode()):
-            cure, asked = "send 'Authorization: Bearer TOKEN'", {"www-authenticate": "Bearer"}
-            raise Refused(401, "no token, or another one", "that of the service", cure, asked)
+    async def changing_run(name: str | None) -> AsyncIterator[ServedRun]:
+        """Let one request at a time change the items of a run, as it is now, and few wait."""
+        run = found_run(name)
         if waiting[0] >= limits.adding:
             got, expected = "too many changes of items at once", f"at most {limits.adding}"
             raise Refused(429, got, expected, "try again in some seconds", {"retry-after": "5"})
         waiting[0] += 1
         try:
             async with changing:
-                yield
+                with answering(409, RunError, StoreError, EncoderError, ConfigError, MissingExtraError):
+                    yield await registry.refresh(run.name)
+                await registry.refresh(run.name)
+        except OSError as error:
+            log.exception("change failed")
+            got, expected = f"the run '{run.name}' cannot be written ({error.strerror})", "a folder with room"
+            raise Refused(409, got, expected, "see the log of the service") from None
         finally:
             waiting[0] -= 1
 
     @app.get("/runs", response_model=schemas.Runs)
     async def runs() -> Any:
         """List the served runs."""
-        facts = [await in_time(batcher.compute(run.facts)) for run in registry]
-        return JSONResponse({"runs": facts, "adding": token is not None})
+        return JSONResponse({"runs": [run.facts for run in registry], "adding": token is not None})
 
     @app.post("/recommend", response_model=schemas.Recommendations)
     async def recommend(request: schemas.RecommendRequest) -> Any:
         """List the best next items for a history or a user."""
         run = found_run(request.run)
         history, unknown = await history_of(run, request)
-        answer = await in_time(batcher.list(run, history, request.k, request.selection()))
+        limited = request.max_per is not None or request.near_duplicates is not None
+        lists = slower if limited else batcher
+        answer = await in_time(lists.list(run, history, request.k, request.selection()))
         if not answer.rows:
             got = f"history and filters leave none of the {run.num_offered:,} items"
             raise DataError(got, "at least one to recommend", "relax the filters")
@@ -190,7 +211,7 @@ def create_app(
         found, total = await in_time(batcher.compute(found_run(run).search, search, limit))
         return JSONResponse({"items": found, "total": total})
 
-    @app.get("/items/{item_id:path}/similar", response_model=schemas.Similar)
+    @app.get("/items/{item_id}/similar", response_model=schemas.Similar)
     async def similar(
         item_id: ItemId,
         by: Annotated[str, Query(max_length=MAX_ID, description="model, anchor, or a modality.")] = "",
@@ -203,7 +224,7 @@ def create_app(
         found = await in_time(batcher.compute(chosen.similar, row, k, by or chosen.similar_by[0]))
         return JSONResponse({"run": chosen.name, "items": found})
 
-    @app.get("/items/{item_id:path}/image", response_class=Response)
+    @app.get("/items/{item_id}/image", response_class=Response, responses={200: {"content": {"image/*": {}}}})
     async def image(item_id: ItemId, run: RunName = None) -> Response:
         """Return the image of an item of the catalogue."""
         chosen = found_run(run)
@@ -212,39 +233,33 @@ def create_app(
             content, media = await asyncio.to_thread(chosen.image, row)
         return Response(content, media_type=media, headers={"cache-control": "private, max-age=3600"})
 
-    @app.get("/items/{item_id:path}", response_model=schemas.ItemDetails)
+    @app.get("/items/{item_id}", response_model=schemas.ItemDetails)
     async def item(item_id: ItemId, run: RunName = None) -> Any:
         """Describe an item."""
         chosen = found_run(run)
         return JSONResponse(await in_time(batcher.compute(chosen.details, found_row(chosen, item_id))))
 
-    @app.post("/items", response_model=schemas.Added, responses=_CHANGES)
-    async def add_items(request: schemas.AddRequest, credentials: Token) -> Any:
+    @app.post("/items", response_model=schemas.Added, responses=_CHANGES, dependencies=_TOKEN)
+    async def add_items(request: schemas.AddRequest) -> Any:
         """Add items to a run, which lists them at once; needs the token."""
-        async with change(credentials):
-            run = found_run(request.run)
+        async with changing_run(request.run) as run:
             known = [each.item_id for each in request.items if each.item_id in run.rows]
             if known and not request.update:
                 raise Refused(409, f"item '{known[0]}' of the run", "new ones", 'pass "update": true to change it')
             if IMAGE not in run.similar_by and any(each.image for each in request.items):
                 got = f"an image for the run '{run.name}'"
                 raise DataError(got, "a run that reads images", "leave the image out")
-            with answering(409, RunError, StoreError, EncoderError, ConfigError, MissingExtraError):
-                found = await asyncio.to_thread(add, run.folder, request.items, run.moved, limits.pixels)
-            await registry.refresh(run.name)
+            found = await asyncio.to_thread(add, run.run.folder, request.items, run.moved, limits.pixels)
         return schemas.Added(
             added=found.added, updated=found.updated, outside=found.outside or {}, seconds=found.seconds
         )
 
-    @app.delete("/items/{item_id:path}", response_model=schemas.Removed, responses=_CHANGES)
-    async def remove_item(item_id: ItemId, credentials: Token, run: RunName = None) -> Any:
+    @app.delete("/items/{item_id}", response_model=schemas.Removed, responses=_CHANGES, dependencies=_TOKEN)
+    async def remove_item(item_id: ItemId, run: RunName = None) -> Any:
         """Remove an item from all lists; needs the token."""
-        async with change(credentials):
-            chosen = found_run(run)
+        async with changing_run(run) as chosen:
             found_row(chosen, item_id)
-            with answering(409, RunError):
-                found = await asyncio.to_thread(remove_items, chosen.folder, [item_id])
-            await registry.refresh(chosen.name)
+            found = await asyncio.to_thread(remove_items, chosen.run.folder, [item_id])
         return schemas.Removed(removed=found.removed)
 
     @app.get("/health", response_model=schemas.Status)
@@ -255,11 +270,11 @@ def create_app(
     @app.get("/ready", response_model=schemas.Status)
     async def ready() -> Any:
         """Whether lists are computed."""
-        if not batcher.alive:
+        if not (batcher.alive and slower.alive):
             raise Refused(503, "a service that computes no lists", "one that runs", "see its log, start it again")
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Metrics for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -275,7 +290,10 @@ def create_app(
     @app.exception_handler(IisanError)
     async def bad_input(_: Request, error: IisanError) -> JSONResponse:
         status, headers = (error.status, error.headers) if isinstance(error, Refused) else (422, {})
-        return JSONResponse({"detail": _without_folders(str(error), registry)}, status, headers)
+        sentence = str(error)
+        for run in registry:
+            sentence = run.without_folders(sentence)
+        return JSONResponse({"detail": sentence}, status, headers)
 
     @app.exception_handler(RequestValidationError)
     async def bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -283,14 +301,18 @@ def create_app(
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        got, expected = _REFUSED.get(error.status_code, (f"a request that fails ({error.detail})", "another one"))
+        return JSONResponse(
+            {"detail": str(DataError(got, expected, "see /docs"))}, error.status_code, error.headers
+        )
 
     @app.exception_handler(Exception)
     async def fault(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(FAULT)}, FAULT.status)
 
-    names = tuple(dict.fromkeys(("localhost", "127.0.0.1", "[::1]", *hosts)))
-    return Guard(app, names, limits, metrics)
+    given = (f"[{host}]" if host.count(":") > 1 else host for host in map(str.lower, hosts))
+    names = tuple(dict.fromkeys(("localhost", "127.0.0.1", "[::1]", *given)))
+    return Guard(app, names, token, limits, metrics)
 
 
 def _page_file(name: str) -> Response:
@@ -302,20 +324,17 @@ def _page_file(name: str) -> Response:
     return Response(known[name].read_bytes(), media_type=media, headers={"cache-control": "no-cache"})
 
 
-def _without_folders(sentence: str, registry: Registry) -> str:
-    """Name runs instead of their folders, which are nobody's business."""
-    for run in registry:
-        sentence = sentence.replace(f"'{run.folder}'", f"'{run.name}'")
-    return sentence
-
-
 def _sentence(error: RequestValidationError) -> str:
     """Put the first of pydantic's errors into a sentence."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return str(DataError("a body that is not JSON", "a JSON object", "see /docs"))
+    if isinstance(first.get("input"), bytes):
+        return str(DataError("a body of another type", "JSON", "send content-type: application/json"))
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
+    # Names of fields come from the request, too, with any characters.
+    where = where[:_QUOTED].encode("ascii", "backslashreplace").decode()
     given = first.get("input")
-    shown = "" if given is None or isinstance(given, dict | list) else f" = {str(given)[:60]!r}"
+    shown = "" if given is None or isinstance(given, dict | list) else f" = {str(given)[:_QUOTED]!r}"
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return str(DataError(where + shown, expected.replace(" should have ", " with "), "see /docs"))

@@ -1,8 +1,10 @@
 """What every request passes before its route: host and origin, size, time, number; and what is logged of it."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,9 +23,16 @@ _POLICY = (
 )
 _DOCS = "/docs"
 _DOCS_POLICY = f"{_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
-_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
 _CLOSE = {"connection": "close"}
 _STATUS_ROUTES = ("/health", "/ready", "/metrics")
+#: Methods that are counted by name; a request may have any.
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+_ITEMS = "/items"
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,10 @@ class Refused(IisanError):
         self.status, self.headers = status, dict(headers or {})
 
 
+class _Gone(Exception):
+    """The client closed the connection before its request ended, or does not read the answer."""
+
+
 FAULT = Refused(500, "a fault of the service", "none", "see its log")
 
 
@@ -81,12 +94,15 @@ class Guard:
     Args:
         app: The service.
         hosts: Host names under which it may be called; ``*`` for any.
+        token: Token that changes of items need; None if they are refused.
         limits: Limits of requests.
         metrics: Metrics of the service.
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], limits: Limits, metrics: Metrics) -> None:
-        self.app, self.hosts, self.limits, self.metrics = app, hosts, limits, metrics
+    def __init__(
+        self, app: ASGIApp, hosts: tuple[str, ...], token: str | None, limits: Limits, metrics: Metrics
+    ) -> None:
+        self.app, self.hosts, self.token, self.limits, self.metrics = app, hosts, token, limits, metrics
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,6 +111,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began, answered = time.perf_counter(), list[int]()
+        # Routes see a path as it was sent, where a slash of an id is %2F.
+        scope["path"] = scope["raw_path"].decode("latin-1")
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -102,22 +120,33 @@ class Guard:
                 policy = _DOCS_POLICY if scope["path"].startswith(_DOCS) else _POLICY
                 added = {"content-security-policy": policy, **_HEADERS}
                 message["headers"] = [*message["headers"], *_encoded(added)]
-            await send(message)
+            try:
+                async with asyncio.timeout(self.limits.seconds):
+                    await send(message)
+            except TimeoutError:
+                raise _Gone from None
 
         self._running += 1
         try:
+            with contextlib.suppress(_Gone):
+                await self._handle(scope, receive, send_with_headers, answered)
+        finally:
+            self._running -= 1
+            self._record(scope, answered[0] if answered else 499, time.perf_counter() - began)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, answered: list[int]) -> None:
+        try:
             self._check(scope)
-            await self.app(scope, await self._whole(scope, receive), send_with_headers)
+            await self.app(scope, await self._whole(scope, receive), send)
         except Refused as refused:
-            await _answer(send_with_headers, refused)
+            await _answer(send, refused)
+        except _Gone:
+            raise
         except Exception:
             self.metrics.errors.inc()
             log.exception("fault")
             if not answered:
-                await _answer(send_with_headers, FAULT)
-        finally:
-            self._running -= 1
-            self._record(scope, answered[0] if answered else 499, time.perf_counter() - began)
+                await _answer(send, FAULT)
 
     def _check(self, scope: Scope) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -130,10 +159,20 @@ class Guard:
         if self._running > self.limits.at_once and scope["path"] not in _STATUS_ROUTES:
             got, most = "too many requests at once", f"at most {self.limits.at_once}"
             raise Refused(503, got, most, "try again in a second", {"retry-after": "1"})
+        if scope["method"] in ("POST", "DELETE") and f"{scope['path']}/".startswith(f"{_ITEMS}/"):
+            self._check_token(headers.get("authorization", ""))
+
+    def _check_token(self, authorization: str) -> None:
+        if self.token is None:
+            raise Refused(403, "a change of items", "requests that read", "start the service with IISAN_TOKEN")
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not secrets.compare_digest(token.encode(), self.token.encode()):
+            cure, asked = "send 'Authorization: Bearer TOKEN'", {"www-authenticate": "Bearer"}
+            raise Refused(401, "no token, or another one", "that of the service", cure, asked)
 
     async def _whole(self, scope: Scope, receive: Receive) -> Receive:
         """Receive the whole body, and return a function that gives it to the service."""
-        adds = scope["method"] == "POST" and scope["path"] == "/items"
+        adds = scope["method"] == "POST" and scope["path"] == _ITEMS
         most = self.limits.added_body if adds else self.limits.body
         chunks: list[bytes] = []
         size, more = 0, True
@@ -142,7 +181,7 @@ class Guard:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        break
+                        raise _Gone
                     chunks.append(message.get("body", b""))
                     size, more = size + len(chunks[-1]), message.get("more_body", False)
                     if size > most:
@@ -159,7 +198,7 @@ class Guard:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if route != "other" else "other"
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         self.metrics.requests.labels(method, route, status).inc()
         self.metrics.seconds.labels(method, route).observe(seconds)
         if route not in _STATUS_ROUTES:

@@ -2,13 +2,18 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from iisan.errors import DataError, IisanError
 from iisan.service.metrics import Metrics
 from iisan.service.served import ServedRun, State
 
 log = logging.getLogger("iisan.service")
+
+#: Seconds for which the files of another training have to stay as they are before they are opened.
+_SETTLED = 1.0
 
 
 class Registry:
@@ -22,6 +27,7 @@ class Registry:
     def __init__(self, served: Sequence[ServedRun], metrics: Metrics) -> None:
         self._served = {each.name: each for each in served}
         self._refused: dict[str, State] = {}
+        self._looked_at: dict[str, tuple[Any, float]] = {}
         self._metrics = metrics
         self._lock = asyncio.Lock()
         for each in served:
@@ -47,19 +53,35 @@ class Registry:
         async with self._lock:
             before = self._served[name]
             state = await asyncio.to_thread(State.of, before.folder)
-            if state in (before.state, self._refused.get(name)):
+            if state in (before.state, self._refused.get(name)) or not self._settled(name, state.trained):
                 return before
             try:
                 after = await asyncio.to_thread(ServedRun, name, before.folder, before.moved)
-            except (IisanError, OSError) as error:
+            except Exception as error:  # Whatever is wrong with the folder, the service goes on with what it has.
                 self._refused[name] = state
-                log.error("run not taken over", extra={"fields": {"run": name, "reason": str(error)}})
+                fields = {"run": name, "reason": str(error)}
+                log.error(
+                    "run not taken over", extra={"fields": fields}, exc_info=not isinstance(error, IisanError)
+                )
                 return before
             self._served[name] = after
             self._metrics.items.labels(name).set(after.num_offered)
             self._metrics.swaps.labels(name).inc()
             log.info("run taken over", extra={"fields": {"run": name, "items": after.num_offered}})
             return after
+
+    def _settled(self, name: str, trained: Any) -> bool:
+        """Whether the files of a training are those being served, or stay as they are for a while.
+
+        A folder that is copied holds files of two runs in between.
+        """
+        if trained == self._served[name].state.trained:
+            return True
+        known, since = self._looked_at.get(name, (None, 0.0))
+        if trained != known:
+            self._looked_at[name] = trained, time.monotonic()
+            return False
+        return time.monotonic() - since >= _SETTLED
 
     async def follow(self, seconds: float) -> None:
         """Look for newer states again and again."""

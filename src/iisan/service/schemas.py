@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 #: Longest history, largest list, most characters of an id, most items that are added by a request.
 MAX_HISTORY, MAX_K, MAX_ID, MAX_ADDED = 10_000, 1_000, 512, 100
+#: Most columns, and values of one, in conditions and limits of a list; most further columns of an added item.
+MAX_COLUMNS, MAX_VALUES, MAX_ADDED_COLUMNS = 20, 50, 100
 #: Most characters of a text, and of an image in base64.
 MAX_TEXT, MAX_IMAGE = 20_000, 8 * 2**20
 
@@ -19,20 +21,41 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_ADDED_COLUMNS:
+        raise ValueError(f"at most {MAX_ADDED_COLUMNS} fields should be given")
+    return value
+
+
+#: Of an object of many fields, none is looked at: an error of each would keep the service busy.
+Few = BeforeValidator(_few)
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_encodable)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_encodable)]
-#: 64 bits, as columns hold them.
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+#: 64 bits, with a sign or without, as columns hold them.
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Value = bool | Whole | Number | Text
+Values = Annotated[list[Value], Field(max_length=MAX_VALUES)]
+#: The first wrong id is enough of an error; a body holds 100,000.
+Ids = Annotated[list[Id], Field(fail_fast=True)]
 RunName = Annotated[Name | None, Field(description="Name of a served run; by default the first.")]
 
 
-class Request(BaseModel):
-    """A body without unknown fields and without conversions between types."""
+class Strict(BaseModel):
+    """An object without unknown fields and without conversions between types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        return _few(value)
+
+
+class Request(Strict):
+    """A body of a request."""
 
     run: RunName = None
 
@@ -40,7 +63,7 @@ class Request(BaseModel):
 class HistoryRequest(Request):
     """A history, or a user of the dataset."""
 
-    history: list[Id] | None = Field(
+    history: Ids | None = Field(
         None,
         min_length=1,
         max_length=MAX_HISTORY,
@@ -60,12 +83,14 @@ class RecommendRequest(HistoryRequest):
 
     k: int = Field(10, ge=1, le=MAX_K, description="Number of items.")
     filter_viewed: bool = Field(True, description="Whether items of the history are left out.")
-    items_to_recommend: list[Id] | None = Field(None, min_length=1, description="The only items that are listed.")
-    items_to_exclude: list[Id] | None = Field(None, description="Items that may not be listed.")
-    where: dict[Name, Value | list[Value]] | None = Field(
-        None, description="Conditions on columns of the items: column -> value, or alternatives."
+    items_to_recommend: Ids | None = Field(None, min_length=1, description="The only items that are listed.")
+    items_to_exclude: Ids | None = Field(None, description="Items that may not be listed.")
+    where: Annotated[dict[Name, Value | Values], Few] | None = Field(
+        None,
+        max_length=MAX_COLUMNS,
+        description="Conditions on columns of the items: column -> value, or alternatives.",
     )
-    max_per: Name | dict[Name, Annotated[int, Field(ge=1, lt=2**31)]] | None = Field(
+    max_per: Name | Annotated[dict[Name, Count], Few, Field(max_length=MAX_COLUMNS)] | None = Field(
         None, description="Column whose values occur once at most in the list, or column -> number of times."
     )
     near_duplicates: Number | None = Field(
@@ -85,15 +110,15 @@ class ExplainRequest(HistoryRequest):
     item: Id = Field(description="Item whose score is explained.")
 
 
-class NewItem(BaseModel):
+class NewItem(Strict):
     """An item to add."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     item_id: Id
     text: Text | None = None
     image: Annotated[str, Field(max_length=MAX_IMAGE)] | None = Field(None, description="Image file in base64.")
-    columns: dict[Name, Value | None] = Field(default_factory=dict, description="Further columns of the items.")
+    columns: Annotated[dict[Name, Value | None], Few] = Field(
+        default_factory=dict, max_length=MAX_ADDED_COLUMNS, description="Further columns of the items."
+    )
 
 
 class AddRequest(Request):
