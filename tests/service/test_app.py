@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -523,3 +524,13 @@ def test_a_fault_of_a_folder_does_not_end_the_following(serve, folder, monkeypat
     while client.get("/items").json()["total"] != 28:
         assert time.monotonic() < ends
         time.sleep(0.02)
+
+
+def test_an_address_that_is_taken_is_said_before_anything_is_read(iisan, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, error = iisan("serve", tmp_path / "nowhere", "--port", port)
+    assert (code, out) == (2, "")
+    assert error.startswith(
+        f"error: 127.0.0.1:{port} cannot be listened on (Address already in use); expected a free"
+    )

@@ -2,9 +2,10 @@
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,28 +57,32 @@ def serve(
         got = "IISAN_TOKEN is empty, or has characters that a header cannot have"
         raise ConfigError(got, "ASCII without spaces at its ends", "set another secret, or unset the variable")
     moved = given(dataset=dataset, states=states, images=images)
-    names = _names(runs)
-    served = [ServedRun(name, folder, moved) for name, folder in zip(names, runs, strict=True)]
-    service = create_app(served, token=token, hosts=(host, *(allow_host or ())))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            service,
-            host,
-            port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE,
-        )
-    )
-    log_json(log_level)
-    hide_bars()
-    sys.setswitchinterval(_SWITCH)
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"page: {address}   HTTP API: {address}/docs   stop: Ctrl+C", file=sys.stderr)
-    for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn answers what it has accepted, then raises them again.
-        signal.signal(stop, lambda *_: sys.exit(0))
-    server.run()
+    with _listening(host, port) as listener:
+        served = [ServedRun(name, folder, moved) for name, folder in zip(_names(runs), runs, strict=True)]
+        service = create_app(served, token=token, hosts=(host, *(allow_host or ())))
+        log_json(log_level)
+        hide_bars()
+        sys.setswitchinterval(_SWITCH)
+        port = listener.getsockname()[1]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(f"page: {address}   HTTP API: {address}/docs   stop: Ctrl+C", file=sys.stderr)
+        # uvicorn answers what it has accepted, then raises the signal again.
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, lambda *_: sys.exit(0))
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+        config = uvicorn.Config(service, timeout_graceful_shutdown=_GRACE, **quiet)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Listen before the runs are read, so that an address in use is said at once."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        got = f"{host}:{port} cannot be listened on ({str(error.strerror).partition(' (')[0]})"
+        expected = "a free port and an address of this machine"
+        raise ConfigError(got, expected, "choose another --port or --host") from None
 
 
 def _names(folders: list[Path]) -> list[str]:
