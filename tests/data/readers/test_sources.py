@@ -1,0 +1,198 @@
+"""Every source from its files to a recommender, on files in its true layout."""
+
+import pytest
+
+from iisan.api import Recommender
+from iisan.cli.prepare import FORMATS
+from iisan.data.dataset import Dataset
+from iisan.data.options import PrepareOptions
+from iisan.data.prepare import prepare
+from iisan.data.readers import READERS
+from iisan.errors import DataError
+from iisan.evaluate.describe import describe
+from iisan.states.caching import cache
+from sources import (
+    FIXTURES,
+    LOG,
+    NOON,
+    TITLES,
+    amazon_2018,
+    amazon_2023,
+    movielens_1m,
+    movielens_csv,
+    recbole,
+    rows,
+)
+
+
+def histories(dataset):
+    frame = dataset.interactions().group_by("user_id", maintain_order=True).agg("item_id")
+    return dict(frame.iter_rows())
+
+
+@pytest.mark.parametrize("write", FIXTURES, ids=lambda write: write.__name__)
+def test_every_source_is_recognised_and_becomes_a_recommender(write, tmp_path, model_folders):
+    form, dropped = FIXTURES[write]
+    write(tmp_path / "raw")
+    dataset = prepare("auto", [tmp_path / "raw"], tmp_path / "data")
+    assert dataset.manifest["provenance"]["format"] == form
+    assert dataset.manifest["counts"].get("dropped", {}) == dropped
+    assert dataset.manifest["skipped"] == {}
+    by_time = sorted(LOG, key=lambda row: row[2])
+    expected = {f"u{user}": [item for one, item, _ in by_time if one == f"u{user}"] for user in range(6)}
+    assert histories(dataset) == expected
+    assert {*TITLES} == {*dataset.items["item_id"]}
+    assert describe(dataset, dataset.split())["users"] == 6
+    cache(dataset, tmp_path / "states", {"text": str(model_folders["bert"])}, dtype="fp32", precision="fp32")
+    recommender = Recommender.fit(
+        dataset, tmp_path / "states", config="similarity", out=tmp_path / "run", overrides=["training.device=cpu"]
+    )
+    assert len(recommender.recommend(users=["u0"], k=3)) == 3
+
+
+def test_the_help_lists_all_formats():
+    assert FORMATS.split(" | ") == ["auto", *READERS]
+    assert {form for form, _ in FIXTURES.values()} | {"table", "reference"} == {*READERS}
+
+
+def prepared(write, folder, **options):
+    write(folder / "raw")
+    form, _ = FIXTURES[write]
+    return prepare(form, [folder / "raw"], folder / "data", PrepareOptions(**options))
+
+
+def test_amazon_2018(tmp_path):
+    dataset = prepared(amazon_2018, tmp_path)
+    items = dataset.items.sort("item_id")
+    assert items["text"].to_list()[:4] == ["red blue green", "blue green", "green small A & B", None]
+    assert items["price"].to_list()[3:5] == ["$2.50", None]
+    assert items["description"][0] == "Strong. <b>Holds</b>"
+    assert items["image_url"][5] == "https://images.example/5.jpg"
+    assert dataset.sequences.timestamps.min() == NOON
+
+
+def test_ratings_count_by_rule(tmp_path):
+    dataset = prepared(amazon_2018, tmp_path, min_weight=4.0, min_length=1)
+    # Items whose number leaves 2 when divided by 3 have 3 stars; so has the repetition of none of them.
+    expected = sum(int(item) % 3 < 2 for _, item, _ in LOG)
+    assert dataset.num_interactions == expected
+    assert dataset.manifest["provenance"]["options"]["weight"] == "overall"
+
+
+def test_the_preset_of_the_paper_needs_both_modalities(tmp_path):
+    amazon_2018(tmp_path / "raw")
+    sources, options = [tmp_path / "raw"], PrepareOptions(preset="paper")
+    with pytest.raises(DataError, match=r"no user is left .*complete items: 0 users"):
+        prepare("amazon-2018", sources, tmp_path / "data", options)
+    from sources import picture
+
+    for item in "0124567":
+        picture(tmp_path / "images" / f"{item}.jpg")
+    chosen = options.model_copy(update={"images": tmp_path / "images", "sample_users": 2, "min_length": 4})
+    dataset = prepare("amazon-2018", sources, tmp_path / "data", chosen)
+    steps = [step["step"] for step in dataset.manifest["counts"]["steps"]]
+    assert steps == ["read", "complete items", "min_length=4", "sample_users=2"]
+    assert dataset.num_users == 2
+    assert "3" not in dataset.items["item_id"]
+    assert dataset.manifest["counts"]["missing"] == {"text": 0, "image": 0}
+    again = prepare("amazon-2018", sources, tmp_path / "again", chosen)
+    assert again.manifest["content_hash"] == dataset.manifest["content_hash"]
+    other = prepare("amazon-2018", sources, tmp_path / "other", chosen.model_copy(update={"seed": 3}))
+    assert other.user_ids.to_list() != dataset.user_ids.to_list()
+    with pytest.raises(DataError, match="preset 'paper', which is for other formats"):
+        prepare("movielens", [_written(movielens_csv, tmp_path)], tmp_path / "x", options)
+
+
+def _written(write, folder):
+    write(folder / write.__name__)
+    return folder / write.__name__
+
+
+def test_complete_items_without_images(tmp_path):
+    dataset = prepared(amazon_2018, tmp_path, complete=True, image="none")
+    # One item has page code for a title.
+    assert dataset.items["item_id"].to_list() == [item for item in TITLES if item != "3"]
+    by_time = [item for user, item, _ in sorted(LOG, key=lambda row: row[2]) if user == "u1" and item != "3"]
+    assert histories(dataset)["u1"] == by_time
+
+
+def test_amazon_2023(tmp_path):
+    dataset = prepared(amazon_2023, tmp_path)
+    items = dataset.items.sort("item_id")
+    assert items["price"].to_list()[:4] == [3.99, None, None, 3.99]
+    assert items["image_url"][2] == "https://i.example/2.jpg"
+    assert items["categories"][0] == "Tools Tapes"
+    assert dataset.sequences.timestamps.min() == 1000 * NOON
+
+
+def test_movielens(tmp_path):
+    dataset = prepared(movielens_1m, tmp_path)
+    assert dataset.items["text"][1] == "Léon: The Professional (1994)"
+    assert dataset.items["year"][1] == 1994
+    assert dataset.manifest["counts"]["missing"]["image"] == 0
+    from_csv = prepare("movielens", [_written(movielens_csv, tmp_path)], tmp_path / "csv")
+    assert from_csv.items["text"][0] == "red blue green, The (2001)"
+    assert from_csv.items["year"].to_list()[:2] == [2001, None]
+
+
+def test_recbole(tmp_path):
+    dataset = prepared(recbole, tmp_path)
+    assert dataset.items["price"].to_list()[:3] == [0.5, None, 2.5]
+    assert dataset.items["class"][0].to_list() == ["A", "B"]
+    (tmp_path / "raw" / "toy.item").unlink()
+    alone = prepare("auto", [tmp_path / "raw"], tmp_path / "alone")
+    assert alone.items["item_id"].len() == 9
+    assert alone.manifest["counts"]["missing"]["text"] == 9
+
+
+def test_what_auto_refuses(tmp_path):
+    with pytest.raises(DataError, match="none of the layouts") as caught:
+        prepare("auto", [tmp_path], tmp_path / "out")
+    assert all(layout.title in caught.value.expected for reader in READERS.values() for layout in reader.layouts)
+    both = tmp_path / "both"
+    movielens_csv(both)
+    movielens_1m(both)
+    with pytest.raises(DataError, match=r"layouts of movielens .*ratings\.dat.*movielens .*ratings\.csv"):
+        prepare("auto", [both], tmp_path / "out")
+    recbole(both)
+    with pytest.raises(DataError, match="or name the format"):
+        prepare("auto", [both], tmp_path / "out")
+    with pytest.raises(DataError, match="unknown format 'amazon'"):
+        prepare("amazon", [both], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_another_source(tmp_path):
+    amazon_2018(tmp_path)
+    amazon_2023(tmp_path)
+    mixed = [tmp_path / "meta_Tools.jsonl.gz", tmp_path / "Industrial.json.gz"]
+    with pytest.raises(DataError, match=r"meta_Tools.jsonl.gz' lacks the field asin"):
+        prepare("amazon-2018", mixed, tmp_path / "out")
+    swapped = [tmp_path / "Industrial.json.gz", tmp_path / "meta_Industrial.json.gz"]
+    with pytest.raises(DataError, match="lacks the field reviewerID"):
+        prepare("amazon-2018", swapped, tmp_path / "out")
+    rows(tmp_path / "Industrial_5.json.gz", [{"reviewerID": "u", "asin": "1"}])
+    with pytest.raises(
+        DataError, match=r"holds Industrial\.json\.gz, Industrial_5\.json\.gz.*exactly one file rev"
+    ):
+        prepare("amazon-2018", [tmp_path], tmp_path / "out")
+    assert prepare("amazon-2018", swapped[::-1], tmp_path / "out").num_users == 6
+
+
+def test_a_truncated_file(tmp_path):
+    amazon_2023(tmp_path)
+    path = tmp_path / "Tools.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"Tools\.jsonl\.gz' cannot be read .*a whole table"):
+        prepare("amazon-2023", [tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_summary(iisan, tmp_path):
+    amazon_2018(tmp_path / "raw")
+    code, printed, _ = iisan("prepare", "auto", tmp_path / "raw", "--out", tmp_path / "data")
+    assert code == 0
+    assert "read as amazon-2018 (Amazon reviews of 2018): meta_Industrial.json.gz, Industrial.json.gz" in printed
+    assert "left out: 1 × unknown item" in printed
+    assert "all weights count" in printed
+    assert Dataset.load(tmp_path / "data").num_items == 8
