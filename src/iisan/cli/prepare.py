@@ -10,7 +10,10 @@ from iisan.names import IMAGE, TEXT
 from iisan.printing import print_json, print_table
 
 #: The formats, repeated here because the readers load heavy libraries; compared with them in a test.
-FORMATS: Final = "auto | table | reference | amazon-2018 | amazon-2023 | movielens | recbole"
+FORMATS: Final = (
+    "auto | table | reference | amazon-2018 | amazon-2023 | movielens | recbole | microlens | pixelrec | "
+    "ninerec | hm | steam | goodreads | yelp | kuairand | otto | huggingface"
+)
 
 
 @app.command()

@@ -60,7 +60,7 @@ class Objects:
         others: dict[str, dict[int, Any]] = {}
         plain = not rest and parse is json.loads and {*wanted.values()} <= {"refuse"}
         height = 0
-        for first, block in _blocks(path):
+        for first, block in blocks(path):
             frame = self._plain(first, block) if plain else None
             if frame is None:
                 frame, rows = self._exact(first, block)
@@ -119,7 +119,7 @@ def text_lines(path: Path, bad: Bad, fallback: str | None = None) -> Iterator[tu
     The file may be compressed by gzip. Lines that are not UTF-8 are read in the encoding ``fallback``, without
     one appended to ``bad``.
     """
-    for first, block in _blocks(path):
+    for first, block in blocks(path):
         yield from _texts(first, block, bad, fallback)
 
 
@@ -136,7 +136,7 @@ def _texts(first: int, block: bytes, bad: Bad, fallback: str | None = None) -> I
         yield number, text
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     """Whole lines of a file, ``_AT_ONCE`` bytes or more of them at a time, and the number of the first."""
     number = 1
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:

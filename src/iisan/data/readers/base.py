@@ -89,6 +89,7 @@ class Reader:
         presets: Filters of publications, by name.
         known: Faults that its files are known to have: counted, and no reason to stop.
         header: Whether files of queries have a header line.
+        fetch: Returns a local folder for a source that may be elsewhere.
     """
 
     layouts: tuple[Layout, ...]
@@ -97,6 +98,7 @@ class Reader:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     known: tuple[str, ...] = ()
     header: bool = True
+    fetch: Callable[[Path], Path] | None = None
 
     def options(self, given: PrepareOptions, layout: Layout, filtered: bool) -> PrepareOptions:
         """Return the given options with the defaults of a layout.
@@ -129,6 +131,7 @@ def read_items(
     markup: bool = False,
     form: Form | None = None,
     header: Sequence[str] | None = None,
+    detect: bool = False,
 ) -> Table:
     """Read a table of items.
 
@@ -141,12 +144,13 @@ def read_items(
         markup: Whether texts may hold HTML tags, which are removed.
         form: See ``read_table``.
         header: See ``read_table``.
+        detect: See ``read_table``.
     """
     # Columns named "image" hold addresses or nothing in these dumps.
     roles = [role for role in item_roles(options) if role.name != IMAGE or role.given]
     taken = {name for role in roles for name in role.candidates}
     others = [Role(name, (name,), required=False, lists="join") for name in (*keep, *numbers) if name not in taken]
-    table = read_table(path, [*roles, *others], problems, form=form, header=header)
+    table = read_table(path, [*roles, *others], problems, form=form, header=header, detect=detect)
     frame = table.frame
     frame = frame.with_columns(
         pl.col(name).cast(pl.Float64, strict=False) for name in numbers if name in frame.columns

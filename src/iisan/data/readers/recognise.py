@@ -47,6 +47,8 @@ def recognise(form: str, sources: Sequence[Path], readers: Mapping[str, Reader])
         raise DataError(f"unknown format '{form}'", f"one of {', '.join([AUTO, *readers])}", "choose one of them")
     if not sources:
         raise DataError("no source", "a folder, or files", "name the folder of the files")
+    if form != AUTO and (fetch := readers[form].fetch):
+        sources = [fetch(source) for source in sources]
     for source in sources:
         if not source.exists():
             raise DataError(f"no file or folder '{source}'", "files, or their folder", "check the path")
@@ -164,7 +166,9 @@ def _images(layout: Layout, sources: Sequence[Path]) -> Path | None:
 
 
 def _matches(path: Path, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(path.name.lower(), pattern.lower()) for pattern in patterns)
+    """Whether a file has one of the names, which may be those of its folder and of the file."""
+    names = [path.name.lower(), f"{path.parent.name}/{path.name}".lower()]
+    return any(fnmatch(names["/" in pattern], pattern.lower()) for pattern in patterns)
 
 
 def _described(layout: Layout) -> str:
