@@ -40,8 +40,8 @@ def prepare(
     Raises:
         DataError: Bad input, or ``out`` holds something else.
     """
-    found = recognise(form, sources, READERS)
     check_writable(out)
+    found = recognise(form, sources, READERS)
     queried = both(validation, test)
     given = options or PrepareOptions()
     if found.images and given.image is None:

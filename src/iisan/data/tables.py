@@ -250,6 +250,10 @@ def read_table(
         return _read_separated(path, form, roles, rest, header, detect, problems)
 
 
+class Damaged(DataError):
+    """A file that cannot be read to its end."""
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Raise a ``DataError`` where a file turns out to be damaged."""
@@ -260,7 +264,7 @@ def reading(path: Path) -> Iterator[None]:
             raise
         first = printable(str(error).split("\n")[0])
         got = f"'{path}' cannot be read ({first})"
-        raise DataError(got, "a whole table", "mend the file or fetch it again") from None
+        raise Damaged(got, "a whole table", "mend the file or fetch it again") from None
 
 
 def _empty(path: Path) -> DataError:

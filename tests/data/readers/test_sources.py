@@ -1,13 +1,11 @@
 """Every source from its files to a recommender, on files in its true layout."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from iisan.api import Recommender
 from iisan.cli.prepare import FORMATS
-from iisan.data.dataset import Dataset
 from iisan.data.options import PrepareOptions
 from iisan.data.prepare import prepare
 from iisan.data.readers import READERS
@@ -23,7 +21,6 @@ from sources import (
     amazon_2023,
     goodreads,
     hm,
-    huggingface,
     kuairand,
     microlens,
     movielens_1m,
@@ -33,7 +30,6 @@ from sources import (
     picture,
     pixelrec,
     recbole,
-    rows,
     steam,
     yelp,
 )
@@ -241,73 +237,3 @@ def test_sessions_of_otto(tmp_path):
     dataset = prepare("auto", [tmp_path / "raw"], tmp_path / "data2", PrepareOptions(on_bad="skip"))
     assert dataset.manifest["skipped"] == {"malformed row": 1}
     assert dataset.num_interactions == len(LOG)
-
-
-def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
-    huggingface(tmp_path / "copy")
-    asked = []
-
-    def download(name, **options):
-        asked.append((name, options["repo_type"], options["revision"], options["allow_patterns"]))
-        return str(tmp_path / "copy")
-
-    monkeypatch.setattr("iisan.data.readers.huggingface.snapshot_download", download)
-    dataset = prepare("huggingface", [Path("owner/name@v1")], tmp_path / "data")
-    assert asked == [("owner/name", "dataset", "v1", "*.parquet")]
-    assert (dataset.num_items, dataset.num_interactions) == (8, len(LOG))
-    assert dataset.manifest["counts"]["missing"] == {"text": 0, "image": 0}
-    with pytest.raises(DataError, match=r"no folder '.*/nowhere/at/all'"):
-        prepare("huggingface", [tmp_path / "nowhere" / "at" / "all"], tmp_path / "data")
-
-
-def test_what_auto_refuses(tmp_path):
-    with pytest.raises(DataError, match="none of the layouts") as caught:
-        prepare("auto", [tmp_path], tmp_path / "out")
-    assert all(layout.title in caught.value.expected for reader in READERS.values() for layout in reader.layouts)
-    both = tmp_path / "both"
-    movielens_csv(both)
-    movielens_1m(both)
-    with pytest.raises(DataError, match=r"layouts of movielens .*ratings\.dat.*movielens .*ratings\.csv"):
-        prepare("auto", [both], tmp_path / "out")
-    recbole(both)
-    with pytest.raises(DataError, match="or name the format"):
-        prepare("auto", [both], tmp_path / "out")
-    with pytest.raises(DataError, match="unknown format 'amazon'"):
-        prepare("amazon", [both], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_files_of_another_source(tmp_path):
-    amazon_2018(tmp_path)
-    amazon_2023(tmp_path)
-    mixed = [tmp_path / "meta_Tools.jsonl.gz", tmp_path / "Industrial.json.gz"]
-    with pytest.raises(DataError, match=r"meta_Tools.jsonl.gz' lacks the field asin"):
-        prepare("amazon-2018", mixed, tmp_path / "out")
-    swapped = [tmp_path / "Industrial.json.gz", tmp_path / "meta_Industrial.json.gz"]
-    with pytest.raises(DataError, match="lacks the field reviewerID"):
-        prepare("amazon-2018", swapped, tmp_path / "out")
-    rows(tmp_path / "Industrial_5.json.gz", [{"reviewerID": "u", "asin": "1"}])
-    with pytest.raises(
-        DataError, match=r"holds Industrial\.json\.gz, Industrial_5\.json\.gz.*exactly one file rev"
-    ):
-        prepare("amazon-2018", [tmp_path], tmp_path / "out")
-    assert prepare("amazon-2018", swapped[::-1], tmp_path / "out").num_users == 6
-
-
-def test_a_truncated_file(tmp_path):
-    amazon_2023(tmp_path)
-    path = tmp_path / "Tools.jsonl.gz"
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError, match=r"Tools\.jsonl\.gz' cannot be read .*a whole table"):
-        prepare("amazon-2023", [tmp_path], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_summary(iisan, tmp_path):
-    amazon_2018(tmp_path / "raw")
-    code, printed, _ = iisan("prepare", "auto", tmp_path / "raw", "--out", tmp_path / "data")
-    assert code == 0
-    assert "read as amazon-2018 (Amazon reviews of 2018): meta_Industrial.json.gz, Industrial.json.gz" in printed
-    assert "left out: 1 × unknown item" in printed
-    assert "all weights count" in printed
-    assert Dataset.load(tmp_path / "data").num_items == 8

@@ -114,8 +114,8 @@ class Reader:
         if given.preset is not None and given.preset not in self.presets:
             got = f"the preset '{given.preset}', which is for other formats"
             raise DataError(got, ", ".join(self.presets) or "no preset", "leave it out, and give the filters")
-        filters = self.filters if given.preset is None else self.presets[given.preset]
-        options = given.with_defaults({**self.defaults, **(filters if filtered else {})})
+        filters = self.filters if filtered else {}
+        options = given.with_defaults({**self.defaults, **self.presets.get(given.preset or "", filters)})
         # A column that no rule is about is not read at all.
         unused = {"weight": options.min_weight == ALL, "event": options.events == ALL}
         return options.with_defaults({k: name for k, name in layout.columns.items() if not unused.get(k)})

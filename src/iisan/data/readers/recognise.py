@@ -12,7 +12,7 @@ import polars as pl
 from iisan.data.json_lines import text_lines
 from iisan.data.problems import printable
 from iisan.data.readers.base import Files, Layout, Part, Reader
-from iisan.data.tables import Form, reading
+from iisan.data.tables import Damaged, Form, reading
 from iisan.errors import DataError
 
 #: The format that stands for the one whose layout the sources have.
@@ -56,25 +56,28 @@ def recognise(form: str, sources: Sequence[Path], readers: Mapping[str, Reader])
     for name in readers if form == AUTO else [form]:
         for layout in readers[name].layouts:
             try:
-                files = _files(layout, sources)
+                files = _files(layout, sources, form == AUTO or len(readers[name].layouts) > 1)
             except DataError as error:
                 faults.append(error)
             else:
                 fitting.append(Recognised(name, readers[name], layout, files, _images(layout, sources)))
     if len(fitting) == 1:
         return fitting[0]
-    if not fitting and len(faults) == 1:
-        raise faults[0]
-    where = f"'{sources[0]}'" if len(sources) == 1 else f"{len(sources)} files"
+    if not fitting:
+        # A damaged file hides what it is.
+        faults.sort(key=lambda fault: not isinstance(fault, Damaged))
+        if len(faults) == 1 or isinstance(faults[0], Damaged):
+            raise faults[0]
+    has = f"'{sources[0]}' has" if len(sources) == 1 else f"{len(sources)} files have"
     layouts = [layout for name in (readers if form == AUTO else [form]) for layout in readers[name].layouts]
     if not fitting:
-        got = f"{where} has none of the layouts" + ("" if form == AUTO else f" of '{form}'")
+        got = f"{has} none of the layouts" + ("" if form == AUTO else f" of '{form}'")
         cure = "name a format and its files, or write two tables for the format 'table'"
         raise DataError(got, "; ".join(map(_described, layouts)), cure)
     names = " and of ".join(f"{each.form} ({each.layout.title}: {_listed(each.paths)})" for each in fitting)
     same = len({each.form for each in fitting}) == 1
     cure = "name the files, or a folder with those of one" + ("" if same else ", or name the format")
-    raise DataError(f"{where} has the layouts of {names}", "one layout", cure)
+    raise DataError(f"{has} the layouts of {names}", "one layout", cure)
 
 
 def fields(path: Path, form: Form | None = None) -> Collection[str]:
@@ -99,11 +102,11 @@ def fields(path: Path, form: Form | None = None) -> Collection[str]:
     return found.keys() if isinstance(found, dict) else ()
 
 
-def _files(layout: Layout, sources: Sequence[Path]) -> Files:
-    """Find the files of each part.
+def _files(layout: Layout, sources: Sequence[Path], by_name: bool) -> Files:
+    """Find the files of each part; ``by_name`` says whether files without a header need the right names.
 
     Raises:
-        DataError: A part is missing or ambiguous, or its file has other fields.
+        DataError: A part is missing or ambiguous, or its file has other fields or another name.
     """
     if len(sources) == 1 and sources[0].is_dir():
         there = _walk(sources[0], layout.depth)
@@ -122,6 +125,10 @@ def _files(layout: Layout, sources: Sequence[Path]) -> Files:
     named[last.name] = tuple(sources[len(before) :])
     for part in parts:
         for path in named[part.name]:
+            if by_name and not part.fields and not _matches(path, part.patterns):
+                raise DataError(
+                    f"a file '{path.name}'", " or ".join(part.patterns), f"name {wanted}, in this order"
+                )
             missing = [name for name in part.fields if name not in fields(path, part.form)]
             if missing:
                 got = f"'{path}' lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}"
