@@ -1,36 +1,10 @@
 """Tiny files in the true layouts of public datasets, with their odd cases."""
 
-import gzip
-import io
-import json
 from pathlib import Path
 
-from conftest import WORDS
+import polars as pl
 
-TITLES = {f"{n}": f"{WORDS[n]} {WORDS[n + 1]} {WORDS[n + 2]}" for n in range(8)}
-#: User, item and hour, newest first: in no file of a fixture are users in order of time.
-LOG = [(f"u{user}", f"{(user + 3 * step) % 8}", step) for step in (4, 3, 2, 1, 0) for user in range(6)]
-NOON = 1_500_000_000
-
-
-def text(path: Path, content: str | bytes) -> None:
-    """Write a file, its folders too; compressed where its name ends in .gz."""
-    data = content if isinstance(content, bytes) else content.encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
-def rows(path: Path, records: list[dict]) -> None:
-    text(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def picture(path: Path) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shade = int(path.stem[-1]) * 9 % 255
-    Image.new("RGB", (16, 16), (shade, 40, 90)).save(buffer := io.BytesIO(), "JPEG")
-    path.write_bytes(buffer.getvalue())
+from source_files import LOG, NOON, TITLES, picture, rows, text
 
 
 def amazon_2018(folder: Path) -> None:
@@ -303,8 +277,6 @@ def otto(folder: Path) -> None:
 
 def huggingface(folder: Path) -> None:
     """Shards in the folders of two configurations, pictures as bytes and paths."""
-    import polars as pl
-
     picture(folder / "1.jpg")
     image = {"bytes": (folder / "1.jpg").read_bytes(), "path": "1.jpg"}
     items = pl.DataFrame([{"item_id": item, "title": title, "image": image} for item, title in TITLES.items()])

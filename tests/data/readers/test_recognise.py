@@ -8,7 +8,8 @@ from iisan.data.dataset import Dataset
 from iisan.data.prepare import prepare
 from iisan.data.readers import READERS
 from iisan.errors import DataError
-from sources import LOG, amazon_2018, amazon_2023, huggingface, movielens_1m, movielens_csv, recbole, rows
+from source_files import LOG, rows
+from sources import amazon_2018, amazon_2023, huggingface, movielens_1m, movielens_csv, recbole
 
 
 def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
@@ -107,3 +108,12 @@ def test_a_blank_header_of_an_exported_index(tmp_path):
     for path in (tmp_path / "ml").glob("*.csv"):
         path.write_text("".join(f"{n or ''},{line}\n" for n, line in enumerate(path.read_text().splitlines())))
     assert prepare("auto", [tmp_path / "ml"], tmp_path / "again").num_interactions == len(LOG)
+
+
+def test_the_published_tables_are_told_from_tables_of_ones_own(tmp_path):
+    (tmp_path / "items.tsv").write_text("a\tred\nb\tblue\n")
+    (tmp_path / "users.tsv").write_text("u\ta b a b a\n")
+    assert prepare("auto", [tmp_path], tmp_path / "out").manifest["provenance"]["format"] == "reference"
+    (tmp_path / "interactions.tsv").write_text("user_id\titem_id\nu\ta\n")
+    with pytest.raises(DataError, match=r"layouts of table .*items\.tsv, interactions\.tsv.* and of reference"):
+        prepare("auto", [tmp_path], tmp_path / "out")

@@ -12,11 +12,9 @@ from iisan.data.readers import READERS
 from iisan.errors import DataError
 from iisan.evaluate.describe import describe
 from iisan.states.caching import cache
+from source_files import LOG, NOON, TITLES, picture
 from sources import (
     FIXTURES,
-    LOG,
-    NOON,
-    TITLES,
     amazon_2018,
     amazon_2023,
     goodreads,
@@ -24,10 +22,10 @@ from sources import (
     kuairand,
     microlens,
     movielens_1m,
+    movielens_100k,
     movielens_csv,
     ninerec,
     otto,
-    picture,
     pixelrec,
     recbole,
     steam,
@@ -148,6 +146,15 @@ def test_movielens(tmp_path):
     assert dataset.items["text"][1] == "Léon: The Professional (1994)"
     assert dataset.items["year"][1] == 1994
     assert dataset.manifest["counts"]["missing"]["image"] == 0
+    oldest = prepare(
+        "movielens",
+        [_written(movielens_100k, tmp_path)],
+        tmp_path / "100k",
+        PrepareOptions(min_weight=4, min_length=1),
+    )
+    assert oldest.items["text"][1] == "Misérables, Les (1995)"
+    assert oldest.items["release_date"][1] == "01-Jan-1995"
+    assert oldest.manifest["counts"]["left_out"] == {"weight": sum(1 + hour % 5 < 4 for _, _, hour in LOG)}
     from_csv = prepare("movielens", [_written(movielens_csv, tmp_path)], tmp_path / "csv")
     assert from_csv.items["text"][0] == "red blue green, The (2001)"
     assert from_csv.items["year"].to_list()[:2] == [2001, None]
