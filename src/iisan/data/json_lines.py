@@ -113,13 +113,15 @@ class Objects:
         return pl.DataFrame(columns), rows
 
 
-def text_lines(path: Path, bad: Bad, fallback: str | None = None) -> Iterator[tuple[int, str]]:
+def text_lines(
+    path: Path, bad: Bad, fallback: str | None = None, at_once: int = _AT_ONCE
+) -> Iterator[tuple[int, str]]:
     """Numbers (from 1) and texts of a file's lines, without a byte order mark.
 
     The file may be compressed by gzip. Lines that are not UTF-8 are read in the encoding ``fallback``, without
-    one appended to ``bad``.
+    one appended to ``bad``. ``at_once`` is the number of bytes that are read ahead.
     """
-    for first, block in blocks(path):
+    for first, block in blocks(path, at_once):
         yield from _texts(first, block, bad, fallback)
 
 
@@ -136,11 +138,11 @@ def _texts(first: int, block: bytes, bad: Bad, fallback: str | None = None) -> I
         yield number, text
 
 
-def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of a file, ``_AT_ONCE`` bytes or more of them at a time, and the number of the first."""
+def blocks(path: Path, at_once: int = _AT_ONCE) -> Iterator[tuple[int, bytes]]:
+    """Whole lines of a file, ``at_once`` bytes or more of them at a time, and the number of the first."""
     number = 1
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        while block := file.read(_AT_ONCE):
+        while block := file.read(at_once):
             block += file.readline()
             yield number, block
             number += block.count(b"\n")

@@ -90,7 +90,8 @@ def fields(path: Path, form: Form | None = None) -> Collection[str]:
     with reading(path):
         if name.endswith(".parquet"):
             return list(pl.read_parquet_schema(path))
-        line = next((text for _, text in text_lines(path, [], "latin-1") if text.strip()), "")
+        lines = text_lines(path, [], "latin-1", at_once=4096)
+        line = next((text for _, text in lines if text.strip()), "")
     if form is None and name.endswith((".csv", ".tsv")):
         form = Form("," if name.endswith(".csv") else "\t")
     if form is not None and form.separator is not None:
