@@ -1,13 +1,12 @@
-"""Commands from raw files to stored states."""
+"""Commands from a dataset to stored states, and the demo."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from typer import Argument, Context, Option
+from typer import Argument, Option
 
 from iisan.cli.common import DatasetFolder, ImagesOption, Json, Out, app, pairs_of, say_to
-from iisan.names import IMAGE, TEXT
 from iisan.printing import print_json, print_recommendations, print_stores, print_table
 
 if TYPE_CHECKING:
@@ -45,100 +44,6 @@ def demo(
     print_table(*report.table())
     print_recommendations("recommendations of IISAN for one user", report.recommended)
     print(report.closing())
-
-
-@app.command()
-def prepare(
-    context: Context,
-    form: Annotated[Literal["reference", "table"], Argument(metavar="FORMAT", help="reference | table")],
-    sources: Annotated[
-        list[Path], Argument(metavar="SOURCE…", help="Items file and interactions file, or their folder.")
-    ],
-    out: Out,
-    validation: Annotated[
-        Path | None,
-        Option(
-            metavar="FILE",
-            help="Validation queries: user_id, history (space-separated item ids or a list), target.",
-        ),
-    ] = None,
-    test: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Test queries of the same form. With both, no filter is on by default."),
-    ] = None,
-    images: Annotated[
-        Path | None, Option(help="Folder of images named <item_id>.jpg (png, webp, …), or root of image paths.")
-    ] = None,
-    item_id: Annotated[str | None, Option(help="Column of item ids.")] = None,
-    user_id: Annotated[str | None, Option(help="Column of user ids.")] = None,
-    text: Annotated[str | None, Option(help="Column of titles.")] = None,
-    image: Annotated[
-        str | None, Option(help="Column of image paths or bytes; 'none' if no column holds images.")
-    ] = None,
-    timestamp: Annotated[str | None, Option(help="Column of timestamps.")] = None,
-    event: Annotated[str | None, Option(help="Column of the kinds of events.")] = None,
-    weight: Annotated[str | None, Option(help="Column of weights or ratings.")] = None,
-    events: Annotated[
-        str | None, Option(metavar="NAME,…|all", help="Events that count; required where they differ.")
-    ] = None,
-    min_weight: Annotated[
-        str | None,
-        Option(
-            metavar="NUMBER|all",
-            help="Minimum weight of interactions that count; required where weights differ.",
-        ),
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        Option(metavar="COLUMN=KIND", help="Further column of text, image, audio or video contents; repeatable."),
-    ] = None,
-    min_length: Annotated[int | None, Option(min=0, help="Minimum interactions per user.")] = None,
-    k_core: Annotated[
-        int | None, Option(min=0, help="Minimum interactions per user and item (iterated k-core).")
-    ] = None,
-    keep_last: Annotated[
-        int | None, Option(min=0, help="Number of latest interactions per user to keep; 0 is all.")
-    ] = None,
-    items: Annotated[
-        Literal["all", "interacted"] | None, Option(help="Items to keep: all, or those with interactions.")
-    ] = None,
-    on_bad: Annotated[
-        Literal["stop", "skip"], Option(help="Action on bad rows: stop, or skip and list them.")
-    ] = "stop",
-    check_images: Annotated[bool, Option(help="Decode every image, sound and clip, not only read it.")] = True,
-    quotes: Annotated[bool | None, Option(help="Allow quoted fields (CSV: yes, TSV: no).")] = None,
-    as_json: Json = False,
-) -> None:
-    """Convert raw files to a dataset folder."""
-    from iisan.data.options import PrepareOptions
-    from iisan.data.prepare import parse_options
-    from iisan.data.prepare import prepare as prepare_dataset
-    from iisan.data.rules import described_rules
-
-    given = {**context.params, "columns": pairs_of(column, "COLUMN=KIND")}
-    options = parse_options({name: given[name] for name in PrepareOptions.model_fields})
-    dataset = prepare_dataset(form, sources, out, options, validation=validation, test=test)
-    if as_json:
-        print_json(dataset.manifest)
-        return
-    counts = dataset.manifest["counts"]
-    keys = ("users", "items", "interactions")
-    rows = [[step["step"], *(f"{step[key]:,}" for key in keys)] for step in counts["steps"]]
-    print_table(str(out), ["", *(f"{key}#" for key in keys)], rows)
-    missing = ", ".join(f"{count:,} without {what}" for what, count in counts["missing"].items() if count)
-    print(f"of {counts['items']:,} items: {missing or 'all are complete'}")
-    if dataset.queries:
-        print("given queries:", "; ".join(f"{subset}, {each}" for subset, each in dataset.queries.items()))
-    if counts["timestamps"] is None:
-        print("no timestamps: interactions are ordered as in the file")
-    for name, counting in described_rules(options).items():
-        left = counts.get("left_out", {}).get(name)
-        print(f"{counting} count" + ("" if left is None else f"; interactions left out: {left:,}"))
-    for reason, count in dataset.manifest["skipped"].items():
-        print(f"skipped: {count:,} × {reason} (listed in {out / 'skipped.jsonl'})")
-    some = [name for name, absent in counts["missing"].items() if absent < counts["items"]]
-    models = "".join(f" --{name} MODEL" if name in (IMAGE, TEXT) else f" --model {name}=MODEL" for name in some)
-    print(f"next: iisan describe {out}   |   iisan cache {out}{models} --out my-states")
 
 
 @app.command()

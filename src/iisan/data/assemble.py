@@ -104,7 +104,9 @@ def assemble(
     interactions, left_out = apply_rules(interactions, options, problems)
     user_ids, events, unit = index_interactions(interactions, catalogue[ITEM_ID], problems)
     del interactions
-    events, steps = apply_filters(events, filters)
+    contents = [name for name in kinds if name != IMAGE or options.image != NO_COLUMN or options.images]
+    complete = catalogue.select(pl.all_horizontal(pl.col(*contents).is_not_null())).to_series().to_numpy()
+    events, steps = apply_filters(events, filters, complete if filters.complete else None)
     if not len(events.users):
         left = ", then ".join(f"{step['step']}: {step['users']:,} users" for step in steps)
         raise DataError(f"no user is left ({left})", "at least one user after the filters", "relax the filters")
@@ -113,6 +115,9 @@ def assemble(
     if filters.items == "interacted":
         kept_items, item_numbers = renumber(events.items, len(catalogue))
         catalogue = catalogue[kept_items]
+    elif filters.complete:
+        item_numbers = (np.cumsum(complete) - 1)[events.items]
+        catalogue = catalogue.filter(complete)
     user_ids, found = user_ids.gather(kept_users), dict[Subset, Queries]()
     known = "an item id of the items table"
     if filters.items == "interacted":
@@ -131,6 +136,8 @@ def assemble(
     }
     if left_out:
         counts["left_out"] = left_out
+    if problems.dropped:
+        counts["dropped"] = dict(problems.dropped)
     if found:
         counts["queries"] = {subset: len(each) for subset, each in found.items()}
     return Parts(

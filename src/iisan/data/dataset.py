@@ -207,7 +207,7 @@ class Dataset:
         """
         chosen = parse_options(options)
         given = both(validation, test)
-        problems, filters = Problems(chosen.on_bad), chosen.filters("table", bool(given))
+        problems, filters = Problems(chosen.on_bad), chosen.filters(bool(given))
         parts = assemble(
             read_frame(items, item_roles(chosen), "the items frame", problems, rest=True),
             read_frame(interactions, interaction_roles(chosen), "the interactions frame", problems, rest=False),

@@ -1,6 +1,7 @@
 """Filters of interactions: pure, vectorised functions on index arrays."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -63,14 +64,40 @@ def keep_last(events: Events, count: int) -> Events:
     return events.where(ends[events.users] - np.arange(len(events.users)) <= count)
 
 
-def apply_filters(events: Events, filters: Filters) -> tuple[Events, list[dict[str, str | int]]]:
-    """Apply the enabled filters in the order k-core, minimum length, last interactions.
+def sample_users(events: Events, count: int, seed: int) -> Events:
+    """Keep ``count`` users, drawn at random, or all where there are no more."""
+    users = np.flatnonzero(np.bincount(events.users))
+    if count >= len(users):
+        return events
+    drawn = np.zeros(users[-1] + 1, bool)
+    drawn[np.random.default_rng(seed).choice(users, count, replace=False)] = True
+    return events.where(drawn[events.users])
+
+
+def apply_filters(
+    events: Events, filters: Filters, complete: Mask | None = None
+) -> tuple[Events, list[dict[str, str | int]]]:
+    """Apply the enabled filters in the order of ``PrepareOptions``.
+
+    Args:
+        events: All interactions.
+        filters: Filters.
+        complete: The items that count, ``[items]``; all without it.
 
     Returns:
         The remaining interactions, and the numbers of users, items and interactions after each step.
     """
     steps: list[dict[str, str | int]] = [{"step": "read", **events.counts()}]
-    for name, lowest, apply in (("k_core", 2, k_core), ("min_length", 2, min_length), ("keep_last", 1, keep_last)):
+    if complete is not None:
+        events = events.where(complete[events.items])
+        steps.append({"step": "complete items", **events.counts()})
+    draw = partial(sample_users, seed=filters.seed)
+    for name, lowest, apply in (
+        ("k_core", 2, k_core),
+        ("min_length", 2, min_length),
+        ("sample_users", 1, draw),
+        ("keep_last", 1, keep_last),
+    ):
         value = getattr(filters, name)
         if value >= lowest and len(events.users):
             events = apply(events, value)

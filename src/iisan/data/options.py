@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -9,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, fie
 
 from iisan.errors import DataError
 
-Format = Literal["reference", "table"]
 #: Value of the option ``image`` if no column holds images.
 NO_COLUMN = "none"
 #: Value of the options ``events`` and ``min_weight`` if every interaction counts.
@@ -21,8 +21,8 @@ RULE_OPTIONS = ("event", "weight", "events", "min_weight")
 class PrepareOptions(BaseModel):
     """Options of ``prepare``; None stands for the format's default.
 
-    Filters are applied in the order ``k_core``, ``min_length``, ``keep_last``, ``items``. None applies to given
-    queries, and where there are some, none is on by default.
+    Filters are applied in the order ``complete``, ``k_core``, ``min_length``, ``sample_users``, ``keep_last``,
+    ``items``. None applies to given queries, and where there are some, none is on by default.
 
     Attributes:
         item_id: Column of item ids in both tables; default ``item_id``.
@@ -40,8 +40,12 @@ class PrepareOptions(BaseModel):
         check_images: Decode every image, sound and video now; otherwise they are only read for their keys.
         on_bad: ``stop`` at the first kind of bad row, or ``skip``, count and list bad rows.
         quotes: Whether fields may be quoted with ``"``; default true for CSV, false for TSV.
+        preset: Filters of a publication that stand for a format's defaults, such as ``paper``.
+        complete: Keep only items with all contents, such as both a text and an image; default false.
         k_core: Minimum interactions per user and item (iterated k-core); 0 is off.
         min_length: Minimum interactions per user; default 3 (leave-one-out needs 3), reference 5.
+        sample_users: Number of users to draw at random; default 0 (all).
+        seed: Random seed of that draw; default 0.
         keep_last: Keep only the last interactions of each user; default 0 (all), reference 13.
         items: Keep ``all`` items or those ``interacted`` with after all other filters; default all, reference
             interacted.
@@ -63,8 +67,12 @@ class PrepareOptions(BaseModel):
     check_images: bool = True
     on_bad: Literal["stop", "skip"] = "stop"
     quotes: bool | None = None
+    preset: Literal["paper"] | None = None
+    complete: bool | None = None
     k_core: NonNegativeInt | None = None
     min_length: NonNegativeInt | None = None
+    sample_users: NonNegativeInt | None = None
+    seed: NonNegativeInt | None = None
     keep_last: NonNegativeInt | None = None
     items: Literal["all", "interacted"] | None = None
 
@@ -92,9 +100,13 @@ class PrepareOptions(BaseModel):
             raise ValueError("a finite number, or all")
         return number
 
-    def filters(self, form: Format, given_queries: bool = False) -> "Filters":
-        """Resolve the filters with the defaults of a format; with given queries, none is on by default."""
-        defaults = Filters(min_length=0) if given_queries else _DEFAULTS[form]
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "PrepareOptions":
+        """Return the options with defaults in the place of None."""
+        return self.model_copy(update={k: value for k, value in defaults.items() if getattr(self, k) is None})
+
+    def filters(self, given_queries: bool = False) -> "Filters":
+        """Resolve the filters; with given queries, none is on by default."""
+        defaults = Filters(min_length=0) if given_queries else Filters()
         chosen = {name: getattr(self, name) for name in Filters.model_fields}
         return defaults.model_copy(update={name: v for name, v in chosen.items() if v is not None})
 
@@ -104,16 +116,13 @@ class Filters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    complete: bool = False
     k_core: int = 0
     min_length: int = 3
+    sample_users: int = 0
+    seed: int = 0
     keep_last: int = 0
     items: Literal["all", "interacted"] = "all"
-
-
-_DEFAULTS: dict[Format, Filters] = {
-    "table": Filters(),
-    "reference": Filters(min_length=5, keep_last=13, items="interacted"),
-}
 
 
 def parse_options(values: dict[str, Any]) -> PrepareOptions:

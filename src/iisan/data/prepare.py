@@ -5,18 +5,17 @@ from pathlib import Path
 
 from iisan.data.assemble import assemble
 from iisan.data.dataset import Dataset, check_writable
-from iisan.data.options import Format, PrepareOptions, parse_options
+from iisan.data.options import PrepareOptions, parse_options
 from iisan.data.problems import Problems
 from iisan.data.queries import both, read_queries
-from iisan.data.readers import READERS
-from iisan.errors import DataError
+from iisan.data.readers import READERS, recognise
 from iisan.files import sha256_file
 
-__all__ = ["Format", "PrepareOptions", "parse_options", "prepare"]
+__all__ = ["PrepareOptions", "parse_options", "prepare"]
 
 
 def prepare(
-    form: Format,
+    form: str,
     sources: Sequence[Path],
     out: Path,
     options: PrepareOptions | None = None,
@@ -27,8 +26,8 @@ def prepare(
     """Read raw files, clean, check and filter them, and write a dataset folder.
 
     Args:
-        form: ``reference`` or ``table``.
-        sources: The two files of the format, or their folder.
+        form: A key of ``READERS``, such as ``table``, or ``auto`` for the one whose layout the sources have.
+        sources: The files of the format, items before interactions, or their folder.
         out: Folder to write; absent, empty, or an earlier dataset, which is replaced.
         options: Columns, filters and the policy for bad rows.
         validation: File of validation queries: ``user_id``, ``history``, ``target``; in the format ``reference``
@@ -41,25 +40,27 @@ def prepare(
     Raises:
         DataError: Bad input, or ``out`` holds something else.
     """
-    options = options or PrepareOptions()
-    if form not in READERS:
-        raise DataError(f"unknown format '{form}'", f"one of {', '.join(READERS)}", "choose one of them")
     check_writable(out)
-    given = both(validation, test)
-    problems, header = Problems(options.on_bad), form == "table"
-    raw = READERS[form](sources, options, problems)
+    found = recognise(form, sources, READERS)
+    queried = both(validation, test)
+    given = options or PrepareOptions()
+    if found.images and given.image is None:
+        given = given.with_defaults({"images": found.images})
+    chosen = found.reader.options(given, found.layout, not queried)
+    problems, filters = Problems(chosen.on_bad, known=found.reader.known), chosen.filters(bool(queried))
+    raw = found.layout.read(found.files, chosen, problems)
     queries = {
-        subset: read_queries(path, options.user_id, problems, header=header, quotes=options.quotes)
-        for subset, path in given.items()
+        subset: read_queries(path, given.user_id, problems, header=found.reader.header, quotes=given.quotes)
+        for subset, path in queried.items()
     }
-    filters = options.filters(form, bool(given))
-    parts = assemble(raw.items, raw.interactions, options, filters, problems, raw.image_root, queries)
+    parts = assemble(raw.items, raw.interactions, chosen, filters, problems, raw.image_root, queries)
     provenance = {
-        "format": form,
+        "format": found.form,
+        "layout": found.layout.title,
         "sources": [
             {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in (*raw.files, *given.values())
+            for path in (*found.paths, *queried.values())
         ],
-        "options": options.model_dump(mode="json") | filters.model_dump(),
+        "options": chosen.model_dump(mode="json") | filters.model_dump(),
     }
     return Dataset.of_parts(parts, provenance).save(out)

@@ -2,10 +2,13 @@
 
 import csv
 import difflib
+import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from polars.exceptions import ComputeError, PolarsError
@@ -61,6 +64,28 @@ class Role:
         if given is None:
             return cls(name, defaults, required, lists=lists)
         return cls(name, (given,), given=True, lists=lists)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a text file is written.
+
+    Attributes:
+        separator: Separator of fields; None for one object per line.
+        quotes: Whether fields may be quoted.
+        fallback: Encoding of lines that are not UTF-8, if that is no fault.
+        types: Whether the names in the header are followed by ``:`` and a type.
+        parse: Converts the line of an object; see :class:`iisan.data.json_lines.Objects`.
+    """
+
+    separator: str | None
+    quotes: bool = False
+    fallback: str | None = None
+    types: bool = False
+    parse: Callable[[str], Any] = json.loads
+
+
+JSON_LINES = Form(None)
 
 
 @dataclass(frozen=True)
@@ -195,35 +220,51 @@ def read_table(
     quotes: bool | None = None,
     header: Sequence[str] | None = None,
     detect: bool = False,
+    form: Form | None = None,
 ) -> Table:
     """Read a table of any supported format.
 
     Args:
-        path: CSV, TSV, JSON lines or Parquet file.
+        path: CSV, TSV, JSON lines or Parquet file, or with ``form`` any text file.
         roles: Columns to find. From text formats they are read as strings.
         problems: Receives malformed lines and lines that are not UTF-8.
         rest: Keep all other columns too.
         quotes: Whether CSV fields may be quoted; by default true for CSV, false for TSV.
         header: Column names of a file without a header line.
         detect: Take a first line with one of the names in ``header`` for a header line.
+        form: How the file is written, where its extension does not tell.
 
     Raises:
         DataError: The file is absent, empty or damaged, lacks a column, or has a bad line (policy ``stop``).
     """
-    suffix = suffix_of(path)
-    try:
+    if form is None:
+        suffix = suffix_of(path)
         if suffix == ".parquet":
-            return _read_parquet(path, roles, rest)
-        if suffix in _JSON_LINES:
-            return _read_json_lines(path, roles, rest, problems)
+            with reading(path):
+                return _read_parquet(path, roles, rest)
         quoted = suffix == ".csv" if quotes is None else quotes
-        return _read_separated(path, _SEPARATORS[suffix], roles, rest, quoted, header, detect, problems)
+        form = JSON_LINES if suffix in _JSON_LINES else Form(_SEPARATORS[suffix], quoted)
+    with reading(path):
+        if form.separator is None:
+            return _read_json_lines(path, form.parse, roles, rest, problems)
+        return _read_separated(path, form, roles, rest, header, detect, problems)
+
+
+class Damaged(DataError):
+    """A file that cannot be read to its end."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise a ``DataError`` where a file turns out to be damaged."""
+    try:
+        yield
     except (PolarsError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:  # not about what is in the file
             raise
         first = printable(str(error).split("\n")[0])
         got = f"'{path}' cannot be read ({first})"
-        raise DataError(got, "a whole table", "mend the file or fetch it again") from None
+        raise Damaged(got, "a whole table", "mend the file or fetch it again") from None
 
 
 def _empty(path: Path) -> DataError:
@@ -240,18 +281,18 @@ def _read_parquet(path: Path, roles: Sequence[Role], rest: bool) -> Table:
 
 def _read_separated(
     path: Path,
-    separator: str,
+    form: Form,
     roles: Sequence[Role],
     rest: bool,
-    quotes: bool,
     header: Sequence[str] | None,
     detect: bool,
     problems: Problems,
 ) -> Table:
-    lines = _lines(path, problems)
+    lines = _lines(path, problems, form.fallback)
     if lines.is_empty():
         raise _empty(path)
-    records = _records(lines, separator, quotes)
+    assert form.separator is not None
+    records = _records(lines, form.separator, form.quotes)
     first = records[_FIELDS][0]
     if header and detect and first is not None and {*first} & {*header}:
         header = None
@@ -261,6 +302,8 @@ def _read_separated(
         got = f"'{path}' has a stray quote in its header"
         raise DataError(got, "quotes that open and close a field", f"mend it, or {_NO_QUOTES}")
     columns = first.to_list() if header is None else list(header)
+    if form.types:
+        columns = [name.partition(":")[0] for name in columns]
     if len(set(columns)) < len(columns):
         raise DataError(f"'{path}' has two columns of one name: {columns}", "unique names", "rename one")
     found = resolve(columns, roles, f"'{path}'")
@@ -271,7 +314,7 @@ def _read_separated(
         marked = lines.join_asof(records.select(LINE, malformed.alias("bad")), on=LINE)
         bad = Table(marked, f"{path.name}, line").rows(pl.col("bad"), pl.col(_TEXT))
         expected = f"{len(columns)} fields ({printable(', '.join(columns))})"
-        quoted = quotes and bad[VALUE].str.contains('"', literal=True).any()
+        quoted = form.quotes and bad[VALUE].str.contains('"', literal=True).any()
         problems.report(bad, MALFORMED, expected, f", or {_NO_QUOTES}" if quoted else "")
         kept = kept.filter(~malformed)
     if kept.is_empty():
@@ -283,14 +326,14 @@ def _read_separated(
     return Table(renamed(frame, found, f"'{path}'").with_columns(kept[LINE]), f"{path.name}, line")
 
 
-def _lines(path: Path, problems: Problems) -> pl.DataFrame:
+def _lines(path: Path, problems: Problems, fallback: str | None) -> pl.DataFrame:
     """All lines that are not blank (``_TEXT``), with their numbers from 1 (``LINE``)."""
     try:
         lines = pl.read_lines(path, name=_TEXT, glob=False).with_row_index(LINE, 1)
         lines = lines.with_columns(pl.col(_TEXT).str.strip_prefix("\ufeff"))
     except ComputeError:  # not UTF-8 somewhere
         bad: Bad = []
-        lines = pl.DataFrame(text_lines(path, bad), {LINE: pl.UInt32, _TEXT: pl.String}, orient="row")
+        lines = pl.DataFrame(text_lines(path, bad, fallback), {LINE: pl.UInt32, _TEXT: pl.String}, orient="row")
         report_values(bad, f"{path.name}, line", NOT_UTF8, "text in UTF-8", problems)
     return lines.filter(pl.col(_TEXT).str.strip_chars() != "")
 
@@ -322,9 +365,11 @@ def _records(lines: pl.DataFrame, separator: str, quotes: bool) -> pl.DataFrame:
     return pl.DataFrame([lines[LINE].gather(starts), fields])
 
 
-def _read_json_lines(path: Path, roles: Sequence[Role], rest: bool, problems: Problems) -> Table:
+def _read_json_lines(
+    path: Path, parse: Callable[[str], Any], roles: Sequence[Role], rest: bool, problems: Problems
+) -> Table:
     where = f"{path.name}, line"
-    objects = Objects(path, LINE, lists_of(roles), rest)
+    objects = Objects(path, LINE, lists_of(roles), rest, parse)
     for reason, expected in ((NOT_UTF8, "text in UTF-8"), (MALFORMED, "a JSON object per line")):
         report_values(objects.bad_lines[reason], where, reason, expected, problems)
     frame = objects.frame

@@ -33,13 +33,15 @@ def as_texts(name: str, values: Sequence[Any], lists: Lists) -> tuple[pl.Series,
     """
     if lists == "keep":
         return _as_lists(name, values)
-    join = lists == "join"
-    try:
-        whole = {*map(type, values)} <= {int, type(None)}
-        return pl.Series(name, values, dtype=pl.Int64 if whole else pl.String).cast(pl.String), []
-    except (TypeError, ValueError, OverflowError):
-        texts: list[str | None] = []
-        unusable = []
+    join, kinds = lists == "join", {*map(type, values)}
+    for kind, dtype in ((str, pl.String), (int, pl.Int64)):
+        if kinds <= {kind, type(None)}:
+            try:
+                return pl.Series(name, values, dtype=dtype).cast(pl.String), []
+            except (TypeError, ValueError, OverflowError):
+                break
+    texts: list[str | None] = []
+    unusable = []
     for position, value in enumerate(values):
         try:
             texts.append(_text(value, join))
