@@ -100,22 +100,23 @@ class Reader:
     header: bool = True
     fetch: Callable[[Path], Path] | None = None
 
-    def options(self, given: PrepareOptions, layout: Layout, filtered: bool) -> PrepareOptions:
+    def options(self, given: PrepareOptions, layout: Layout, filtered: bool, preset: str | None) -> PrepareOptions:
         """Return the given options with the defaults of a layout.
 
         Args:
             given: Options of the user.
             layout: The layout.
             filtered: Whether filters have defaults.
+            preset: Name of filters that take the place of these defaults.
 
         Raises:
-            DataError: The format lacks the given preset.
+            DataError: The format lacks the preset.
         """
-        if given.preset is not None and given.preset not in self.presets:
-            got = f"the preset '{given.preset}', which is for other formats"
+        if preset is not None and preset not in self.presets:
+            got = f"the preset '{preset}', which this format does not have"
             raise DataError(got, ", ".join(self.presets) or "no preset", "leave it out, and give the filters")
-        filters = self.filters if filtered else {}
-        options = given.with_defaults({**self.defaults, **self.presets.get(given.preset or "", filters)})
+        filters = self.presets[preset] if preset else self.filters if filtered else {}
+        options = given.with_defaults({**self.defaults, **filters})
         # A column that no rule is about is not read at all.
         unused = {"weight": options.min_weight == ALL, "event": options.events == ALL}
         return options.with_defaults({k: name for k, name in layout.columns.items() if not unused.get(k)})
