@@ -195,6 +195,12 @@ def test_hm_keeps_leading_zeros_and_repeated_purchases(tmp_path):
     assert dataset.num_interactions == len(LOG) + 1
     assert dataset.items["image"][3] == "010/0108775013.jpg"
     assert dataset.items["detail_desc"][0] == "Jersey, soft"
+    path = tmp_path / "raw" / "articles.csv"
+    path.write_text(path.read_text().replace('"Jersey, soft"', '"5" heel'))
+    with pytest.raises(DataError, match="or pass --no-quotes"):
+        prepare("hm", [tmp_path / "raw"], tmp_path / "data")
+    dataset = prepare("hm", [tmp_path / "raw"], tmp_path / "data", PrepareOptions(quotes=False))
+    assert dataset.items["detail_desc"][0] == '"5" heel'
 
 
 def test_reviews_of_games_books_and_places(tmp_path):
