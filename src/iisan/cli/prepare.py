@@ -95,13 +95,15 @@ def prepare(
 
     given = {**context.params, "columns": pairs_of(column, "COLUMN=KIND")}
     options = parse_options({name: given[name] for name in PrepareOptions.model_fields})
-    dataset = prepare_dataset(form, sources, out, options, validation=validation, test=test)
+    dataset = prepare_dataset(form, sources, out, options, validation=validation, test=test, preset=preset)
     if as_json:
         print_json(dataset.manifest)
         return
     provenance = dataset.manifest["provenance"]
     if form == "auto":
         named = ", ".join(source["name"] for source in provenance["sources"])
+        pictures = provenance["options"]["images"]
+        named += f"; pictures in {pictures}" if pictures else ""
         print(f"read as {provenance['format']} ({provenance['layout']}): {named}")
     counts = dataset.manifest["counts"]
     keys = ("users", "items", "interactions")
@@ -116,8 +118,12 @@ def prepare(
     # The rules that apply, those of the format included.
     rules = {name: provenance["options"][name] for name in RULE_OPTIONS}
     for name, counting in described_rules(parse_options(rules)).items():
-        left = counts.get("left_out", {}).get(name)
-        print(f"{counting} count" + ("" if left is None else f"; interactions left out: {left:,}"))
+        left, column = counts.get("left_out", {}).get(name), provenance["options"][name]
+        print(
+            f"{counting} count"
+            + (f" (column {column})" if column else "")
+            + ("" if left is None else f"; interactions left out: {left:,}")
+        )
     for fault, count in counts.get("dropped", {}).items():
         print(f"left out: {count:,} × {fault}")
     for reason, count in dataset.manifest["skipped"].items():

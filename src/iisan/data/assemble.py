@@ -31,8 +31,8 @@ class Parts:
     """The parts of a dataset, see :class:`iisan.data.dataset.Dataset`.
 
     Attributes:
-        counts: Numbers of users, items and interactions after each step, of missing contents, of given queries,
-            and of interactions that rules leave out.
+        counts: Numbers of users, items and interactions after each step, of missing contents, of given queries, of
+            interactions that rules leave out, and of rows with faults that the source is known to have.
         queries: Given queries by subset; their users may have no interactions.
     """
 

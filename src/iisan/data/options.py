@@ -40,7 +40,6 @@ class PrepareOptions(BaseModel):
         check_images: Decode every image, sound and video now; otherwise they are only read for their keys.
         on_bad: ``stop`` at the first kind of bad row, or ``skip``, count and list bad rows.
         quotes: Whether fields may be quoted with ``"``; default true for CSV, false for TSV.
-        preset: Filters of a publication that stand for a format's defaults, such as ``paper``.
         complete: Keep only items with all contents, such as both a text and an image; default false.
         k_core: Minimum interactions per user and item (iterated k-core); 0 is off.
         min_length: Minimum interactions per user; default 3 (leave-one-out needs 3), reference 5.
@@ -67,7 +66,6 @@ class PrepareOptions(BaseModel):
     check_images: bool = True
     on_bad: Literal["stop", "skip"] = "stop"
     quotes: bool | None = None
-    preset: Literal["paper"] | None = None
     complete: bool | None = None
     k_core: NonNegativeInt | None = None
     min_length: NonNegativeInt | None = None

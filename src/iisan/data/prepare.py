@@ -22,6 +22,7 @@ def prepare(
     *,
     validation: Path | None = None,
     test: Path | None = None,
+    preset: str | None = None,
 ) -> Dataset:
     """Read raw files, clean, check and filter them, and write a dataset folder.
 
@@ -33,6 +34,7 @@ def prepare(
         validation: File of validation queries: ``user_id``, ``history``, ``target``; in the format ``reference``
             without a header line.
         test: File of test queries; both or neither.
+        preset: Name of a publication's filters, see the format's documentation; options go before them.
 
     Returns:
         The dataset, loaded from ``out``; see its ``manifest["counts"]`` and ``skipped``.
@@ -46,7 +48,7 @@ def prepare(
     given = options or PrepareOptions()
     if found.images and given.image is None:
         given = given.with_defaults({"images": found.images})
-    chosen = found.reader.options(given, found.layout, not queried)
+    chosen = found.reader.options(given, found.layout, not queried, preset)
     problems, filters = Problems(chosen.on_bad, known=found.reader.known), chosen.filters(bool(queried))
     raw = found.layout.read(found.files, chosen, problems)
     queries = {

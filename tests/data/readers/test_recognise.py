@@ -94,6 +94,11 @@ def test_the_summary(iisan, tmp_path):
     assert "left out: 1 × unknown item" in printed
     assert "all weights count" in printed
     assert Dataset.load(tmp_path / "data").num_items == 8
+    movielens_1m(tmp_path / "ml")
+    code, printed, _ = iisan("prepare", "auto", tmp_path / "ml", "--out", tmp_path / "ml-data", "--min-weight", 5)
+    assert code == 0
+    assert f"ratings.dat; pictures in {tmp_path / 'ml' / 'posters'}" in printed
+    assert "weights of 5 or more count (column rating); interactions left out: 0" in printed
 
 
 def test_a_blank_header_of_an_exported_index(tmp_path):

@@ -99,24 +99,26 @@ def test_ratings_count_by_rule(tmp_path):
 
 def test_the_preset_of_the_paper_needs_both_modalities(tmp_path):
     amazon_2018(tmp_path / "raw")
-    sources, options = [tmp_path / "raw"], PrepareOptions(preset="paper")
+    sources, options = [tmp_path / "raw"], PrepareOptions()
     with pytest.raises(DataError, match=r"no user is left .*complete items: 0 users"):
-        prepare("amazon-2018", sources, tmp_path / "data", options)
+        prepare("amazon-2018", sources, tmp_path / "data", options, preset="paper")
     for item in "0124567":
         picture(tmp_path / "images" / f"{item}.jpg")
     chosen = options.model_copy(update={"images": tmp_path / "images", "sample_users": 2, "min_length": 4})
-    dataset = prepare("amazon-2018", sources, tmp_path / "data", chosen)
+    dataset = prepare("amazon-2018", sources, tmp_path / "data", chosen, preset="paper")
     steps = [step["step"] for step in dataset.manifest["counts"]["steps"]]
     assert steps == ["read", "complete items", "min_length=4", "sample_users=2"]
     assert dataset.num_users == 2
     assert "3" not in dataset.items["item_id"]
     assert dataset.manifest["counts"]["missing"] == {"text": 0, "image": 0}
-    again = prepare("amazon-2018", sources, tmp_path / "again", chosen)
+    again = prepare("amazon-2018", sources, tmp_path / "again", chosen, preset="paper")
     assert again.manifest["content_hash"] == dataset.manifest["content_hash"]
-    other = prepare("amazon-2018", sources, tmp_path / "other", chosen.model_copy(update={"seed": 3}))
+    other = prepare(
+        "amazon-2018", sources, tmp_path / "other", chosen.model_copy(update={"seed": 3}), preset="paper"
+    )
     assert other.user_ids.to_list() != dataset.user_ids.to_list()
-    with pytest.raises(DataError, match="preset 'paper', which is for other formats"):
-        prepare("movielens", [_written(movielens_csv, tmp_path)], tmp_path / "x", options)
+    with pytest.raises(DataError, match="preset 'paper', which this format does not have"):
+        prepare("movielens", [_written(movielens_csv, tmp_path)], tmp_path / "x", options, preset="paper")
 
 
 def _written(write, folder):
@@ -193,6 +195,12 @@ def test_hm_keeps_leading_zeros_and_repeated_purchases(tmp_path):
     assert dataset.num_interactions == len(LOG) + 1
     assert dataset.items["image"][3] == "010/0108775013.jpg"
     assert dataset.items["detail_desc"][0] == "Jersey, soft"
+    path = tmp_path / "raw" / "articles.csv"
+    path.write_text(path.read_text().replace('"Jersey, soft"', '"5" heel'))
+    with pytest.raises(DataError, match="or pass --no-quotes"):
+        prepare("hm", [tmp_path / "raw"], tmp_path / "data")
+    dataset = prepare("hm", [tmp_path / "raw"], tmp_path / "data", PrepareOptions(quotes=False))
+    assert dataset.items["detail_desc"][0] == '"5" heel'
 
 
 def test_reviews_of_games_books_and_places(tmp_path):

@@ -1,7 +1,7 @@
 """What a reader of a public dataset states: the files of its layouts, its columns, and what it leaves out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,22 +100,23 @@ class Reader:
     header: bool = True
     fetch: Callable[[Path], Path] | None = None
 
-    def options(self, given: PrepareOptions, layout: Layout, filtered: bool) -> PrepareOptions:
+    def options(self, given: PrepareOptions, layout: Layout, filtered: bool, preset: str | None) -> PrepareOptions:
         """Return the given options with the defaults of a layout.
 
         Args:
             given: Options of the user.
             layout: The layout.
             filtered: Whether filters have defaults.
+            preset: Name of filters that take the place of these defaults.
 
         Raises:
-            DataError: The format lacks the given preset.
+            DataError: The format lacks the preset.
         """
-        if given.preset is not None and given.preset not in self.presets:
-            got = f"the preset '{given.preset}', which is for other formats"
+        if preset is not None and preset not in self.presets:
+            got = f"the preset '{preset}', which this format does not have"
             raise DataError(got, ", ".join(self.presets) or "no preset", "leave it out, and give the filters")
-        filters = self.filters if filtered else {}
-        options = given.with_defaults({**self.defaults, **self.presets.get(given.preset or "", filters)})
+        filters = self.presets[preset] if preset else self.filters if filtered else {}
+        options = given.with_defaults({**self.defaults, **filters})
         # A column that no rule is about is not read at all.
         unused = {"weight": options.min_weight == ALL, "event": options.events == ALL}
         return options.with_defaults({k: name for k, name in layout.columns.items() if not unused.get(k)})
@@ -150,7 +151,9 @@ def read_items(
     roles = [role for role in item_roles(options) if role.name != IMAGE or role.given]
     taken = {name for role in roles for name in role.candidates}
     others = [Role(name, (name,), required=False, lists="join") for name in (*keep, *numbers) if name not in taken]
-    table = read_table(path, [*roles, *others], problems, form=form, header=header, detect=detect)
+    table = read_table(
+        path, [*roles, *others], problems, form=_quoted(form, options), header=header, detect=detect
+    )
     frame = table.frame
     frame = frame.with_columns(
         pl.col(name).cast(pl.Float64, strict=False) for name in numbers if name in frame.columns
@@ -172,7 +175,12 @@ def read_interactions(
     header: Sequence[str] | None = None,
 ) -> Table:
     """Read a table of interactions; see :func:`read_items`."""
-    return read_table(path, interaction_roles(options), problems, form=form, header=header)
+    return read_table(path, interaction_roles(options), problems, form=_quoted(form, options), header=header)
+
+
+def _quoted(form: Form | None, options: PrepareOptions) -> Form | None:
+    """The form with the quotes that the user asks for."""
+    return form if form is None or options.quotes is None else replace(form, quotes=options.quotes)
 
 
 def without_repeats(table: Table, problems: Problems) -> Table:

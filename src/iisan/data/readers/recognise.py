@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from iisan.data.images import SUFFIXES
 from iisan.data.json_lines import text_lines
 from iisan.data.problems import printable
 from iisan.data.readers.base import Files, Layout, Part, Reader
@@ -151,12 +152,13 @@ def _found(part: Part, there: Sequence[Path], folder: Path) -> tuple[Path, ...]:
 
 
 def _walk(folder: Path, depth: int) -> list[Path]:
-    """Files of a folder and of ``depth`` levels of subfolders, without hidden ones."""
+    """Files of a folder and of ``depth`` levels of subfolders, without hidden ones and images."""
     found = []
     for parent, folders, names in os.walk(folder):
         level = len(Path(parent).relative_to(folder).parts)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if level < depth else []
-        found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+        names = [name for name in sorted(names) if not (name.startswith(".") or name.lower().endswith(SUFFIXES))]
+        found += [Path(parent, name) for name in names]
     return found
 
 
@@ -168,7 +170,7 @@ def _images(layout: Layout, sources: Sequence[Path]) -> Path | None:
         path
         for pattern in ("*", "*/*")
         for path in sorted(sources[0].glob(pattern))
-        if path.is_dir() and _matches(path, layout.images)
+        if _matches(path, layout.images) and path.is_dir()
     ]
     return found[0] if len(found) == 1 else None
 
