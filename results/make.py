@@ -196,7 +196,7 @@ EARLIER_HEAD = """
 ## Experiments of an earlier version at demo scale
 
 Recorded with four epochs and the settings of an earlier version, at most 40 epochs for `versa-microlens`; one
-seed, the scaling three. They show how to run and read a comparison, and little about which method is better.
+seed. They show how to run and read a comparison, and little about which method is better.
 """
 COSTS = """
 Seconds per epoch in IISAN, table 3 (A6000, batch 32, bert-base and vit-base): {paper}. Here: {here}. The
@@ -217,6 +217,13 @@ CLAIMS = {
     "table-5": [("3 blocks", "2 blocks"), ("3 blocks", "6 blocks")],
     "table-6": [("adapter (SANB)", "PHM"), ("PHM", "low-rank")],
     "table-7": [("image and text: IISAN", "text: IISAN"), ("text: IISAN", "image: IISAN")],
+    "balance": [("intra and inter", "intra alone"), ("intra and inter", "inter alone")],
+    "versa-scaling-text": [("text model", "small text model"), ("small text model", "tiny text model")],
+    "versa-scaling-image": [("image model", "small image model"), ("small image model", "tiny image model")],
+    "versa-scaling-joint": [
+        ("image model + text model", "small image model + small text model"),
+        ("small image model + small text model", "tiny image model + tiny text model"),
+    ],
 }
 #: Seconds per epoch on Scientific (IISAN, table 3).
 PAPER_SECONDS = {
