@@ -34,11 +34,22 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     Console().print(table)
 
 
-def print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequence[int]) -> None:
-    """Print evaluations of scorers side by side, with their protocol."""
+def shown_metrics(cutoffs: Sequence[int]) -> dict[str, str]:
+    """Metric -> its name for people, of those that are printed."""
     k = 10 if 10 in cutoffs else cutoffs[0]
-    names = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", f"cold_hr@{k}", "coverage@10"]
-    heads = ["", f"HR@{k}#", f"NDCG@{k}#", f"MRR@{k}#", f"cold HR@{k}#", "coverage@10#"]
+    return {f"hr@{k}": f"HR@{k}", f"ndcg@{k}": f"NDCG@{k}", f"mrr@{k}": f"MRR@{k}", f"cold_hr@{k}": f"cold HR@{k}"}
+
+
+def print_evaluations(
+    evaluations: Mapping[str, "Evaluation"],
+    cutoffs: Sequence[int],
+    whose: str,
+    intervals: Mapping[str, tuple[float, float]],
+) -> None:
+    """Print evaluations of scorers side by side, with their protocol, and the intervals of one of them."""
+    known = shown_metrics(cutoffs)
+    names = [*known, "coverage@10"]
+    heads = ["", *(f"{label}#" for label in known.values()), "coverage@10#"]
     last = list(evaluations.values())[-1]
     rows = [
         [name, *(f"{100 * each.metrics[metric]:.2f}" if metric in each.metrics else "–" for metric in names)]
@@ -48,6 +59,9 @@ def print_evaluations(evaluations: Mapping[str, "Evaluation"], cutoffs: Sequence
     if last.metrics.get("cold_users"):
         unit = "queries" if "cold_queries" in last.metrics else "users"
         print(f"cold: the {int(last.metrics[f'cold_{unit}']):,} {unit} whose target was never trained on")
+    if intervals:
+        ends = (f"{known[name]} {100 * low:.2f} to {100 * high:.2f}" for name, (low, high) in intervals.items())
+        print(f"{whose}, 95% intervals (bootstrap over users): {', '.join(ends)}")
 
 
 def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None:

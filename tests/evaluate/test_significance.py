@@ -9,7 +9,7 @@ from scipy import stats
 
 from iisan.errors import ConfigError, RunError
 from iisan.evaluate import significance
-from iisan.evaluate.significance import compare, holm, per_user
+from iisan.evaluate.significance import compare, holm, intervals, per_user
 
 MISS = 99
 
@@ -275,3 +275,25 @@ def test_holm_keeps_the_order_and_stays_between_the_value_and_bonferroni(p_value
 def test_holm_refuses_what_is_no_p_value(value):
     with pytest.raises(ConfigError, match="p-value"):
         holm([0.5, value])
+
+
+def test_intervals_of_a_single_run_cover_the_mean_as_often_as_they_say():
+    covered = 0
+    for seed in range(60):
+        low, high = intervals(drawn(0.2, 400, seed), ["hr@10"])["hr@10"]
+        # As wide as the normal approximation says.
+        assert high - low == pytest.approx(2 * 1.96 * (0.2 * 0.8 / 400) ** 0.5, rel=0.3)
+        covered += low <= 0.2 <= high
+    assert covered >= 52
+
+
+def test_intervals_of_cold_targets_are_those_of_their_users_alone():
+    mixed = frame([0, MISS, 0, MISS, 0, 0]).with_columns(cold=pl.Series([True] * 4 + [False] * 2))
+    alone = intervals(mixed.head(4), ["hr@5"])["hr@5"]
+    found = intervals(mixed, ["hr@5", "cold_hr@5"])
+    assert found["cold_hr@5"] == alone != found["hr@5"]
+    # No user, or a single one, has no interval.
+    assert intervals(mixed.with_columns(cold=pl.lit(False)), ["cold_hr@5"]) == {}
+    assert intervals(mixed.head(1), ["hr@5"]) == {}
+    with pytest.raises(ConfigError, match="the metric 'hr'"):
+        intervals(mixed, ["hr"])

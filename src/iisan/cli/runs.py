@@ -24,7 +24,13 @@ from iisan.cli.common import (
 )
 from iisan.errors import ConfigError
 from iisan.files import FRAMES, check_ending
-from iisan.printing import print_evaluations, print_explanation, print_json, print_recommendations
+from iisan.printing import (
+    print_evaluations,
+    print_explanation,
+    print_json,
+    print_recommendations,
+    shown_metrics,
+)
 
 UserOption = Annotated[str | None, typer.Option(help="User of the dataset.")]
 HistoryOption = Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Item ids, oldest first.")]
@@ -137,6 +143,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a run and the baselines by ranking the whole catalogue for every user."""
+    from iisan.evaluate.significance import intervals
     from iisan.runs.assess import assess
     from iisan.runs.run import Run
 
@@ -149,12 +156,16 @@ def evaluate(
     config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
     config = config.model_copy(update=given(dataset=dataset, states=states, images=images))
     evaluations = assess(trained, config, subset or "test", baselines, queries)
+    own = trained.config.recipe
     if out:
-        write_frame(evaluations[trained.config.recipe].per_user, out)
+        write_frame(evaluations[own].per_user, out)
+    found = intervals(evaluations[own].per_user, list(shown_metrics(config.evaluation.cutoffs)))
     if as_json:
-        print_json({name: {"protocol": e.protocol, **e.metrics} for name, e in evaluations.items()})
+        rows: dict[str, Any] = {name: {"protocol": e.protocol, **e.metrics} for name, e in evaluations.items()}
+        rows[own]["intervals"] = found
+        print_json(rows)
         return
-    print_evaluations(evaluations, config.evaluation.cutoffs)
+    print_evaluations(evaluations, config.evaluation.cutoffs, own, found)
 
 
 @app.command()

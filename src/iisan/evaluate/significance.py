@@ -170,6 +170,28 @@ def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
             )
 
 
+def intervals(frame: pl.DataFrame, metrics: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Compute the 95% bootstrap interval over users of metrics of one ``per_user_frame``.
+
+    Metrics that begin with ``cold_`` are those of the users with cold targets. A metric of fewer than two users
+    has no interval.
+
+    Raises:
+        ConfigError: An unknown metric.
+        RunError: See ``per_user``.
+    """
+    found = {}
+    for metric in metrics:
+        rows = frame.filter(pl.col("cold")) if metric.startswith("cold_") else frame
+        if rows["ties"].count() == 0:
+            continue
+        values = per_user([rows], metric.removeprefix("cold_"))
+        queries = values[QUERIES].to_numpy()
+        if len(values) > 1:
+            found[metric] = interval(values[VALUE].to_numpy(), queries / queries.mean())
+    return found
+
+
 def interval(values: Values, weights: Values) -> tuple[float, float]:
     """Ends of the 95% percentile bootstrap interval of the weighted mean of the users' values ``[G]``."""
     users = len(values)
