@@ -218,6 +218,12 @@ CLAIMS = {
     "table-6": [("adapter (SANB)", "PHM"), ("PHM", "low-rank")],
     "table-7": [("image and text: IISAN", "text: IISAN"), ("text: IISAN", "image: IISAN")],
     "balance": [("intra and inter", "intra alone"), ("intra and inter", "inter alone")],
+    "versa-ablation": [
+        ("evenly spaced text blocks", "top text blocks"),
+        ("evenly spaced text blocks", "bottom text blocks"),
+        ("evenly spaced text blocks", "without intra-modal towers"),
+        ("evenly spaced text blocks", "without inter-modal tower"),
+    ],
     "versa-scaling-text": [("text model", "small text model"), ("small text model", "tiny text model")],
     "versa-scaling-image": [("image model", "small image model"), ("small image model", "tiny image model")],
     "versa-scaling-joint": [
