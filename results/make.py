@@ -195,8 +195,8 @@ beside other work: seconds are rough. The page [experiments.html](experiments.ht
 EARLIER_HEAD = """
 ## Experiments of an earlier version at demo scale
 
-Recorded with four epochs and the settings of an earlier version, at most 40 epochs for `versa-microlens`; one
-seed. They show how to run and read a comparison, and little about which method is better.
+Recorded with the settings of an earlier version, at most 40 epochs and one seed. They show how to run and read a
+comparison, and little about which method is better.
 """
 COSTS = """
 Seconds per epoch in IISAN, table 3 (A6000, batch 32, bert-base and vit-base): {paper}. Here: {here}. The

@@ -44,7 +44,7 @@ class Scorer(ItemScores, Protocol):
 
 #: A multiple of the number of columns that kernels of matrix products compute at a time.
 _KERNEL_COLUMNS = 64
-#: Rows that take as long as fewer, or less: three took twice as long as four.
+#: Queries are padded to a multiple of this number: a product of three rows took twice as long as one of four.
 _KERNEL_ROWS = 4
 
 

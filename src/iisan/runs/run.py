@@ -84,6 +84,11 @@ class Run:
         """Mask ``[N]`` of the items that were not removed."""
         return ~self.items[ITEM_ID].is_in(list(self.removed)).to_numpy()
 
+    @cached_property
+    def num_offered(self) -> int:
+        """Number of items that were not removed."""
+        return int(self.offered.sum())
+
     @property
     def parts(self) -> dict[str, Scorer]:
         """The learned part and the terms of an anchored run, each alone; empty for other runs."""

@@ -165,5 +165,5 @@ class ListMaker:
     def check_some(self, rows: int) -> None:
         """Raise a ``DataError`` if lists have no ``rows``."""
         if not rows:
-            got = f"history and filters leave none of the {len(self.run.items):,} items"
+            got = f"history and filters leave none of the {self.run.num_offered:,} items"
             raise DataError(got, "at least one to recommend", "relax the filters")

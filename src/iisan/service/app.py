@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -49,18 +49,32 @@ RunName = Annotated[
 Many = Annotated[int, Query(ge=1, le=MAX_K)]
 #: The token is checked by ``Guard`` before a body is read; this describes it.
 _TOKEN = [Depends(HTTPBearer(auto_error=False))]
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.Problem, "description": description}
-    for status, description in (
-        (400, "Foreign host, or an unreadable request."),
-        (403, "Foreign origin."),
-        (404, "Unknown item, run or page."),
-        (408, "The body took too long."),
-        (413, "The body is too large."),
-        (422, "Something in the request cannot be used."),
-        (503, "Too many requests at once, or a list took too long."),
-    )
-}
+
+
+def _problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Describe errors for the OpenAPI description, by status."""
+    return {status: {"model": schemas.Problem, "description": text} for status, text in descriptions.items()}
+
+
+_PROBLEMS = _problems(
+    {
+        400: "Foreign host, or an unreadable request.",
+        403: "Foreign origin.",
+        404: "Unknown item, run or page.",
+        408: "The body took too long.",
+        413: "The body is too large.",
+        422: "Something in the request cannot be used.",
+        503: "Too many requests at once, or a list took too long.",
+    }
+)
+#: Further ones of requests that change items.
+_CHANGES = _problems(
+    {
+        401: "No token, or another one.",
+        409: "The run has the item, or cannot be changed.",
+        429: "Too many changes wait.",
+    }
+)
 #: What is said of requests that FastAPI refuses.
 _REFUSED = {
     400: ("a body that cannot be read", "a JSON object"),
@@ -69,14 +83,6 @@ _REFUSED = {
 }
 #: Most characters of a request that an answer quotes.
 _QUOTED = 60
-_CHANGES: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.Problem, "description": description}
-    for status, description in (
-        (401, "No token, or another one."),
-        (409, "The run has the item, or cannot be changed."),
-        (429, "Too many changes wait."),
-    )
-}
 
 
 def create_app(
@@ -178,9 +184,7 @@ def create_app(
         limited = request.max_per is not None or request.near_duplicates is not None
         lists = slower if limited else batcher
         answer = await in_time(lists.list(run, history, request.k, request.selection()))
-        if not answer.rows:
-            got = f"history and filters leave none of the {run.num_offered:,} items"
-            raise DataError(got, "at least one to recommend", "relax the filters")
+        run.check_some(answer)
         items = run.scored(answer)
         if request.terms:
             terms = await in_time(batcher.compute(run.terms, history, answer.rows))

@@ -31,7 +31,7 @@ class Registry:
         self._metrics = metrics
         self._lock = asyncio.Lock()
         for each in served:
-            metrics.items.labels(each.name).set(each.num_offered)
+            metrics.items.labels(each.name).set(each.run.num_offered)
 
     def __iter__(self) -> Iterator[ServedRun]:
         return iter(list(self._served.values()))
@@ -65,9 +65,9 @@ class Registry:
                 )
                 return before
             self._served[name] = after
-            self._metrics.items.labels(name).set(after.num_offered)
+            self._metrics.items.labels(name).set(after.run.num_offered)
             self._metrics.swaps.labels(name).inc()
-            log.info("run taken over", extra={"fields": {"run": name, "items": after.num_offered}})
+            log.info("run taken over", extra={"fields": {"run": name, "items": after.run.num_offered}})
             return after
 
     def _settled(self, name: str, trained: Any) -> bool:

@@ -119,11 +119,6 @@ class ServedRun:
         if State.of(folder).trained != self.state.trained:
             raise RunError(f"'{folder}' changed while it was opened", "a run that stays", "copy it whole")
 
-    @property
-    def num_offered(self) -> int:
-        """Number of items that were not removed."""
-        return int(self.run.offered.sum())
-
     def row(self, item: str) -> int:
         """Return the row of an item.
 
@@ -132,7 +127,7 @@ class ServedRun:
         """
         row = self.rows.get(item)
         if row is None or not self.run.offered[row]:
-            expected = f"one of the {self.num_offered:,} items of the run '{self.name}'"
+            expected = f"one of the {self.run.num_offered:,} items of the run '{self.name}'"
             raise DataError(f"unknown item '{item}'", expected, "search for it by GET /items")
         return row
 
@@ -275,6 +270,10 @@ class ServedRun:
         except Exception:  # Decoders fail in many ways on bytes that were not checked by `iisan prepare`.
             raise DataError(f"{got} that can be read", "an image", "prepare the dataset again") from None
 
+    def check_some(self, answer: Answer) -> None:
+        """Raise a ``DataError`` if a list is empty."""
+        self._maker.check_some(len(answer.rows))
+
     def _described(self) -> dict[str, Any]:
         """Describe the run as in ``RunFacts``."""
         test = self.run.result["test"]
@@ -282,7 +281,7 @@ class ServedRun:
         return {
             "name": self.name,
             "recipe": self.run.config.recipe,
-            "num_items": self.num_offered,
+            "num_items": self.run.num_offered,
             "modalities": [each for each in self.similar_by if each not in (MODEL, ANCHOR)],
             "similar_by": self.similar_by,
             "columns": {
