@@ -192,18 +192,10 @@ to early stopping, with three seeds; rows that run the encoders have four epochs
 (†), so no comparison with them is one of quality. No row has the anchor unless it is named so. One thread,
 beside other work: seconds are rough. The page [experiments.html](experiments.html) has all records with charts.
 """
-EARLIER_HEAD = """
-## Experiments of an earlier version at demo scale
-
-Recorded with the settings of an earlier version, at most 40 epochs and one seed. They show how to run and read a
-comparison, and little about which method is better.
-"""
 COSTS = """
 Seconds per epoch in IISAN, table 3 (A6000, batch 32, bert-base and vit-base): {paper}. Here: {here}. The
 same comparison with encoders of that size is in [benchmarks](../benchmarks/README.md).
 """
-#: Limit of epochs of rows that train to early stopping.
-EPOCHS = 100
 #: What the paper's tables say, as pairs of rows, the better one first.
 CLAIMS = {
     "table-3": [("IISAN (cached)", "FFT"), ("IISAN (cached)", "Frozen states")],
@@ -224,6 +216,7 @@ CLAIMS = {
         ("evenly spaced text blocks", "without intra-modal towers"),
         ("evenly spaced text blocks", "without inter-modal tower"),
     ],
+    "versa-microlens": [("IISAN-Versa", "Ids (SASRec)")],
     "versa-scaling-text": [("text model", "small text model"), ("small text model", "tiny text model")],
     "versa-scaling-image": [("image model", "small image model"), ("small image model", "tiny image model")],
     "versa-scaling-joint": [
@@ -329,21 +322,15 @@ def no_text(folder: Path) -> str:
 def experiments() -> str:
     """The tables of the recorded experiments."""
     records = read_records([HERE / "experiments"])
-    # Those of an earlier version had a few epochs, whatever the row.
-    converged = {record.experiment for record in records if record.config["training"]["epochs"] >= EPOCHS}
-    text = ""
-    for head, wanted in ((EXPERIMENTS_HEAD, True), (EARLIER_HEAD, False)):
-        names = [name for name in EXPERIMENTS if any(record.experiment == name for record in records)]
-        names = [name for name in names if (name in converged) == wanted]
-        text += head if names else ""
-        for name in names:
-            chosen = [record for record in records if record.experiment == name]
-            title = (EXPERIMENTS[name].__doc__ or "").splitlines()[0]
-            text += f"\n### {name}: {title}\n\n{markdown(chosen, name)}"
-            if wanted and name in CLAIMS:
-                text += f"\n{agreement(chosen, CLAIMS[name])}\n"
-            if name == "table-3":
-                text += costs(chosen)
+    text = EXPERIMENTS_HEAD
+    for name in (name for name in EXPERIMENTS if any(record.experiment == name for record in records)):
+        chosen = [record for record in records if record.experiment == name]
+        title = (EXPERIMENTS[name].__doc__ or "").splitlines()[0]
+        text += f"\n### {name}: {title}\n\n{markdown(chosen, name)}"
+        if name in CLAIMS:
+            text += f"\n{agreement(chosen, CLAIMS[name])}\n"
+        if name == "table-3":
+            text += costs(chosen)
     return text
 
 
