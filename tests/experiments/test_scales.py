@@ -41,7 +41,7 @@ def test_the_demo_has_three_encoders_of_each_modality(tmp_path, monkeypatch):
     assert scale.row("uncached").training.epochs == 4
     # Of the published settings group-6 is all blocks here, and the pooling of the stores is theirs.
     settings = experiment("versa-microlens")(scale)["IISAN-Versa"]
-    assert (settings.optimizer, settings.training.epochs) == (recipe("versa").optimizer, 40)
+    assert (settings.optimizer, settings.training.epochs) == (recipe("versa").optimizer, 400)
     published = build(resolve(settings)).network
     assert published.source.levels == {"image": tuple(range(7)), "text": tuple(range(7))}
     joint = experiment("versa-scaling-joint")(scale)
