@@ -312,14 +312,15 @@ def test_redirects_to_private_addresses_are_failures_for_good(tmp_path):
         server.routes["/inside"] = (302, {"location": f"http://127.0.0.2:{server.port}/a"}, b"")
         items = table(tmp_path / "items.parquet", [server.url("/a"), server.url("/inside")])
         only = lambda address, port: str(address) == "127.0.0.1"  # noqa: E731
-        assert download_images(items, tmp_path / "photos", permitted=only).failed == {"not a public address": 1}
+        found = download_images(items, tmp_path / "photos", permitted=only)
+        assert found.failed == {"not a public address or port": 1}
         assert failures(tmp_path / "photos")["i1"]["final"]
 
 
 def test_without_permission_this_machine_is_refused(tmp_path):
     with Server({"/a": (200, {}, PNG)}) as server:
         items = table(tmp_path / "items.parquet", [server.url("/a")])
-        with pytest.raises(DataError, match=r"none of 1 pictures was downloaded \(1 × not a public address\)"):
+        with pytest.raises(DataError, match=r"none of 1 pictures was downloaded \(1 × not a public address"):
             module.download_images(items, tmp_path / "photos", limits=QUICK)
         assert server.requested == []
 
@@ -386,7 +387,7 @@ def test_from_a_table_with_addresses_to_a_described_dataset(tmp_path, iisan, mon
         ({"image": [None]}, [], "has no web address in the column of pictures"),
         ({"image": [b"png"]}, [], "has no web address in the column of pictures"),
         ({"image": ["http://a.example/1"]}, ["--rate", "0"], "rate = 0.0; expected a number above 0"),
-        ({"image": ["http://127.0.0.1/1"]}, [], "none of 1 pictures was downloaded (1 × not a public address)"),
+        ({"image": ["http://127.0.0.1/1"]}, [], "none of 1 pictures was downloaded (1 × not a public address"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, iisan, columns, arguments, sentence):

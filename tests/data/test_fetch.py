@@ -133,7 +133,7 @@ def looks_up(monkeypatch, names):
 def test_a_name_that_stands_for_a_private_address_is_refused(monkeypatch, found):
     looks_up(monkeypatch, {"pictures.example": found})
     monkeypatch.setattr(socket, "socket", None)  # nothing is connected to
-    with pytest.raises(FetchError, match=r"not a public address: 'pictures\.example' is .*, port 80"):
+    with pytest.raises(FetchError, match=r"not a public address or port: 'pictures\.example' is .*, port 80"):
         fetch("http://pictures.example/a.png", 100, 5.0)
 
 
@@ -145,7 +145,7 @@ def test_a_name_is_looked_up_once_so_that_a_second_answer_means_nothing(monkeypa
         permitted = lambda address, port: str(address) == "127.0.0.1"  # noqa: E731
         content, _ = fetch(f"http://rebinds.example:{server.port}/a", 100, 5.0, permitted=permitted)
         assert (content, asked) == (b"picture", ["rebinds.example"])
-        with pytest.raises(FetchError, match=r"not a public address: 'rebinds\.example' is 127\.0\.0\.2"):
+        with pytest.raises(FetchError, match=r"not a public address or port: 'rebinds\.example' is 127\.0\.0\.2"):
             fetch(f"http://rebinds.example:{server.port}/a", 100, 5.0, permitted=permitted)
         assert server.requested == ["/a"]
 
@@ -180,12 +180,12 @@ def test_redirects_are_followed_with_the_same_rules():
 @pytest.mark.parametrize(
     ("location", "reason"),
     [
-        ("http://127.0.0.2:{port}/secret", "not a public address"),
-        ("//127.0.0.2:{port}/secret", "not a public address"),
-        ("http://[::1]:{port}/secret", "not a public address"),
-        ("http://169.254.169.254/latest/meta-data/", "not a public address"),
-        ("http://2852039166/latest/meta-data/", "not a public address"),
-        ("http://127.0.0.1:22/", "not a public address"),
+        ("http://127.0.0.2:{port}/secret", "not a public address or port"),
+        ("//127.0.0.2:{port}/secret", "not a public address or port"),
+        ("http://[::1]:{port}/secret", "not a public address or port"),
+        ("http://169.254.169.254/latest/meta-data/", "not a public address or port"),
+        ("http://2852039166/latest/meta-data/", "not a public address or port"),
+        ("http://127.0.0.1:22/", "not a public address or port"),
         ("file:///etc/passwd", "refused address"),
         ("ftp://127.0.0.1/a", "refused address"),
         ("http://user@127.0.0.1:{port}/secret", "refused address"),

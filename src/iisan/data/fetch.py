@@ -201,7 +201,7 @@ def _connected(target: Target, permitted: Permitted, left: Callable[[], float]) 
     for *_, place in found:
         if not permitted(ip_address(place[0]), target.port):
             detail = f"'{target.host}' is {place[0]}, port {target.port}"
-            raise FetchError("not a public address", detail, final=True)
+            raise FetchError("not a public address or port", detail, final=True)
     failed = OSError("no address")
     for family, kind, protocol, _, place in found:
         connection = socket.socket(family, kind, protocol)
