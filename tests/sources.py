@@ -44,6 +44,9 @@ def amazon_2018(folder: Path) -> None:
     items[2]["title"] = "green <span class='x'>small</span> A &amp; B"
     items[3]["title"] = "var aPageStart = (new Date()).getTime();"
     del items[4]["price"]
+    items[5]["imageURL"] = ["https://images.example/5-small.jpg", "https://images.example/5-back.jpg"]
+    items[6]["imageURLHighRes"] = "https://images.example/6.jpg"
+    items[7]["imageURLHighRes"] = []
     rows(folder / "meta_Industrial.json.gz", [*items, items[0]])
 
 
@@ -65,7 +68,8 @@ def amazon_2023(folder: Path) -> None:
         for user, item, hour in LOG
     ]
     rows(folder / "Tools.jsonl.gz", [*reviews, reviews[0]])
-    sizes = [{"thumb": "https://i.example/t.jpg", "large": "https://i.example/l.jpg", "variant": "PT01"}]
+    thumb = {"thumb": "https://i.example/t.jpg"}
+    sizes = [{**thumb, "large": "https://i.example/l.jpg", "variant": "PT01"}]
     items = [
         {
             "main_category": "Tools",
@@ -75,7 +79,15 @@ def amazon_2023(folder: Path) -> None:
             "features": ["Strong"],
             "description": [],
             "price": None if item == "1" else "from 3.99" if item == "2" else 3.99,
-            "images": [*sizes, {"hi_res": None, "large": f"https://i.example/{item}.jpg", "variant": "MAIN"}],
+            "images": [
+                *sizes,
+                {
+                    "hi_res": None,
+                    "large": f"https://i.example/{item}.jpg",
+                    "thumb": "https://i.example/t.jpg",
+                    "variant": "MAIN",
+                },
+            ],
             "videos": [],
             "store": None,
             "categories": ["Tools", "Tapes"],

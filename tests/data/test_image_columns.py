@@ -73,7 +73,7 @@ def test_another_column_holds_images(tmp_path, photos):
 def test_addresses_where_files_are_asked_for(tmp_path, photos):
     items = pl.DataFrame({"item_id": IDS, "image": [ADDRESS, "a.png", "p/b.png"]})
     for options in ({}, {"image": "image"}):
-        with pytest.raises(DataError, match=f"item 'a': bad image 'the web address '{ADDRESS}'"):
+        with pytest.raises(DataError, match=f"item 'a': bad image 'the web address '{ADDRESS}'.* download-images"):
             run(tmp_path, items, images=photos, **options)
     dataset = run(tmp_path, items, images=photos, on_bad="skip")
     assert dataset.items["image"].to_list() == [None, "a.png", "p/b.png"]

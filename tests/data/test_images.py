@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from iisan.data.images import find_images, open_image
+from iisan.data.images import extension_of, file_stem, find_images, open_image
 from iisan.data.media import inside, read_file
 from iisan.data.problems import Problems
 from iisan.errors import DataError
@@ -97,6 +97,36 @@ def test_images_are_found_by_id_in_a_folder_and_in_those_inside_it(tmp_path):
     assert found == [None, "b.JPEG", "010/0108.jpg", "c.d.webp", None, "g.jfif", "h/i/h.GIF", "i.bmp", "j.tif"]
     with pytest.raises(DataError, match="no folder"):
         find(tmp_path / "nowhere", "a")
+
+
+@pytest.mark.parametrize(
+    ("item_id", "stem"),
+    [
+        *(("B00X_1-2.3", "B00X_1-2.3"), ("ü ñ", "ü ñ"), ("../up", "%2E.%2Fup"), ("a\\b", "a%5Cb"), (".", "%2E")),
+        *(("50%", "50%25"), ("a:b", "a%3Ab"), ("a\n", "a%0A")),
+    ],
+)
+def test_ids_as_names_of_files(tmp_path, item_id, stem):
+    assert file_stem(item_id) == stem
+    (tmp_path / f"{stem}.png").touch()
+    assert find(tmp_path, item_id, "b") == ([f"{stem}.png", None], [])
+
+
+def test_a_file_named_as_the_id_itself_goes_before_the_escaped_name(tmp_path):
+    for name in ("50%.png", "50%25.png"):
+        (tmp_path / name).touch()
+    assert find(tmp_path, "50%")[0] == ["50%.png"]
+
+
+def test_a_limit_of_pixels_is_checked_before_decoding():
+    assert open_image(encoded(solid((1, 2, 3))), 8).size == (4, 2)
+    with pytest.raises(DataError, match=r"too many pixels .* expected at most 7 pixels"):
+        open_image(encoded(solid((1, 2, 3))), 7)
+
+
+@pytest.mark.parametrize(("form", "extension"), [("JPEG", ".jpg"), ("TIFF", ".tiff"), ("PNG", ".png")])
+def test_the_extension_is_that_of_the_format(form, extension):
+    assert extension_of(encoded(solid((1, 2, 3)), form)) == extension
 
 
 def test_no_image_of_any_item_is_a_mistake(tmp_path):

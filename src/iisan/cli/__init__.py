@@ -3,12 +3,12 @@
 import sys
 import warnings
 
-from iisan.cli import data, doctor, items, prepare, runs, serve, studies
+from iisan.cli import data, doctor, download, items, prepare, runs, serve, studies
 from iisan.cli.common import app
 from iisan.errors import IisanError
 from iisan.machine import wait_briefly
 
-__all__ = ["app", "data", "doctor", "items", "main", "prepare", "runs", "serve", "studies"]
+__all__ = ["app", "data", "doctor", "download", "items", "main", "prepare", "runs", "serve", "studies"]
 
 
 def main() -> None:

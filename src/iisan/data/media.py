@@ -136,7 +136,9 @@ def checked_files(
     bad = found.drop_nulls(VALUE)
     names = items[ITEM_ID].gather(bad["index"])
     bad = bad.with_columns(("item '" + names + "'").alias(WHERE))
-    problems.report(bad, f"bad {column}", f"a readable {kind} of every item that has one")
+    addresses = kind == IMAGE and has_paths(files) and files.str.contains(ADDRESS).any()
+    hint = ", or download such pictures first with `iisan download-images`" if addresses else ""
+    problems.report(bad, f"bad {column}", f"a readable {kind} of every item that has one", hint)
     is_bad = pl.int_range(pl.len(), dtype=pl.UInt32).is_in(bad["index"].to_list())
     keys = pl.repeat(None, len(items), dtype=pl.String, eager=True).scatter(found["index"], found["key"])
     return items.with_columns(pl.when(~is_bad).then(column)), keys.alias(column)

@@ -85,7 +85,9 @@ def test_amazon_2018(tmp_path):
     assert items["text"].to_list()[:4] == ["red blue green", "blue green", "green small A & B", None]
     assert items["price"].to_list()[3:5] == ["$2.50", None]
     assert items["description"][0] == "Strong. <b>Holds</b>"
-    assert items["image_url"][5] == "https://images.example/5.jpg"
+    # The first picture in its sizes, not further pictures.
+    large = [f"https://images.example/{n}.jpg" for n in range(8)]
+    assert items["image_url"].to_list()[4:] == [large[4], f"{large[5]} {large[5][:-4]}-small.jpg", large[6], None]
     assert dataset.sequences.timestamps.min() == NOON
 
 
@@ -138,7 +140,7 @@ def test_amazon_2023(tmp_path):
     dataset = prepared(amazon_2023, tmp_path)
     items = dataset.items.sort("item_id")
     assert items["price"].to_list()[:4] == [3.99, None, None, 3.99]
-    assert items["image_url"][2] == "https://i.example/2.jpg"
+    assert items["image_url"][2] == "https://i.example/2.jpg https://i.example/t.jpg"
     assert items["categories"][0] == "Tools Tapes"
     assert dataset.sequences.timestamps.min() == 1000 * NOON
 

@@ -43,9 +43,14 @@ def _read_2018(files: Files, options: PrepareOptions, problems: Problems) -> Raw
 def _item_of_2018(line: str) -> Any:
     item = json.loads(line)
     if isinstance(item, dict):
-        urls = item.get("imageURLHighRes") or item.get("imageURL") or [None]
-        item["image_url"] = urls[0] if isinstance(urls, list) else urls
+        # The same picture in two sizes.
+        lists = [_listed(item.get(name))[:1] for name in ("imageURLHighRes", "imageURL")]
+        item["image_url"] = [url for urls in lists for url in urls]
     return item
+
+
+def _listed(urls: Any) -> list[str]:
+    return [url for url in (urls if isinstance(urls, list) else [urls]) if isinstance(url, str)]
 
 
 def _read_2023(files: Files, options: PrepareOptions, problems: Problems) -> RawTables:
@@ -62,7 +67,7 @@ def _item_of_2023(line: str) -> Any:
     if isinstance(item, dict):
         images = [each for each in item.get("images") or () if isinstance(each, dict)]
         main = next((each for each in images if each.get("variant") == "MAIN"), images[0] if images else {})
-        item["image_url"] = next((main[size] for size in _SIZES if main.get(size)), None)
+        item["image_url"] = [url for size in _SIZES for url in _listed(main.get(size))]
     return item
 
 
