@@ -68,6 +68,12 @@ def prepare(
     complete: Annotated[
         bool | None, Option("--complete", help="Keep only items with all contents, such as a text and an image.")
     ] = None,
+    repeats: Annotated[
+        Literal["keep", "drop-consecutive", "drop-all"] | None,
+        Option(
+            help="Repeated interactions of a user with an item: keep, or drop those in a row, or all later ones."
+        ),
+    ] = None,
     min_length: Annotated[int | None, Option(min=0, help="Minimum interactions per user.")] = None,
     k_core: Annotated[
         int | None, Option(min=0, help="Minimum interactions per user and item (iterated k-core).")
