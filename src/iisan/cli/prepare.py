@@ -36,6 +36,10 @@ def prepare(
         Path | None,
         Option(metavar="FILE", help="Test queries of the same form. With both, no filter is on by default."),
     ] = None,
+    held_out: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Users to hold out of training: user_id, subset (validation or test)."),
+    ] = None,
     images: Annotated[
         Path | None, Option(help="Folder of images named <item_id>.jpg (png, webp, …), or root of image paths.")
     ] = None,
@@ -101,7 +105,9 @@ def prepare(
 
     given = {**context.params, "columns": pairs_of(column, "COLUMN=KIND")}
     options = parse_options({name: given[name] for name in PrepareOptions.model_fields})
-    dataset = prepare_dataset(form, sources, out, options, validation=validation, test=test, preset=preset)
+    dataset = prepare_dataset(
+        form, sources, out, options, validation=validation, test=test, held_out=held_out, preset=preset
+    )
     if as_json:
         print_json(dataset.manifest)
         return
@@ -119,6 +125,8 @@ def prepare(
     print(f"of {counts['items']:,} items: {missing or 'all are complete'}")
     if dataset.queries:
         print("given queries:", "; ".join(f"{subset}, {each}" for subset, each in dataset.queries.items()))
+    if "held_out" in counts:
+        print("held-out users:", ", ".join(f"{subset} {count:,}" for subset, count in counts["held_out"].items()))
     if counts["timestamps"] is None:
         print("no timestamps: interactions are ordered as in the file")
     # The rules that apply, those of the format included.
