@@ -50,7 +50,7 @@ def test_keys_are_made_once_while_the_media_are_there(old):
     again = Dataset.load(old / "dataset")
     assert again.keys.equals(dataset.keys)
     assert again.manifest == dataset.manifest
-    parts = again.items, again.keys, again.user_ids, again.sequences
+    parts = again.items, again.keys, again.users, again.sequences
     assert again.content_hash == datasets.content_hash(*parts, queries={})
 
 

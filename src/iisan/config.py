@@ -1,6 +1,6 @@
 """Typed, validated configuration from YAML files and dotted overrides; unknown keys are errors."""
 
-import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,12 +17,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from iisan.errors import ConfigError
-from iisan.legacy import new_name, new_value
 from iisan.names import IMAGE, IMPORTED, INTER, KINDS, LAST, TEXT
-from iisan.nested import flatten, merge, parse_assignment
+from iisan.nested import explained, flatten, merge, parse_assignment
 
 Kind = Literal["text", "image", "audio", "video", "imported"]
 #: Name of an item column; folders and parameters are named after it.
@@ -37,6 +35,10 @@ Levels = (
 #: Keys of folders, whose contents are identified by fingerprints rather than paths.
 FOLDERS = ("dataset", "images", "states")
 Policy = Literal["unseen", "all", "exclude-all"]
+SplitName = Literal["given", "leave-one-out", "temporal", "ratio", "users"]
+#: Shares of training, validation and test.
+Shares = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+SHARES: Shares = (0.8, 0.1, 0.1)
 
 
 class Section(BaseModel):
@@ -301,9 +303,14 @@ class EvaluationConfig(Section):
     """The evaluation protocol, printed beside every number.
 
     Attributes:
-        split: ``leave-one-out`` (as in the papers), a global ``temporal`` split, or ``given`` queries that the
-            dataset was prepared with. ``auto`` is ``given`` if there are such queries, else ``leave-one-out``; the
-            run's ``config.yaml`` records the choice.
+        split: ``leave-one-out`` (as in the papers), a global ``temporal`` split, a ``ratio`` of each user's
+            interactions in order of time, ``users`` that are held out of training, or ``given`` queries that the
+            dataset was prepared with. ``auto`` is ``given`` if there are such queries, ``users`` if the dataset
+            was prepared with users to hold out, else ``leave-one-out``; the run's ``config.yaml`` records the
+            choice.
+        shares: Shares of training, validation and test, which sum to 1: of all interactions (``temporal``), of
+            each user's (``ratio``), or of the users (``users``, unless the dataset names them).
+        held_out_seed: Seed of the draw of held-out users.
         policy: Items that compete with a target: ``unseen`` (those not in the history; queries whose target is in
             it are left out), ``all``, or ``exclude-all`` (as ``unseen``, but a target in the history counts as a
             miss; published code).
@@ -314,12 +321,20 @@ class EvaluationConfig(Section):
             which depends on the dataset but not on the seed. None validates on all. Testing always covers all.
     """
 
-    split: Literal["auto", "given", "leave-one-out", "temporal"] = "auto"
+    split: Literal["auto", SplitName] = "auto"
+    shares: Shares = SHARES
+    held_out_seed: NonNegativeInt = 0
     policy: Policy = "unseen"
     cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
     select: Annotated[str, Field(pattern=r"^(hr|ndcg|mrr)@[1-9][0-9]*$")] = "hr@10"
     every: PositiveInt = 1
     validation_users: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _shares_are_whole(self) -> "EvaluationConfig":
+        if not math.isclose(sum(self.shares), 1, abs_tol=1e-6):
+            raise ValueError(f"shares {list(self.shares)} sum to {sum(self.shares):g}, not 1")
+        return self
 
     @model_validator(mode="after")
     def _select_is_measured(self) -> "EvaluationConfig":
@@ -468,29 +483,5 @@ def parse(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(values))
     except ValidationError as invalid:
-        raise _explained(invalid.errors()[0]) from None
-
-
-def _explained(error: ErrorDetails) -> ConfigError:
-    # pydantic appends the member of a union that it tried, or "[key]", to the field's name.
-    key = ".".join(part for part in map(str, error["loc"]) if part.isidentifier() or part.isdigit())
-    value = error["input"]
-    if error["type"] == "extra_forbidden":
         known = [name for name, _ in flatten(Config().model_dump(mode="json"))]
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-        if (new := new_name(key)) is not None:
-            hint = f"it is now '{new}'" if new else "it was removed: leave it out"
-        return ConfigError(f"unknown configuration key '{key}'", "a known key", hint)
-    if error["type"] == "value_error":
-        message = error["msg"].removeprefix("Value error, ")
-        return ConfigError(message, "settings that fit together", "change one of them")
-    new = new_value(key, value)
-    expected = error["msg"].removeprefix("Input should be ")
-    if error["type"] == "model_type":
-        expected = "true, false, or keys and values" if key == "anchor" else "keys and values"
-    return ConfigError(
-        f"configuration key '{key}' has the value {value!r}",
-        expected,
-        "change that value" if new is value else f"it is now {new!r}",
-    )
+        raise explained(invalid.errors()[0], known) from None

@@ -14,6 +14,8 @@ WEIGHT = "weight"
 #: Columns of given queries, beside the user.
 HISTORY = "history"
 TARGET = "target"
+#: Column of the subset of held-out users.
+SUBSET = "subset"
 
 #: Kinds of content. A modality is a column of the items with a kind; the default column of a kind has its name.
 TEXT: Final = "text"

@@ -1,13 +1,16 @@
-"""Nested mappings of settings: YAML files, dotted keys, assignments."""
+"""Nested mappings of settings: YAML files, dotted keys, assignments, and what is wrong with one."""
 
+import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import ErrorDetails
 
 from iisan.errors import ConfigError
+from iisan.legacy import new_name, new_value
 
 
 def parse_assignment(assignment: str) -> tuple[str, Any]:
@@ -73,6 +76,19 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, A
     return None
 
 
+def with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in defaults of sections and of keys in sections, such as those added since a file was written.
+
+    >>> with_defaults({"a": {"b": 1}}, {"a": {"b": 0, "c": 2}, "d": 3})
+    {'a': {'b': 1, 'c': 2}, 'd': 3}
+    """
+    filled = {**defaults, **values}
+    for name, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(filled[name], Mapping):
+            filled[name] = {**default, **filled[name]}
+    return filled
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
@@ -88,3 +104,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"'{path}' holds a {type(values).__name__}", "settings (key: value)", "mend it")
     return values
+
+
+def explained(error: ErrorDetails, known: Sequence[str]) -> ConfigError:
+    """Say in a sentence what is wrong with a setting; ``known`` are the dotted keys of all settings."""
+    # pydantic appends the member of a union that it tried, or "[key]", to the field's name.
+    key = ".".join(part for part in map(str, error["loc"]) if part.isidentifier() or part.isdigit())
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        if (new := new_name(key)) is not None:
+            hint = f"it is now '{new}'" if new else "it was removed: leave it out"
+        return ConfigError(f"unknown configuration key '{key}'", "a known key", hint)
+    if error["type"] == "value_error":
+        message = error["msg"].removeprefix("Value error, ")
+        return ConfigError(message, "settings that fit together", "change one of them")
+    new = new_value(key, value)
+    expected = error["msg"].removeprefix("Input should be ")
+    if error["type"] == "model_type":
+        expected = "true, false, or keys and values" if key == "anchor" else "keys and values"
+    return ConfigError(
+        f"configuration key '{key}' has the value {value!r}",
+        expected,
+        "change that value" if new is value else f"it is now {new!r}",
+    )

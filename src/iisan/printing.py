@@ -56,6 +56,8 @@ def print_evaluations(
         for name, each in evaluations.items()
     ]
     print_table(f"{last.protocol}; in %", heads, rows)
+    if last.future:
+        print(f"future: {last.future}")
     if last.metrics.get("cold_users"):
         unit = "queries" if "cold_queries" in last.metrics else "users"
         print(f"cold: the {int(last.metrics[f'cold_{unit}']):,} {unit} whose target was never trained on")

@@ -1,4 +1,6 @@
+from collections import Counter
 from datetime import date, datetime, time, timedelta
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iisan.data.clean import clean_ids, clean_texts, clean_timestamps
-from iisan.data.filters import Events, apply_filters, k_core, keep_last, renumber
+from iisan.data.filters import Events, apply_filters, drop_repeats, k_core, keep_last, renumber
 from iisan.data.options import Filters
 from iisan.errors import DataError
 
@@ -85,6 +87,8 @@ def test_timestamps_of_other_types_are_refused(bad):
 
 
 events = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40).map(sorted)
+#: In order of users only.
+unordered = events.flatmap(st.permutations).map(lambda pairs: sorted(pairs, key=lambda pair: pair[0]))
 
 
 def as_events(pairs):
@@ -103,6 +107,50 @@ def test_k_core_is_the_largest_set_in_which_all_have_k(pairs, k):
         left = smaller
     core = k_core(as_events(pairs), k)
     assert list(zip(core.users.tolist(), core.items.tolist(), strict=True)) == left
+
+
+@given(events, st.sampled_from(["keep", "drop-consecutive", "drop-all"]))
+def test_repeats_are_those_of_a_naive_loop(pairs, repeats):
+    # Ordered by user, in any order of items.
+    pairs = sorted(pairs, key=lambda pair: pair[0])
+    left = []
+    for pair in pairs:
+        earlier = [each for each in left if each[0] == pair[0]]
+        known = {"keep": [], "drop-consecutive": earlier[-1:], "drop-all": earlier}[repeats]
+        if pair not in known:
+            left.append(pair)
+    found = drop_repeats(as_events(pairs), repeats)
+    assert list(zip(found.users.tolist(), found.items.tolist(), strict=True)) == left
+    assert (np.diff(found.timestamps) > 0).all()
+
+
+@given(unordered, st.integers(1, 4), st.sampled_from(["keep", "drop-consecutive", "drop-all"]))
+def test_the_core_is_a_fixed_point_drop_repeats(pairs, k, repeats):
+    left, _ = apply_filters(as_events(pairs), Filters(repeats=repeats, k_core=k, min_length=0))
+    again, steps = apply_filters(left, Filters(repeats=repeats, k_core=k, min_length=0))
+    assert again is left
+    assert {step["interactions"] for step in steps} == {len(left.users)}
+    found = list(zip(left.users.tolist(), left.items.tolist(), strict=True))
+    if k > 1:
+        assert all(count >= k for counts in map(Counter, zip(*found, strict=True)) for count in counts.values())
+    if repeats == "drop-consecutive":
+        assert all(one != other for one, other in pairwise(found))
+    if repeats == "drop-all":
+        assert len(set(found)) == len(found)
+
+
+def test_an_item_that_the_core_drops_leaves_no_repeat():
+    # Without item 9, which occurs once, user 0 has item 1 twice in a row, and then too few.
+    pairs = [(0, 1), (0, 9), (0, 1), (1, 1), (1, 2), (2, 2), (2, 1)]
+    left, steps = apply_filters(as_events(pairs), Filters(repeats="drop-consecutive", k_core=2, min_length=0))
+    assert list(zip(left.users.tolist(), left.items.tolist(), strict=True)) == pairs[3:]
+    assert [(step["step"], step["interactions"]) for step in steps] == [
+        ("read", 7),
+        ("repeats=drop-consecutive", 7),
+        ("k_core=2", 4),
+    ]
+    kept, _ = apply_filters(as_events(pairs), Filters(k_core=2, min_length=0))
+    assert kept.items.tolist() == [1, 1, 1, 2, 2, 1]
 
 
 @given(events, st.integers(1, 4))

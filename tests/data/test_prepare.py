@@ -88,6 +88,22 @@ def test_k_core_of_users_and_items(tmp_path):
     assert dataset.num_items == 3
 
 
+def test_repeats_are_dropped_before_the_other_filters(tmp_path):
+    interactions = "user_id,item_id\n" + "u,007\nu,007\nu,b\nu,007\nv,c\nv,c\nv,c\n"
+    for repeats, left in (("drop-consecutive", ["007", "b", "007"]), ("drop-all", ["007", "b"])):
+        dataset = run(tmp_path, interactions=interactions, repeats=repeats, min_length=2)
+        # The other user has one interaction after that, and two are needed.
+        assert histories(dataset) == {"u": left}
+        assert dataset.manifest["provenance"]["options"]["repeats"] == repeats
+        assert dataset.manifest["counts"]["steps"][:2] == [
+            {"step": "read", "users": 2, "items": 3, "interactions": 7},
+            {"step": f"repeats={repeats}", "users": 2, "items": 3, "interactions": len(left) + 1},
+        ]
+    dataset = run(tmp_path, interactions=interactions, repeats="keep")
+    assert dataset.num_interactions == 7
+    assert dataset.manifest["provenance"]["options"]["repeats"] == "keep"
+
+
 def test_no_user_left(tmp_path):
     error = refused(tmp_path, "no user is left", min_length=9)
     assert "read: 3 users, then min_length=9: 0 users" in error.got

@@ -57,6 +57,12 @@ def rows(dataset, subset):
     )
 
 
+def test_repeats_in_given_queries_stay(tmp_path):
+    dataset = run(tmp_path, users="u\ta a b\nv\tc\n", test="v\tc c a\ta\n", repeats="drop-all")
+    assert dataset.num_interactions == 3
+    assert rows(dataset, "test") == [("v", ["c", "c", "a"], "a")]
+
+
 def test_queries_by_hand(tmp_path):
     dataset = run(tmp_path)
     assert rows(dataset, "validation") == [

@@ -156,6 +156,14 @@ def test_records_that_name_no_data_count_as_before(again, tmp_path):
     assert again() == (record, True)
 
 
+def test_records_from_before_a_setting_existed_have_its_default(again, tmp_path):
+    record, _ = again("evaluation.cutoffs=[1, 10]")
+    del record["config"]["evaluation"]["shares"]
+    (tmp_path / "demo" / "table-6" / "row-seed0.json").write_text(json.dumps(record))
+    assert again("evaluation.cutoffs=[1, 10]") == (record, True)
+    assert not again("evaluation.cutoffs=[1, 10]", "evaluation.shares=[0.7,0.1,0.2]")[1]
+
+
 def test_rows_of_a_table_are_computed_in_one_precision(scale, tmp_path, monkeypatch):
     """Unless a row names another; what is measured may differ from row to row."""
     rows = {name: scale.row("default", f"training.precision={name}") for name in ("auto", "fp32", "bf16")}

@@ -218,7 +218,7 @@ def test_temporal_training_part_ends_at_the_moment():
     sequences = Sequences(
         np.array([0, 4, 6]), np.array([0, 1, 2, 3, 1, 2], np.int32), np.array([1, 2, 30, 40, 3, 50])
     )
-    split = temporal(sequences, 4, shares=(0.4, 0.7))
+    split = temporal(sequences, 4, shares=(0.4, 0.3, 0.3))
     windows = training_windows(split, 10, "last")
     assert list(windows.users) == [0]
     assert list(split.sequences.items[windows.starts[0] : windows.ends[0]]) == [0, 1]

@@ -54,6 +54,13 @@ PolicyOption = Annotated[
     Literal["unseen", "all", "exclude-all"] | None,
     typer.Option(help="Items that compete with a target. Defaults to the run's own policy."),
 ]
+SharesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TRAIN,VALIDATION,TEST",
+        help="Shares of the splits temporal, ratio and users, such as 0.8,0.1,0.1; they sum to 1.",
+    ),
+]
 
 
 def say_to(as_json: bool) -> Callable[[str], None]:

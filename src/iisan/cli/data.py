@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from typer import Argument, Option
 
-from iisan.cli.common import DatasetFolder, ImagesOption, Json, Out, app, pairs_of, say_to
+from iisan.cli.common import DatasetFolder, ImagesOption, Json, Out, SharesOption, app, pairs_of, say_to
 from iisan.printing import print_json, print_recommendations, print_stores, print_table
 
 if TYPE_CHECKING:
@@ -50,22 +50,25 @@ def demo(
 def describe(
     dataset: DatasetFolder,
     split: Annotated[
-        Literal["auto", "given", "leave-one-out", "temporal"],
-        Option(help="Split to describe; auto is given queries if there are any, else leave-one-out."),
+        Literal["auto", "given", "leave-one-out", "temporal", "ratio", "users"],
+        Option(help="Split to describe; auto is that which runs of the dataset have by default."),
     ] = "auto",
+    shares: SharesOption = None,
     as_json: Json = False,
 ) -> None:
     """Describe a dataset and what can distort its evaluation."""
+    from iisan.config import Config
     from iisan.data.dataset import Dataset
     from iisan.evaluate.describe import describe as describe_dataset
 
-    loaded = Dataset.load(dataset)
-    subsets = loaded.split(split)
+    loaded, changes = Dataset.load(dataset), {"split": split, "shares": shares and f"[{shares}]"}
+    config = Config().override(f"evaluation.{key}={value}" for key, value in changes.items() if value)
+    subsets = loaded.split(config.evaluation)
     description = describe_dataset(loaded, subsets)
     if as_json:
         print_json(description.to_json())
         return
-    print_table(f"{dataset}, {subsets.name} split", ["", "value#", "why it matters"], description.rows())
+    print_table(f"{dataset}, {subsets} split", ["", "value#", "why it matters"], description.rows())
 
 
 @app.command()

@@ -36,6 +36,10 @@ def prepare(
         Path | None,
         Option(metavar="FILE", help="Test queries of the same form. With both, no filter is on by default."),
     ] = None,
+    held_out: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Users to hold out of training: user_id, subset (validation or test)."),
+    ] = None,
     images: Annotated[
         Path | None, Option(help="Folder of images named <item_id>.jpg (png, webp, …), or root of image paths.")
     ] = None,
@@ -68,6 +72,12 @@ def prepare(
     complete: Annotated[
         bool | None, Option("--complete", help="Keep only items with all contents, such as a text and an image.")
     ] = None,
+    repeats: Annotated[
+        Literal["keep", "drop-consecutive", "drop-all"] | None,
+        Option(
+            help="Repeated interactions of a user with an item: keep, or drop those in a row, or all later ones."
+        ),
+    ] = None,
     min_length: Annotated[int | None, Option(min=0, help="Minimum interactions per user.")] = None,
     k_core: Annotated[
         int | None, Option(min=0, help="Minimum interactions per user and item (iterated k-core).")
@@ -95,7 +105,9 @@ def prepare(
 
     given = {**context.params, "columns": pairs_of(column, "COLUMN=KIND")}
     options = parse_options({name: given[name] for name in PrepareOptions.model_fields})
-    dataset = prepare_dataset(form, sources, out, options, validation=validation, test=test, preset=preset)
+    dataset = prepare_dataset(
+        form, sources, out, options, validation=validation, test=test, held_out=held_out, preset=preset
+    )
     if as_json:
         print_json(dataset.manifest)
         return
@@ -113,6 +125,8 @@ def prepare(
     print(f"of {counts['items']:,} items: {missing or 'all are complete'}")
     if dataset.queries:
         print("given queries:", "; ".join(f"{subset}, {each}" for subset, each in dataset.queries.items()))
+    if "held_out" in counts:
+        print("held-out users:", ", ".join(f"{subset} {count:,}" for subset, count in counts["held_out"].items()))
     if counts["timestamps"] is None:
         print("no timestamps: interactions are ordered as in the file")
     # The rules that apply, those of the format included.

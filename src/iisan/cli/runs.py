@@ -14,6 +14,7 @@ from iisan.cli.common import (
     PolicyOption,
     RunFolder,
     Set,
+    SharesOption,
     StatesOption,
     app,
     conditions_of,
@@ -82,6 +83,8 @@ def _print_test(which: str, result: dict[str, Any], out: Path) -> None:
     shown = [name for name in test if name.endswith("@10") and not name.startswith("cold")]
     print(f"{which}: test {'  '.join(f'{name.upper()} {100 * test[name]:.2f}%' for name in shown)}")
     print(f"protocol: {result['protocol']}")
+    if future := result.get("future"):
+        print(f"future: {future}")
     print(f"next: iisan evaluate {out}   |   iisan recommend {out} --user ID")
 
 
@@ -124,12 +127,13 @@ def evaluate(
         typer.Option(metavar="FILE", help="Queries to evaluate on instead of a subset: user_id, history, target."),
     ] = None,
     split: Annotated[
-        Literal["given", "leave-one-out", "temporal"] | None,
+        Literal["given", "leave-one-out", "temporal", "ratio", "users"] | None,
         typer.Option(
             help="Defaults to the run's own split. With a different split, targets that the run was trained or "
             "selected on are left out."
         ),
     ] = None,
+    shares: SharesOption = None,
     policy: PolicyOption = None,
     baselines: Annotated[
         bool, typer.Option(help="Also evaluate popularity, Markov, similarity, and the parts of the run.")
@@ -148,12 +152,12 @@ def evaluate(
     from iisan.runs.run import Run
 
     check_ending(out, FRAMES)
-    if queries is not None and (subset or split):
-        got = f"--queries together with {'--subset' if subset else '--split'}"
+    if queries is not None and (subset or split or shares):
+        got = f"--queries together with {'--subset' if subset else '--split' if split else '--shares'}"
         raise ConfigError(got, "one or the other", "leave one of them out; a file of queries needs neither")
     trained = Run.load(run)
-    changes = {"evaluation.split": split, "evaluation.policy": policy}
-    config = trained.config.override(f"{key}={value}" for key, value in changes.items() if value)
+    changes = {"split": split, "shares": shares and f"[{shares}]", "policy": policy}
+    config = trained.config.override(f"evaluation.{key}={value}" for key, value in changes.items() if value)
     config = config.model_copy(update=given(dataset=dataset, states=states, images=images))
     evaluations = assess(trained, config, subset or "test", baselines, queries)
     own = trained.config.recipe
@@ -162,7 +166,7 @@ def evaluate(
     found = intervals(evaluations[own].per_user, list(shown_metrics(config.evaluation.cutoffs)))
     if as_json:
         rows: dict[str, Any] = {name: {"protocol": e.protocol, **e.metrics} for name, e in evaluations.items()}
-        rows[own]["intervals"] = found
+        rows[own] |= {"intervals": found, "future": evaluations[own].future}
         print_json(rows)
         return
     print_evaluations(evaluations, config.evaluation.cutoffs, own, found)

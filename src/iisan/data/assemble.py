@@ -11,6 +11,7 @@ import polars as pl
 
 from iisan.data.clean import clean_texts, clean_timestamps, storable
 from iisan.data.filters import Events, apply_filters, renumber, to_sequences
+from iisan.data.held_out import subsets_of_users, users_by_subset
 from iisan.data.images import are_addresses, find_images
 from iisan.data.media import checked_files, clean_files, has_paths
 from iisan.data.options import NO_COLUMN, Filters, PrepareOptions
@@ -34,6 +35,7 @@ class Parts:
         counts: Numbers of users, items and interactions after each step, of missing contents, of given queries, of
             interactions that rules leave out, and of rows with faults that the source is known to have.
         queries: Given queries by subset; their users may have no interactions.
+        held_out: Subset of each user who is held out of training, null for the others; None if no user is named.
     """
 
     items: pl.DataFrame
@@ -45,6 +47,7 @@ class Parts:
     counts: dict[str, Any]
     skipped: pl.DataFrame
     queries: dict[Subset, Queries]
+    held_out: pl.Series | None = None
 
 
 def item_roles(options: PrepareOptions) -> list[Role]:
@@ -89,16 +92,18 @@ def assemble(
     problems: Problems,
     image_root: Path | None,
     queries: Mapping[Subset, Table] | None = None,
+    held_out: Table | None = None,
 ) -> Parts:
     """Clean, check, filter and index two tables with canonical column names.
 
     Image paths are relative to ``image_root``, unless ``options.images`` names their folder. The columns are
     those of :func:`item_roles` and :func:`interaction_roles`, in tables of given ``queries`` those of
-    :func:`iisan.data.queries.query_roles`. No filter applies to queries.
+    :func:`iisan.data.queries.query_roles`, in one of ``held_out`` users
+    ``user_id`` and ``subset``. No filter applies to queries.
 
     Raises:
         DataError: A bad row (policy ``stop``), an invalid name of a further column, different events or weights
-            without a rule, or no user is left.
+            without a rule, or no user, or none of the held-out users of a subset, is left.
     """
     catalogue, kinds, root = _catalogue(items, options, problems, image_root)
     interactions, left_out = apply_rules(interactions, options, problems)
@@ -118,12 +123,13 @@ def assemble(
     elif filters.complete:
         item_numbers = (np.cumsum(complete) - 1)[events.items]
         catalogue = catalogue.filter(complete)
-    user_ids, found = user_ids.gather(kept_users), dict[Subset, Queries]()
+    all_users, user_ids, found = user_ids, user_ids.gather(kept_users), dict[Subset, Queries]()
     known = "an item id of the items table"
     if filters.items == "interacted":
         known += " with an interaction (items=interacted)"
     for subset, table in (queries or {}).items():
         found[subset], user_ids = index_queries(table, catalogue[ITEM_ID], user_ids, problems, known)
+    subsets = None if held_out is None else subsets_of_users(held_out, all_users, user_ids, problems)
     catalogue, keys = _checked(catalogue, kinds, root, options, problems)
     counts = {
         "items_listed": num_listed,
@@ -140,6 +146,8 @@ def assemble(
         counts["dropped"] = dict(problems.dropped)
     if found:
         counts["queries"] = {subset: len(each) for subset, each in found.items()}
+    if subsets is not None:
+        counts["held_out"] = {subset: len(users) for subset, users in users_by_subset(subsets).items()}
     return Parts(
         items=catalogue,
         user_ids=user_ids,
@@ -150,6 +158,7 @@ def assemble(
         counts=counts,
         skipped=problems.skipped,
         queries=found,
+        held_out=subsets,
     )
 
 

@@ -13,19 +13,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 import polars as pl
 
+from iisan.config import EvaluationConfig, SplitName
 from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles
 from iisan.data.clean import clean_texts
 from iisan.data.frames import read_frame
+from iisan.data.held_out import read_held_out_frame, users_by_subset, users_frame
 from iisan.data.media import checked_files, inside, read_file
 from iisan.data.options import parse_options
 from iisan.data.problems import Problems, read_skipped, skipped_counts, write_skipped
 from iisan.data.queries import both, load_queries, query_roles, save_queries
 from iisan.data.sequences import Index, Sequences
-from iisan.data.splits import Queries, Split, SplitName, Subset, split
+from iisan.data.splits import Queries, Split, Subset, split
 from iisan.data.tables import numbered
 from iisan.errors import DataError
 from iisan.files import aside, content_key, read_manifest, relocated, write_json
-from iisan.names import IMAGE, ITEM_ID, TEXT, TIMESTAMP, USER_ID, check_modality
+from iisan.names import IMAGE, ITEM_ID, SUBSET, TEXT, TIMESTAMP, USER_ID, check_modality
 
 KIND = "iisan-dataset"
 #: Newest schema, that of datasets with given queries, which earlier versions would ignore.
@@ -57,6 +59,8 @@ class Dataset:
         manifest: Provenance, counts before and after every filter, content hash.
         skipped: Bad rows that were left out: ``reason``, ``where``, ``value``.
         queries: Given queries by subset, memory-mapped when loaded; empty, or those of validation and test.
+        held_out: Subset of each user who is held out of training under the split ``users``, null for the others;
+            None if the dataset names none.
     """
 
     folder: Path | None
@@ -68,6 +72,7 @@ class Dataset:
     manifest: dict[str, Any]
     skipped: pl.DataFrame = field(default_factory=lambda: Problems("skip").skipped)
     queries: Mapping[Subset, Queries] = field(default_factory=dict)
+    held_out: pl.Series | None = None
 
     @property
     def num_items(self) -> int:
@@ -89,14 +94,22 @@ class Dataset:
         """See the function of that name; None in datasets that do not record it."""
         return self.manifest.get("content_hash")
 
-    def split(self, name: SplitName | Literal["auto"] = "auto") -> Split:
-        """Split the interactions.
+    def split(self, rule: SplitName | Literal["auto"] | EvaluationConfig = "auto") -> Split:
+        """Split the interactions by a rule, or by that of an evaluation protocol with its settings.
 
         Raises:
             DataError: The data does not allow this split, see :mod:`iisan.data.splits`.
         """
-        rule = default_split(self.manifest) if name == "auto" else name
-        return split(self.sequences, self.num_items, rule, self.queries)
+        settings = EvaluationConfig(split=rule) if isinstance(rule, str) else rule
+        name = default_split(self.manifest) if settings.split == "auto" else settings.split
+        held_out = None if self.held_out is None else users_by_subset(self.held_out)
+        shares, seed = settings.shares, settings.held_out_seed
+        return split(self.sequences, self.num_items, name, shares, seed, self.queries, held_out)
+
+    @property
+    def users(self) -> pl.DataFrame:
+        """One row per user: ``user_id`` and, if users are held out, their ``subset``."""
+        return users_frame(self.user_ids, self.held_out)
 
     def text(self, index: int) -> str | None:
         """The text of an item, None where missing."""
@@ -164,7 +177,7 @@ class Dataset:
         path = self.folder / _KEYS
         manifest = self.manifest | {
             "schema": _WITHOUT_QUERIES,
-            "content_hash": content_hash(self.items, keys, self.user_ids, self.sequences, self.queries),
+            "content_hash": content_hash(self.items, keys, self.users, self.sequences, self.queries),
             "previous_hash": self.content_hash,
         }
         try:
@@ -190,7 +203,13 @@ class Dataset:
 
     @classmethod
     def from_frames(
-        cls, items: Any, interactions: Any, validation: Any = None, test: Any = None, **options: Any
+        cls,
+        items: Any,
+        interactions: Any,
+        validation: Any = None,
+        test: Any = None,
+        held_out: Any = None,
+        **options: Any,
     ) -> "Dataset":
         """Make a dataset in memory from DataFrames, with the cleaning and filters of ``iisan prepare table``.
 
@@ -200,6 +219,7 @@ class Dataset:
             validation: Given validation queries, one per row: ``user_id``, ``history`` (a list of item ids, or a
                 text of ids separated by white space) and ``target``. Without them, a split rule makes the queries.
             test: Given test queries; both or neither.
+            held_out: Users to hold out of training: ``user_id``, ``subset`` (``validation`` or ``test``).
             options: Fields of ``PrepareOptions``: columns (``text="title"``), filters, ``images``, ``on_bad``.
 
         Raises:
@@ -219,6 +239,7 @@ class Dataset:
                 subset: read_frame(frame, query_roles(chosen.user_id), f"the {subset} frame", problems, rest=False)
                 for subset, frame in given.items()
             },
+            None if held_out is None else read_held_out_frame(held_out, chosen.user_id, problems),
         )
         asked = chosen.model_dump(mode="json") | filters.model_dump()
         return cls.of_parts(parts, {"format": "frames", "sources": [], "options": asked})
@@ -226,6 +247,7 @@ class Dataset:
     @classmethod
     def of_parts(cls, parts: Parts, provenance: Mapping[str, Any]) -> "Dataset":
         """Make a dataset in memory from the result of ``assemble``."""
+        users = users_frame(parts.user_ids, parts.held_out)
         manifest = {
             "kind": KIND,
             "schema": SCHEMA if parts.queries else _WITHOUT_QUERIES,
@@ -233,7 +255,7 @@ class Dataset:
             "provenance": dict(provenance),
             "counts": parts.counts,
             "skipped": skipped_counts(parts.skipped),
-            "content_hash": content_hash(parts.items, parts.keys, parts.user_ids, parts.sequences, parts.queries),
+            "content_hash": content_hash(parts.items, parts.keys, users, parts.sequences, parts.queries),
             "kinds": parts.kinds,
         }
         return cls(
@@ -246,6 +268,7 @@ class Dataset:
             manifest,
             parts.skipped,
             parts.queries,
+            parts.held_out,
         )
 
     @property
@@ -283,7 +306,7 @@ class Dataset:
             "created": _now(),
             "provenance": self.manifest["provenance"] | {"captions": captions},
             "counts": counts | {"missing": counts["missing"] | {name: texts.null_count()}},
-            "content_hash": content_hash(items, self.keys, self.user_ids, self.sequences, self.queries),
+            "content_hash": content_hash(items, self.keys, self.users, self.sequences, self.queries),
             "kinds": {**self.kinds, name: TEXT},
         }
         manifest.pop("previous_hash", None)
@@ -299,7 +322,7 @@ class Dataset:
         frames = {
             "items": self.items,
             "keys": self.keys,
-            "users": self.user_ids.alias(USER_ID).to_frame(),
+            "users": self.users,
             "interactions": self.interactions(),
         }
         claim(folder)
@@ -342,13 +365,13 @@ class Dataset:
             _check_sizes(folder, manifest["files"])
             items = pl.read_parquet(folder / "items.parquet", glob=False)
             keys = pl.read_parquet(folder / _KEYS, glob=False) if manifest["schema"] > 1 else None
-            user_ids = pl.read_parquet(folder / "users.parquet", glob=False)[USER_ID]
+            users = pl.read_parquet(folder / "users.parquet", glob=False)
             sequences = Sequences.load(folder / "sequences")
             skipped = read_skipped(folder / "skipped.jsonl")
             counts = manifest["counts"]
             rows: dict[Subset, int] = counts.get("queries", {})
             queries = {each: load_queries(folder / _QUERIES / each) for each in get_args(Subset) if rows}
-            found = [len(items), len(user_ids), sequences.num_users, len(sequences.items)]
+            found = [len(items), len(users), sequences.num_users, len(sequences.items)]
             found += map(len, queries.values())
             stated = [counts["items"], counts["users"], counts["users"], counts["interactions"], *rows.values()]
         except (pl.exceptions.PolarsError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -360,7 +383,8 @@ class Dataset:
         root = None if image_root is None else Path(image_root)
         if root is None and manifest.get("image_root") is not None:
             root = relocated(Path(manifest["image_root"]), manifest.get("folder"), folder)
-        dataset = cls(folder, items, sequences, user_ids, root, keys, manifest, skipped, queries)
+        held_out = users[SUBSET] if SUBSET in users.columns else None
+        dataset = cls(folder, items, sequences, users[USER_ID], root, keys, manifest, skipped, queries, held_out)
         for name, kind in dataset.kinds.items():
             check_modality(name, kind)
         return dataset
@@ -385,8 +409,12 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def default_split(manifest: Mapping[str, Any]) -> SplitName:
-    """Split rule that ``auto`` stands for: ``given`` if the dataset has given queries, else ``leave-one-out``."""
-    return "given" if "queries" in manifest.get("counts", {}) else "leave-one-out"
+    """Split rule that ``auto`` stands for.
+
+    ``given`` if the dataset has given queries, ``users`` if it names users to hold out, else ``leave-one-out``.
+    """
+    counts = manifest.get("counts", {})
+    return "given" if "queries" in counts else "users" if "held_out" in counts else "leave-one-out"
 
 
 def index_of(ids: pl.Series, wanted: Sequence[str], kind: str) -> Index:
@@ -436,13 +464,13 @@ def claim(folder: Path) -> None:
 def content_hash(
     items: pl.DataFrame,
     keys: pl.DataFrame,
-    user_ids: pl.Series,
+    users: pl.DataFrame,
     sequences: Sequences,
     queries: Mapping[Subset, Queries],
 ) -> str:
-    """Hexadecimal SHA-256 of items, content keys, interactions and given queries, the same on every machine."""
+    """Hexadecimal SHA-256 of items, content keys, users, interactions and queries, the same on every machine."""
     digest = hashlib.sha256()
-    for frame in (items.drop(keys.columns), keys, user_ids.alias(USER_ID).to_frame()):
+    for frame in (items.drop(keys.columns), keys, users):
         for part in frame.iter_slices(100_000):
             digest.update(part.with_columns(pl.col(pl.Binary).bin.encode("hex")).write_ndjson().encode())
     arrays = [sequences.offsets, sequences.items, sequences.timestamps]

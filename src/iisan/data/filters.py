@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from iisan.data.options import Filters
+from iisan.data.options import Filters, Repeats
 from iisan.data.sequences import Index, Sequences
 
 Mask = npt.NDArray[np.bool_]
@@ -42,8 +42,26 @@ class Events:
         }
 
 
-def k_core(events: Events, k: int) -> Events:
-    """Iteratively drop users and items with fewer than ``k`` interactions (the k-core)."""
+def drop_repeats(events: Events, repeats: Repeats) -> Events:
+    """Drop a user's interactions with the same item as the previous one, or as any earlier one; or keep all."""
+    if repeats == "keep":
+        return events
+    users, items = events.users, events.items
+    if repeats == "drop-consecutive":
+        return events.where(np.append(True, (users[1:] != users[:-1]) | (items[1:] != items[:-1])))
+    # Sorted by user and item, and within these by time, as the sort is stable.
+    order = np.lexsort((items, users))
+    first = np.empty(len(order), bool)
+    first[order] = np.append(True, (np.diff(users[order]) != 0) | (np.diff(items[order]) != 0))
+    return events.where(first)
+
+
+def k_core(events: Events, k: int, repeats: Repeats = "keep") -> Events:
+    """Iteratively drop users and items with fewer than ``k`` interactions (the k-core).
+
+    ``repeats`` are dropped again after each step, as an item that is dropped may leave two interactions with
+    another one side by side.
+    """
     while True:
         frequent_users = np.bincount(events.users) >= k
         frequent_items = np.bincount(events.items) >= k
@@ -51,6 +69,8 @@ def k_core(events: Events, k: int) -> Events:
         if mask.all():
             return events
         events = events.where(mask)
+        if len(events.users):
+            events = drop_repeats(events, repeats)
 
 
 def min_length(events: Events, length: int) -> Events:
@@ -91,9 +111,12 @@ def apply_filters(
     if complete is not None:
         events = events.where(complete[events.items])
         steps.append({"step": "complete items", **events.counts()})
-    draw = partial(sample_users, seed=filters.seed)
+    if filters.repeats != "keep" and len(events.users):
+        events = drop_repeats(events, filters.repeats)
+        steps.append({"step": f"repeats={filters.repeats}", **events.counts()})
+    core, draw = partial(k_core, repeats=filters.repeats), partial(sample_users, seed=filters.seed)
     for name, lowest, apply in (
-        ("k_core", 2, k_core),
+        ("k_core", 2, core),
         ("min_length", 2, min_length),
         ("sample_users", 1, draw),
         ("keep_last", 1, keep_last),

@@ -16,13 +16,15 @@ NO_COLUMN = "none"
 ALL: Final = "all"
 #: Options about which interactions count: columns, and rules for them.
 RULE_OPTIONS = ("event", "weight", "events", "min_weight")
+#: Treatment of repeated interactions of a user with an item.
+Repeats = Literal["keep", "drop-consecutive", "drop-all"]
 
 
 class PrepareOptions(BaseModel):
     """Options of ``prepare``; None stands for the format's default.
 
-    Filters are applied in the order ``complete``, ``k_core``, ``min_length``, ``sample_users``, ``keep_last``,
-    ``items``. None applies to given queries, and where there are some, none is on by default.
+    Filters are applied in the order ``complete``, ``repeats``, ``k_core``, ``min_length``, ``sample_users``,
+    ``keep_last``, ``items``. None applies to given queries, and where there are some, none is on by default.
 
     Attributes:
         item_id: Column of item ids in both tables; default ``item_id``.
@@ -41,6 +43,8 @@ class PrepareOptions(BaseModel):
         on_bad: ``stop`` at the first kind of bad row, or ``skip``, count and list bad rows.
         quotes: Whether fields may be quoted with ``"``; default true for CSV, false for TSV.
         complete: Keep only items with all contents, such as both a text and an image; default false.
+        repeats: Repeated interactions of a user with an item: ``keep`` all, ``drop-consecutive`` leaves out those
+            that follow one with the same item, ``drop-all`` all but the first; default keep.
         k_core: Minimum interactions per user and item (iterated k-core); 0 is off.
         min_length: Minimum interactions per user; default 3 (leave-one-out needs 3), reference 5.
         sample_users: Number of users to draw at random; default 0 (all).
@@ -67,6 +71,7 @@ class PrepareOptions(BaseModel):
     on_bad: Literal["stop", "skip"] = "stop"
     quotes: bool | None = None
     complete: bool | None = None
+    repeats: Repeats | None = None
     k_core: NonNegativeInt | None = None
     min_length: NonNegativeInt | None = None
     sample_users: NonNegativeInt | None = None
@@ -115,6 +120,7 @@ class Filters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     complete: bool = False
+    repeats: Repeats = "keep"
     k_core: int = 0
     min_length: int = 3
     sample_users: int = 0

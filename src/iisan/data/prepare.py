@@ -5,6 +5,7 @@ from pathlib import Path
 
 from iisan.data.assemble import assemble
 from iisan.data.dataset import Dataset, check_writable
+from iisan.data.held_out import read_held_out
 from iisan.data.options import PrepareOptions, parse_options
 from iisan.data.problems import Problems
 from iisan.data.queries import both, read_queries
@@ -22,6 +23,7 @@ def prepare(
     *,
     validation: Path | None = None,
     test: Path | None = None,
+    held_out: Path | None = None,
     preset: str | None = None,
 ) -> Dataset:
     """Read raw files, clean, check and filter them, and write a dataset folder.
@@ -34,6 +36,7 @@ def prepare(
         validation: File of validation queries: ``user_id``, ``history``, ``target``; in the format ``reference``
             without a header line.
         test: File of test queries; both or neither.
+        held_out: File of users to hold out of training: ``user_id``, ``subset`` (``validation`` or ``test``).
         preset: Name of a publication's filters, see the format's documentation; options go before them.
 
     Returns:
@@ -55,13 +58,14 @@ def prepare(
         subset: read_queries(path, given.user_id, problems, header=found.reader.header, quotes=given.quotes)
         for subset, path in queried.items()
     }
-    parts = assemble(raw.items, raw.interactions, chosen, filters, problems, raw.image_root, queries)
+    users = None if held_out is None else read_held_out(held_out, given.user_id, problems, given.quotes)
+    parts = assemble(raw.items, raw.interactions, chosen, filters, problems, raw.image_root, queries, users)
     provenance = {
         "format": found.form,
         "layout": found.layout.title,
         "sources": [
             {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in (*found.paths, *queried.values())
+            for path in (*found.paths, *queried.values(), *([held_out] if held_out else []))
         ],
         "options": chosen.model_dump(mode="json") | filters.model_dump(),
     }

@@ -76,16 +76,22 @@ def padded(items: npt.NDArray[np.integer], starts: Index, ends: Index, length: i
     return np.where(inside, items[np.where(inside, positions, 0)], PAD).astype(np.int64)
 
 
+def positions_of(starts: Index, ends: Index) -> tuple[Index, Index]:
+    """Return range numbers and positions of the ranges ``start:end``, both ``[sum(ends - starts)]``."""
+    lengths = ends - starts
+    rows = np.repeat(np.arange(len(starts)), lengths)
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return rows, starts[rows] + within
+
+
 def ragged(items: npt.NDArray[np.integer], starts: Index, ends: Index) -> tuple[Index, Index]:
     """Concatenate the ranges ``items[start:end]``.
 
     Returns:
         Range numbers and items, both ``[sum(ends - starts)]``, int64.
     """
-    lengths = ends - starts
-    rows = np.repeat(np.arange(len(starts)), lengths)
-    positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return rows, np.asarray(items[starts[rows] + positions], dtype=np.int64)
+    rows, positions = positions_of(starts, ends)
+    return rows, np.asarray(items[positions], dtype=np.int64)
 
 
 def item_counts(items: npt.NDArray[np.integer], starts: Index, ends: Index, num_items: int) -> Index:

@@ -136,7 +136,7 @@ def run_demo(
     runs = {name: _run(name, *method, out=out, seed=seed, say=say) for name, method in methods.items()}
     say("4/5 ranking the whole catalogue for every user")
     protocol = runs["IISAN"].config.evaluation
-    subsets = dataset.split(protocol.split)
+    subsets = dataset.split(protocol)
     oracle = OracleScorer(catalogue, dataset.items[ITEM_ID].to_list())
     baselines = measure({POPULARITY: most_popular(subsets), ORACLE: oracle}, protocol, dataset, subsets)
     parts = runs["IISAN"].result["parts"]

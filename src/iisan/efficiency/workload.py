@@ -38,7 +38,7 @@ class DataShape:
     def of_dataset(cls, dataset: Dataset, config: Config) -> "DataShape":
         """Measure on the first batches of training, at most 20."""
         training = config.training
-        parts = dataset.split(config.evaluation.split)
+        parts = dataset.split(config.evaluation)
         batches = Batches(
             parts, config.sequence.max_length, training.batch_size, config.loss, training.windows, training.seed
         )

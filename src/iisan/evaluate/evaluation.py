@@ -7,7 +7,7 @@ import polars as pl
 
 from iisan.config import Policy
 from iisan.data.sequences import Index
-from iisan.data.splits import Queries
+from iisan.data.splits import Queries, Split
 from iisan.errors import DataError
 from iisan.evaluate.metrics import coverage, metrics_from_frame, per_user_frame, ranked_rows
 from iisan.evaluate.ranks import rank_targets, top_k
@@ -30,11 +30,13 @@ class Evaluation:
         metrics: Metrics by name, as shares of 1 or counts; see ``summarise``.
         per_user: One row per query, see ``per_user_frame``; all metrics but coverage follow from it.
         protocol: Split, catalogue, policy and number of users and queries, in one line.
+        future: See ``known_future``.
     """
 
     metrics: dict[str, float]
     per_user: pl.DataFrame
     protocol: str
+    future: str = ""
 
 
 def left_out(name: str, total: int, ranked: int, unit: str = "users") -> str:
@@ -51,6 +53,17 @@ def left_out(name: str, total: int, ranked: int, unit: str = "users") -> str:
     many = count > MANY * total
     warning = f" (warning: more than {MANY:.0%}; the policy all ranks every target)" if many else ""
     return f"{count:,} of {total:,} {unit} left out because their target is in their history{warning}"
+
+
+def known_future(split: Split, queries: Queries) -> str:
+    """State how often training has interactions later than a target; empty if never, or without timestamps."""
+    later = split.trained_later(queries)
+    if later is None or not later.any():
+        return ""
+    return (
+        f"{(later > 0).mean():.1%} of the {len(later):,} targets are earlier than a training interaction "
+        f"({later.mean():.1%} of all training interactions are later than a target, on average)"
+    )
 
 
 def evaluate(

@@ -14,6 +14,7 @@ from iisan.experiments.records import KIND, SCHEMA
 from iisan.experiments.tables import WITH_COSTS, Scale, experiment
 from iisan.files import sha256_json, write_json
 from iisan.names import IMAGE, TEXT
+from iisan.nested import difference, with_defaults
 from iisan.states.configured import open_dataset, open_stores
 from iisan.train.checkpoint import changed_inputs
 from iisan.train.loop import METRICS
@@ -134,7 +135,8 @@ def _finished(path: Path, config: Config) -> bool:
     if not path.exists():
         return False
     record = json.loads(path.read_text(encoding="utf-8"))
-    if record["status"] != "finished" or record["config"] != _portable(config):
+    recorded = with_defaults(record["config"], Config().model_dump(mode="json"))
+    if record["status"] != "finished" or difference(recorded, _portable(config)):
         return False
     try:
         return not changed_inputs(record, _inputs(resolve(config)))

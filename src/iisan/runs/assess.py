@@ -1,6 +1,7 @@
 """Evaluation of a finished run and the baselines under one protocol."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from iisan.data.queries import index_queries, read_queries
 from iisan.data.splits import Queries, Split, Subset
 from iisan.errors import ConfigError, DataError, MissingExtraError, StoreError
 from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
-from iisan.evaluate.evaluation import Evaluation, evaluate
+from iisan.evaluate.evaluation import Evaluation, evaluate, known_future
 from iisan.evaluate.metrics import ranked_rows
 from iisan.evaluate.scorer import Scorer
 from iisan.names import ITEM_ID, LAST
@@ -88,20 +89,18 @@ def assess(
     """
     dataset = open_dataset(config)
     run.check_items(dataset)
-    own, other = run.config.evaluation.split, config.evaluation.split
-    subsets, remark = dataset.split(other), other_version(run, dataset)
-    if other != own:
+    subsets, own = dataset.split(config.evaluation), dataset.split(run.config.evaluation)
+    remark = other_version(run, dataset)
+    if str(subsets) != str(own):
         total = len(subsets.subset(subset))
-        subsets = subsets.after(dataset.split(own))
+        subsets = subsets.after(own)
         left = subsets.subset(subset)
         if not len(left):
-            got = f"the run was trained or selected on all {total:,} targets of the {other} {subset} under {own}"
+            got = f"the run was trained or selected on all {total:,} targets of the {subsets} {subset} under {own}"
             raise DataError(got, "at least one that it was not", f"evaluate it under {own}")
-        later = subsets.trained_later(left)
         remark += (
             f" of a run trained under {own} ({total - len(left):,} of {total:,} targets left out, which it was "
-            f"trained or selected on; {'an unknown share' if later is None else f'{later:.1%}'} of its training "
-            "interactions are later than the target, on average)"
+            "trained or selected on)"
         )
     scorers = baselines(config, dataset, subsets) if with_baselines else {}
     if with_baselines and run.members:
@@ -137,7 +136,7 @@ def measure(
     remark: str = "",
 ) -> dict[str, Evaluation]:
     """Evaluate scorers on the same queries under one protocol; ``remark`` is added to its name."""
-    name = f"{subsets.name} {subset}{remark}"
+    name = f"{subsets} {subset}{remark}"
     return _measure(scorers, config, dataset, subsets, subsets.subset(subset), name, dataset.user_ids)
 
 
@@ -150,8 +149,10 @@ def _measure(
     name: str,
     user_ids: pl.Series,
 ) -> dict[str, Evaluation]:
-    return {
-        scorer_name: evaluate(
+    future = known_future(subsets, queries)
+    found = {}
+    for scorer_name, scorer in scorers.items():
+        evaluation = evaluate(
             scorer,
             queries,
             name=name,
@@ -161,5 +162,5 @@ def _measure(
             user_ids=user_ids,
             item_ids=dataset.items[ITEM_ID],
         )
-        for scorer_name, scorer in scorers.items()
-    }
+        found[scorer_name] = replace(evaluation, future=future)
+    return found

@@ -117,7 +117,7 @@ class Batches:
         split, loss = self.split, self.loss
         self.windows = training_windows(split, self.length, self.pieces)
         if not len(self.windows.users):
-            got = f"no user has 2 interactions in the training part of the split {split.name}"
+            got = f"no user has 2 interactions in the training part of the split {split}"
             expected = "at least one such user, to learn the next item from"
             raise DataError(got, expected, "prepare the dataset with more interactions per user")
         counts = item_counts(split.sequences.items, self.windows.starts, self.windows.ends, split.num_items)

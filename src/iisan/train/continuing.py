@@ -77,10 +77,10 @@ def start_from(run: Run, setup: Setup) -> int:
             configuration's split holds back of the same data.
     """
     _check_same_states(run, setup)
-    dataset, before, now = setup.dataset, run.config.evaluation.split, setup.config.evaluation.split
-    if before != now and run.trained_on(dataset):
+    same_data = run.trained_on(setup.dataset)
+    if same_data and (before := str(setup.dataset.split(run.config.evaluation))) != (now := str(setup.split)):
         got = f"the run in '{run.folder}' was trained on this dataset under the split {before}, not {now}"
-        cure = f"set evaluation.split to {before}, or train a new run without --from"
+        cure = "take its evaluation.split and settings of that, or train a new run without --from"
         raise RunError(got, "the same split, so that no target was trained on", cure)
     saved, rows = run.weights(), _rows_in(run, setup.dataset)
     known = torch.from_numpy(rows != PAD)

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iisan.config import FOLDERS, AnchorConfig, Config, EvaluationConfig
-from iisan.data.splits import Queries, SplitName
+from iisan.config import FOLDERS, AnchorConfig, Config, EvaluationConfig, SplitName
+from iisan.data.splits import Queries
 from iisan.errors import RunError
 from iisan.evaluate.metrics import summarise
 from iisan.evaluate.ranks import rank_targets
@@ -24,7 +24,7 @@ from iisan.evaluate.scorer import Scorer
 from iisan.files import LOCK, aside, locked, write_json
 from iisan.machine import choose_device, device_name, peak_memory, processor_name
 from iisan.names import ITEM_ID, TEXT
-from iisan.nested import difference, flatten, read_yaml
+from iisan.nested import difference, flatten, read_yaml, with_defaults
 from iisan.runs.assess import measure
 from iisan.runs.run import CONFIG, ITEMS, MODEL, PER_USER, RESULT, SCHEMA
 from iisan.states.configured import open_dataset, open_stores
@@ -95,7 +95,8 @@ def as_begun(out: Path, config: Config) -> Config:
 def _difference(theirs: Mapping[str, Any], config: Config) -> tuple[str, Any, Any] | None:
     """Find the first difference to a written configuration; paths may differ, and ``auto`` fits any choice."""
     ours = _with_choices_of(theirs, config).model_dump(mode="json", exclude=set(FOLDERS))
-    return difference({key: value for key, value in theirs.items() if key not in FOLDERS}, ours)
+    before = with_defaults(theirs, Config().model_dump(mode="json"))
+    return difference({key: value for key, value in before.items() if key not in FOLDERS}, ours)
 
 
 def _with_choices_of(theirs: Mapping[str, Any], config: Config) -> Config:
@@ -174,6 +175,7 @@ def write_run(
         "folder": str(out.resolve()),
         "store_bytes": {modality: store.size for modality, store in inputs.stores.items()},
         "protocol": test.protocol,
+        "future": test.future,
         "precision": config.training.precision,
         "device": device_name(device),
         "threads": torch.get_num_threads(),

@@ -119,14 +119,14 @@ def _train(
     def ranked(subset: Subset) -> Queries:
         queries = split.subset(subset)
         rows = ranked_rows(queries, evaluation.policy)
-        if remark := left_out(f"{split.name} {subset}", len(queries), len(rows), queries.unit):
+        if remark := left_out(f"{split} {subset}", len(queries), len(rows), queries.unit):
             say(f"{subset}: {remark}")
         return queries[rows]
 
     ranked("test")  # An error now, not after the last epoch.
     every = ranked("validation")
     validation = every.sample(evaluation.validation_users)
-    selection = f"{evaluation.select} of the {split.name} validation, {validation}"
+    selection = f"{evaluation.select} of the {split} validation, {validation}"
     if len(validation) < len(every):
         selection += f", a fixed sample of {len(every):,}"
         say(f"the best epoch is selected by {selection}")

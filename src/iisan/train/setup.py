@@ -147,7 +147,7 @@ def main_products(config: Config, widths: Mapping[str, int], num_items: int) -> 
 def open_inputs(config: Config) -> Inputs:
     """Open the folders of a complete configuration."""
     dataset = open_dataset(config)
-    return Inputs(config, dataset, dataset.split(config.evaluation.split), open_stores(config))
+    return Inputs(config, dataset, dataset.split(config.evaluation), open_stores(config))
 
 
 def build(config: Config, processes: Processes = ALONE) -> Setup:
