@@ -1,8 +1,11 @@
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
 from iisan.errors import ConfigError
-from iisan.tune.space import Range, read_space
+from iisan.tune.space import Range, Space, read_space
 
 FINE = {"space": {"sequence.num_layers": [1, 2]}}
 
@@ -57,6 +60,7 @@ def test_a_space_is_read_and_its_fixed_settings_are_those_of_every_trial(tmp_pat
         ({"objective": "beauty"}, "the objective 'beauty'"),
         ({"recipe": "defualt"}, "no recipe 'defualt'"),
         ({"settings": {"training.epoch": 3}}, "did you mean 'training.epochs'"),
+        ({"settings": {"recipe": "ids"}}, "name the recipe 'ids'"),
         ({"trials": 0}, "trials = 0"),
         ({"seeds": []}, "seeds = []"),
         ({"prune_after": -1}, "prune_after = -1"),
@@ -71,3 +75,11 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(entries, said, tmp_path,
     code, _, errors = iisan("tune", path, "--dataset", tmp_path, "--states", tmp_path, "--out", out)
     assert (code, errors) == (2, f"error: {found.value}\n")
     assert not out.exists()
+
+
+def test_the_documented_space_is_valid_and_every_key_documented(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    path = tmp_path / "space.yaml"
+    path.write_text(re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0], encoding="utf-8")
+    assert read_space(path).base().training.epochs == 30
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(Space.model_fields)

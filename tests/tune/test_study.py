@@ -63,6 +63,11 @@ def test_a_killed_study_loses_and_repeats_no_trial_and_finds_the_same(folders, t
     searched = space(trials=20, seeds=[0, 1])
     whole = tune(searched, tmp_path / "whole", folders)
     assert {trial["state"] for trial in whole["trials"]} == {"finished", "stopped"}
+    assert whole["importance"].keys() == VARIED.keys()
+    assert sum(whole["importance"].values()) == pytest.approx(1)
+    page = write_report([tmp_path / "whole"], tmp_path / "page.html").read_text()
+    assert page.count("<figure>") == 2
+    assert "(PED-ANOVA)" in page
 
     file, killed = tmp_path / "space.yaml", tmp_path / "killed"
     file.write_text(json.dumps(searched.model_dump(mode="json")))
@@ -117,6 +122,7 @@ def test_a_finished_study_is_printed_again_and_can_not_be_changed(folders, tmp_p
     assert before.items() >= {path: path.stat().st_mtime_ns for path in out.glob("seed*/*.json")}.items()
     with pytest.raises(RunError, match="finished study of 3 trials, not 4"):
         tune(space(trials=4), out, folders)
+    assert len(finished_trials(out)) == 3
     # The best settings are those of the run, as a configuration.
     again = with_settings(load_config(out / "best.yaml"), {"training.seed": 0})
     trained = load_config(out / "seed-0" / "config.yaml")

@@ -91,6 +91,9 @@ class Space(Section):
                 change what trials are compared by.
         """
         base = with_settings(recipe(self.recipe), self.settings)
+        if base.recipe != self.recipe:
+            got = f"the settings of the search space name the recipe '{base.recipe}'"
+            raise ConfigError(got, f"settings of one recipe, here '{self.recipe}'", "name it as 'recipe' itself")
         if self.objective is not None:
             try:
                 base = with_settings(base, {"evaluation.select": self.objective})

@@ -81,19 +81,10 @@ def tune(
     _check_folder(out, identity)  # Before a lock file is put into it.
     with locked(out, RunError, wait=True):
         _check_folder(out, identity)
-        write_json(out / MANIFEST, {"kind": KIND, "schema": SCHEMA, **identity})
+        if not is_study(out):
+            write_json(out / MANIFEST, {"kind": KIND, "schema": SCHEMA, **identity})
         study = _open_trials(out / TRIALS, space)
-    search = _Search(study, space, base, out, say)
-    search.run_trials()
-    with locked(out, RunError, wait=True):  # Whoever comes later finds the result.
-        if (out / RESULT).exists():
-            result = read_result(out)
-            if (trials := result["space"]["trials"]) != space.trials:
-                got = f"'{out}' holds a finished study of {trials} trials, not {space.trials}"
-                raise RunError(got, "the same number, as its test result is known", "choose another --out")
-            say(f"{out} is finished already; nothing to do")
-            return result
-        return search.conclude(identity)
+    return _Search(study, space, base, out, say).run(identity)
 
 
 def _identity(space: Space, base: Config) -> dict[str, Any]:
@@ -148,7 +139,7 @@ def _open_trials(path: Path, space: Space) -> "Study":
                 storage.engine.dispose()
         return optuna.load_study(study_name=KIND, storage=connect(path), pruner=pruner)
     except (optuna.exceptions.OptunaError, SQLAlchemyError, KeyError, RuntimeError) as error:
-        got = f"'{path}' cannot be read ({str(error).splitlines()[0]})"
+        got = f"'{path}' cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})"
         raise RunError(got, "the trials of a study", "choose another --out, or restore the file") from None
 
 
@@ -162,18 +153,29 @@ class _Search:
     out: Path
     say: Say
 
-    def run_trials(self) -> None:
-        """Run trials until all are finished, also those of other processes, which may be killed."""
+    def run(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """Run trials until all have ended, also those of other processes, which may be killed; then conclude."""
         while True:
             with contextlib.ExitStack() as held:
                 with locked(self.out, RunError, wait=True):
+                    if (self.out / RESULT).exists():
+                        return self._known_result()
                     trial = self._claim(held)
+                    if trial is None and all(each.state.is_finished() for each in self.trials()):
+                        # Locked, so that another process waits for this result.
+                        return self._conclude(identity)
                 if trial is not None:
                     self._run(trial)
-                    continue
-            if all(each.state.is_finished() for each in self.trials()):
-                return
-            time.sleep(0.5)
+                else:
+                    time.sleep(0.5)
+
+    def _known_result(self) -> dict[str, Any]:
+        result = read_result(self.out)
+        if (trials := result["space"]["trials"]) != self.space.trials:
+            got = f"'{self.out}' holds a finished study of {trials} trials, not {self.space.trials}"
+            raise RunError(got, "the same number, as its test result is known", "choose another --out")
+        self.say(f"{self.out} is finished already; nothing to do")
+        return result
 
     def trials(self) -> list["FrozenTrial"]:
         """All trials, by number."""
@@ -286,7 +288,7 @@ class _Search:
             raise RunError(got, "settings that can be trained", "change the space, and choose another --out")
         return max(finished, key=lambda trial: (trial.value, -trial.number))
 
-    def conclude(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+    def _conclude(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Train the best settings with several seeds, test these runs, and write the result of the study."""
         best, trials = self._best(), self.trials()
         settings = self.settings(best)
