@@ -51,8 +51,8 @@ _TEXTS = {
     ),
     "importance": (
         "Bar chart of what mattered",
-        "What mattered: the share of each setting in what distinguishes the best tenth of the finished trials "
-        "from the others (PED-ANOVA).",
+        "What mattered: the share of each setting in what distinguishes the best tenth of the trials from all "
+        "that did not fail (PED-ANOVA).",
     ),
     "gates": (
         "Table of learned gates by level and tower",

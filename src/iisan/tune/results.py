@@ -63,7 +63,7 @@ def described(settings: dict[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a setting; numbers with three significant digits at least."""
+    """A value of a setting; fractions with three significant digits."""
     if isinstance(value, float):
         return f"{value:.3g}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -262,7 +262,7 @@ class _Search:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
             state = optuna.trial.TrialState.FAIL
         self.say(self._line(self.study.tell(claimed.number, value, state)))
-        shutil.rmtree(self._folder(claimed.number))
+        shutil.rmtree(self._folder(claimed.number), ignore_errors=True)  # Another process may remove it, too.
 
     def _line(self, trial: "FrozenTrial") -> str:
         """Say how a trial ended, and how many have."""
@@ -326,16 +326,25 @@ class _Search:
         return result
 
     def _importance(self) -> dict[str, float]:
-        """Share of each key in what distinguishes the best tenth of the finished trials from all of them.
+        """Share of each key in what distinguishes the best tenth of the trials from all but failed ones.
 
-        Empty for fewer than ten trials, or if all are alike.
+        Empty for fewer than ten of these, or if all are alike.
         """
         import optuna
 
-        values = [trial.value for trial in self._finished()]
-        if len(values) < 10 or len(set(values)) == 1:
-            return {}
-        return optuna.importance.get_param_importances(self.study)
+        model = optuna.create_study(direction="maximize")
+        for trial in self.trials():
+            state = _STATES[trial.state.name]
+            if state != "failed":
+                # One that was stopped is not among the best, whatever its value would have been.
+                value = trial.value if state == "finished" else 0.0
+                model.add_trial(
+                    optuna.create_trial(value=value, params=trial.params, distributions=trial.distributions)
+                )
+        values = {trial.value for trial in model.trials}
+        return (
+            optuna.importance.get_param_importances(model) if len(model.trials) >= 10 and len(values) > 1 else {}
+        )
 
     def _as_json(self, trial: "FrozenTrial") -> dict[str, Any]:
         begun, ended = trial.datetime_start, trial.datetime_complete
