@@ -133,6 +133,10 @@ def test_a_finished_study_is_printed_again_and_can_not_be_changed(folders, tmp_p
     page = write_report([out], tmp_path / "page.html").read_text()
     assert page.count('<th scope="row">trial ') == 3
     assert "study (study)" in page
+    shutil.copytree(out, tmp_path / "copy" / "study")
+    both = write_report([out, tmp_path / "copy" / "study"], tmp_path / "page.html").read_text()
+    assert both.count('<th scope="row">trial ') == 6
+    assert "copy/study (study)" in both
     assert "Validation NDCG@10 of the finished trials" in page
 
 

@@ -15,6 +15,7 @@ from iisan.evaluate.tpme import PAPER, Measurement, tpme, winners
 from iisan.experiments import charts
 from iisan.experiments.records import MISSING, Record, Row, failures, grid, read_records, remark, table
 from iisan.files import aside
+from iisan.runs.naming import short_names
 from iisan.tune.results import is_study, read_result, shown, tested
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
     given = [Path(path) for path in paths]
     studies = [path for path in given if is_study(path)]
     others = [path for path in given if path not in studies]
-    results = {study.resolve().name: read_result(study) for study in studies}
+    results = [read_result(study) for study in studies]
     records = read_records(others) if others or not studies else []
     try:
         import jinja2
@@ -87,7 +88,8 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("iisan.experiments").joinpath("report.html.j2").read_text(encoding="utf-8")
     sections = [_section(groups[key]) for key in sorted(groups, key=lambda key: _place(key[0]))]
-    sections += [_study(name, result) for name, result in results.items()]
+    names = short_names([study.absolute() for study in studies])
+    sections += [_study(name, result) for name, result in zip(names, results, strict=True)]
     page = environment.from_string(template).render(sections=sections)
     out = Path(out)
     with aside(out) as temporary:

@@ -45,7 +45,7 @@ def counted(result: Mapping[str, Any]) -> str:
 
 
 def tested(result: Mapping[str, Any]) -> str:
-    """Test metrics at the objective's cut-off: ``HR@10 10.32 ± 0.11 %, … (3 seeds)``."""
+    """Test metrics at the objective's cut-off: ``HR@10 10.32 ± 0.11 %, … (seeds 0, 1, 2)``."""
     cutoff = result["objective"].partition("@")[2]
     spreads = {
         name.upper(): result["test"][name] for name in (f"{kind}@{cutoff}" for kind in ("hr", "ndcg", "mrr"))
