@@ -38,6 +38,7 @@ ORDER = [
         "efficiency",
         "api",
         "demo",
+        "tune",
         "experiments",
         "printing",
         "cli",

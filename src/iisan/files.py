@@ -48,11 +48,14 @@ def settle(path: Path) -> None:
     path.chmod(0o644)
 
 
-def locked(folder: Path, error: type[IisanError]) -> contextlib.AbstractContextManager[object]:
-    """Lock a folder, created if absent, until the returned context exits; raise ``error`` if it is locked."""
+def locked(folder: Path, error: type[IisanError], wait: bool = False) -> contextlib.AbstractContextManager[object]:
+    """Lock a folder, created if absent, until the returned context exits.
+
+    If it is locked already, wait or raise ``error``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(folder / LOCK, timeout=0).acquire()
+        return FileLock(folder / LOCK, timeout=-1 if wait else 0).acquire()
     except Timeout:
         got = f"'{folder}' is being written by another process"
         raise error(got, "one writer", "wait for it to end") from None

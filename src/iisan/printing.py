@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from iisan.efficiency.estimate import Estimate
     from iisan.evaluate.evaluation import Evaluation
     from iisan.experiments.robustness import Decline
@@ -244,6 +246,26 @@ def print_comparison(report: "Comparisons") -> None:
         ],
     )
     print("intervals and p-values generalise to other users, given these runs; ± is the deviation over seeds")
+
+
+def print_study(result: Mapping[str, Any], out: "Path") -> None:
+    """Print the best settings of a study, what mattered, and the test metrics of the runs with them."""
+    from iisan.tune.results import BEST, counted, shown, tested
+
+    best, shares = result["best"], result["importance"]
+    rows = [
+        [key, shown(value), f"{shares[key]:.0%}" if key in shares else "–"]
+        for key, value in best["settings"].items()
+    ]
+    print_table("Best settings", ["setting", "value#", "mattered#"], rows)
+    metric = result["objective"].upper()
+    print(
+        f"validation: trial {best['trial']}, {metric} {100 * best['value']:.2f} %, the best of {counted(result)}"
+    )
+    print(f"test: {tested(result)}")
+    print(f"protocol: {result['protocol']}")
+    print(f"next: iisan train {out / BEST} --dataset D --states S --out RUN")
+    print(f"      iisan evaluate {out / result['runs'][0]}   |   iisan report {out}")
 
 
 def print_diagnosis(found: Mapping[str, Any]) -> None:

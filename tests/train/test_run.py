@@ -27,7 +27,7 @@ from iisan.runs import run as run_module
 from iisan.runs.assess import assess
 from iisan.runs.run import Run
 from iisan.train import loop
-from iisan.train.run import train
+from iisan.train.run import train, train_and_validate
 from iisan.train.setup import build, resolve
 
 QUICK = ("training.epochs=2", "training.batch_size=16", "loss.negatives=5", "training.precision=fp32")
@@ -320,6 +320,29 @@ def test_an_interrupted_run_resumes_bit_for_bit(epoch, quick, tmp_path, monkeypa
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_every_epoch_is_watched_even_if_its_checkpoint_was_not_written(quick, tmp_path, monkeypatch):
+    config = quick("default", "training.epochs=3")
+    save, watched = loop.save_checkpoint, []
+
+    def dying_save(path, network, optimizer, best, average, progress, inputs):
+        if progress.epoch == 2:
+            raise Killed
+        save(path, network, optimizer, best, average, progress, inputs)
+
+    monkeypatch.setattr(loop, "save_checkpoint", dying_save)
+    with pytest.raises(Killed):
+        train_and_validate(config, tmp_path / "killed", watched.append)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    metrics = train_and_validate(config, tmp_path / "killed", watched.append)
+    assert [record["epoch"] for record in watched] == [1, 2, 2, 3]
+    assert watched[1]["hr@10"] == watched[2]["hr@10"]
+    result = train(config, tmp_path / "run")
+    assert {name: result["validation"][name] for name in ("hr@10", "ndcg@10", "epoch")} == {
+        name: metrics[name] for name in ("hr@10", "ndcg@10", "epoch")
+    }
+    assert not (tmp_path / "killed" / "result.json").exists()
 
 
 def test_a_finished_run_is_left_alone(quick, tmp_path):

@@ -1,4 +1,4 @@
-"""Commands for costs, comparisons and experiments."""
+"""Commands for costs, comparisons, experiments and tuning."""
 
 import sys
 from importlib.util import find_spec
@@ -21,7 +21,14 @@ from iisan.cli.common import (
 )
 from iisan.errors import ConfigError, DataError
 from iisan.files import check_ending
-from iisan.printing import print_comparison, print_declines, print_estimates, print_json, print_measurements
+from iisan.printing import (
+    print_comparison,
+    print_declines,
+    print_estimates,
+    print_json,
+    print_measurements,
+    print_study,
+)
 
 
 @app.command()
@@ -170,11 +177,37 @@ def experiment(
 
 
 @app.command()
+def tune(
+    space: Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="Settings to vary, and how.")],
+    out: Out,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
+    images: ImagesOption = None,
+    as_json: Json = False,
+) -> None:
+    """Search for the settings that validate best, then train them with several seeds and test these runs.
+
+    Resumes an interrupted study. Several of these commands with one --out work on it together.
+    """
+    from iisan.machine import keep_freed_memory
+    from iisan.tune.space import read_space
+    from iisan.tune.study import tune as tune_settings
+
+    keep_freed_memory()
+    folders = given(dataset=dataset, states=states, images=images)
+    result = tune_settings(read_space(space), out, folders, say_to(as_json))
+    print_json(result) if as_json else print_study(result, out)
+
+
+@app.command()
 def report(
-    records: Annotated[list[Path], typer.Argument(metavar="RECORDS…", help="Record files, or folders of them.")],
+    records: Annotated[
+        list[Path],
+        typer.Argument(metavar="RECORDS…", help="Record files, folders of them, or studies of `iisan tune`."),
+    ],
     out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
 ) -> None:
-    """Write tables and charts of experiments as one self-contained page."""
+    """Write tables and charts of experiments and studies as one self-contained page."""
     from iisan.experiments.report import write_report
 
     check_ending(out, [".html", ".htm"])

@@ -325,6 +325,43 @@ def decline_lines(
     return figure
 
 
+@_style()
+def trial_values(finished: Mapping[int, float], stopped: Sequence[int], metric: str) -> "Figure":
+    """Validation metric of finished trials by number, the best so far, and crosses for stopped trials."""
+    figure, (axes,) = _figure()
+    values = [100 * value for value in finished.values()]
+    best = list(itertools.accumulate(values, max))
+    axes.step(list(finished), best, where="post", color=INK, label="best so far")
+    axes.plot(list(finished), values, "o", color=COLOURS[0], label="finished")
+    if stopped:
+        axes.plot(
+            stopped,
+            [0.03] * len(stopped),
+            "x",
+            color=COLOURS[1],
+            label="stopped",
+            transform=axes.get_xaxis_transform(),
+        )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="trial", ylabel=f"validation {metric} (%)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+@_style()
+def share_bars(shares: Mapping[str, float]) -> "Figure":
+    """Shares of 1 by name, the largest on top."""
+    figure, (axes,) = _figure(max(2.2, 1.0 + 0.5 * len(shares)))
+    places = range(len(shares))
+    axes.barh(places, [100 * share for share in shares.values()], height=0.65, color="#A9CBE4", edgecolor=INK)
+    axes.set_yticks(places, [wrapped(name.replace(".", ". ")).replace(". ", ".") for name in shares])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("share (%)")
+    return figure
+
+
 def _look(place: int) -> dict[str, Any]:
     """Colour, dash and marker of the line at a place among the lines of a chart."""
     looks = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}

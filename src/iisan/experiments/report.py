@@ -1,4 +1,4 @@
-"""One self-contained HTML page from records: tables, charts and failures, with nothing loaded from outside."""
+"""One self-contained HTML page from records and studies: tables, charts and failures; it loads nothing else."""
 
 import base64
 import re
@@ -13,8 +13,10 @@ from iisan.errors import MissingExtraError
 from iisan.evaluate.significance import paired_t
 from iisan.evaluate.tpme import PAPER, Measurement, tpme, winners
 from iisan.experiments import charts
-from iisan.experiments.records import Record, Row, failures, grid, read_records, remark, table
+from iisan.experiments.records import MISSING, Record, Row, failures, grid, read_records, remark, table
 from iisan.files import aside
+from iisan.runs.naming import short_names
+from iisan.tune.results import is_study, read_result, shown, tested
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +45,16 @@ _TEXTS = {
         "Line chart of validation HR@10 by epoch",
         "Validation HR@10 by epoch, mean over seeds, up to the last epoch that all seeds of a row reached.",
     ),
+    "trials": (
+        "Chart of the validation metric by trial",
+        "Validation {metric} of the finished trials; crosses mark trials that were stopped, as their learned part "
+        "was below the median at the same epoch.",
+    ),
+    "importance": (
+        "Bar chart of what mattered",
+        "What mattered: the share of each setting in what distinguishes the best tenth of the trials from all "
+        "that did not fail (PED-ANOVA).",
+    ),
     "gates": (
         "Table of learned gates by level and tower",
         "Learned gates, mean over seeds: within a modality the weight of the previous state, between "
@@ -52,16 +64,20 @@ _TEXTS = {
 
 
 def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
-    """Write the page of all records in files and folders to ``out``, and return ``out``.
+    """Write the page of all records in files and folders, and of finished studies, to ``out``, and return ``out``.
 
-    The page has a section per experiment and scale; the same records give the same page.
+    The page has a section per experiment and scale, and per study; the same files give the same page.
 
     Raises:
-        ConfigError: No record, or records that cannot be in one table.
+        ConfigError: No record or study, or records that cannot be in one table.
         MissingExtraError: The extra ``report`` is not installed.
-        RunError: A damaged record.
+        RunError: A damaged record, or an unfinished study.
     """
-    records = read_records(paths)
+    given = [Path(path) for path in paths]
+    studies = [path for path in given if is_study(path)]
+    others = [path for path in given if path not in studies]
+    results = [read_result(study) for study in studies]
+    records = read_records(others) if others or not studies else []
     try:
         import jinja2
     except ImportError:
@@ -72,6 +88,8 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("iisan.experiments").joinpath("report.html.j2").read_text(encoding="utf-8")
     sections = [_section(groups[key]) for key in sorted(groups, key=lambda key: _place(key[0]))]
+    names = short_names([study.absolute() for study in studies])
+    sections += [_study(name, result) for name, result in zip(names, results, strict=True)]
     page = environment.from_string(template).render(sections=sections)
     out = Path(out)
     with aside(out) as temporary:
@@ -102,6 +120,54 @@ def _section(records: Sequence[Record]) -> dict[str, Any]:
         "failed": sum(not record.finished for record in records),
         "failures": failures(rows),
         "charts": _charts(records, rows, f"{experiment}-{scale}"),
+    }
+
+
+def _study(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the template for a study of ``iisan tune``."""
+    metric, best, trials = result["objective"].upper(), result["best"], result["trials"]
+    keys = list(best["settings"])
+    ranked = sorted(trials, key=lambda trial: (trial["state"] != "finished", -(trial["value"] or 0)))
+    body = [
+        [
+            f"trial {trial['number']}",
+            trial["state"],
+            MISSING if trial["value"] is None else f"{100 * trial['value']:.2f}",
+            str(trial["epochs"]),
+            *(shown(trial["settings"][key]) for key in keys),
+        ]
+        for trial in ranked
+    ]
+    finished = {trial["number"]: trial["value"] for trial in trials if trial["state"] == "finished"}
+    stopped = [trial["number"] for trial in trials if trial["state"] == "stopped"]
+    chart = charts.trial_values(finished, stopped, metric)
+    alt, caption = _TEXTS["trials"]
+    said = f"{alt}: best {100 * best['value']:.2f} % in trial {best['trial']}."
+    drawn = [_chart(chart, f"{name}-trials", said, caption.format(metric=metric))]
+    if shares := result["importance"]:
+        alt, caption = _TEXTS["importance"]
+        said = f"{alt}: {'; '.join(f'{key} {share:.0%}' for key, share in shares.items())}."
+        drawn.append(_chart(charts.share_bars(shares), f"{name}-importance", said, caption))
+    seed = result["config"]["training"]["seed"]
+    return {
+        "title": f"{name} (study)",
+        "conclusion": (
+            f"Best validation {metric}: trial {best['trial']}, {100 * best['value']:.2f} %. "
+            f"Its settings, tested once: {tested(result)}."
+        ),
+        "protocols": [result["protocol"]],
+        "facts": [
+            ("Data", [result["data"][:_DIGITS]]),
+            ("States", _distinct([_pairs({key: each[:_DIGITS] for key, each in result["states"].items()})])),
+            ("Machine", [_pairs(result["machine"])]),
+            ("Versions", [_pairs(result["versions"])]),
+        ],
+        "heads": ["", "", f"validation {metric} (%)", "epochs", *keys],
+        "body": body,
+        "runs": len(trials),
+        "failed": sum(trial["state"] == "failed" for trial in trials),
+        "failures": [(f"trial {each['number']}", seed, each["error"]) for each in trials if each["error"]],
+        "charts": drawn,
     }
 
 

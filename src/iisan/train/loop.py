@@ -90,7 +90,8 @@ class Trainer:
         config: Configuration of the run.
         validate: Function that computes validation metrics, among them ``config.evaluation.select``.
         folder: Folder of the checkpoint and ``metrics.jsonl``.
-        log: Callback for the record of every finished epoch, which has metrics if the epoch was validated.
+        log: Callback for the record of every finished epoch, which has metrics if the epoch was validated. An
+            epoch whose checkpoint is missing after an interruption is run, and logged, again.
         clock: Timer of the stages of a step.
         processes: Processes that train together; the first one writes the files.
         inputs: Hashes of data, states and initial weights; a checkpoint with other inputs is refused.
@@ -145,6 +146,8 @@ class Trainer:
                 with self._averaged():
                     self.best = trainable_state(self.network)
             if self.processes.first:
+                # Before the checkpoint, after which a killed process would not come back to this epoch.
+                self.log(record)
                 save_checkpoint(
                     checkpoint,
                     self.network,
@@ -155,7 +158,6 @@ class Trainer:
                     self.inputs,
                 )
                 self._write_metrics()
-                self.log(record)
         self.network.source.hold(False)
         load_trainable(self.network, self.best)
         return self.progress

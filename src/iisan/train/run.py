@@ -48,10 +48,12 @@ from iisan.train.folder import (
     write_run,
 )
 from iisan.train.loop import Trainer
-from iisan.train.processes import Processes, joined
+from iisan.train.processes import ALONE, Processes, joined
 from iisan.train.setup import Inputs, Setup, build, fingerprints, open_inputs, resolve
 
 Say = Callable[[str], None]
+#: Called with the record of every finished epoch.
+Watch = Callable[[dict[str, Any]], None]
 
 #: Facts in the result of a run without a learned part.
 _NOT_TRAINED: dict[str, Any] = {
@@ -95,7 +97,7 @@ def train(config: Config, out: Path, say: Say = lambda line: None, start: Run | 
             return finished
         forget_peak(device)
         try:
-            setup = open_inputs(config) if config.items.kind == "none" else build(config, processes)
+            setup = _opened(config, processes)
             if processes.first:
                 write_config(out, setup.config)
             _train(setup, out, say if processes.first else lambda line: None, processes, start, requested)
@@ -110,21 +112,70 @@ def train(config: Config, out: Path, say: Say = lambda line: None, start: Run | 
         return finished
 
 
+def train_and_validate(config: Config, folder: Path, watch: Watch) -> dict[str, float]:
+    """Train a configuration up to the validation metrics of its best epoch; the test subset is not evaluated.
+
+    Args:
+        config: Configuration.
+        folder: Folder of the checkpoint, from which an interrupted call resumes; no other process may use it.
+        watch: Callback for the record of every epoch. After an interruption it may see an epoch twice. What it
+            raises ends the training.
+
+    Raises:
+        IisanError: As for :func:`train`.
+    """
+    fitted = _fit(_opened(resolve(config), ALONE), folder, lambda line: None, ALONE, None, watch)
+    assert fitted is not None, "there is one process"
+    return dict(fitted.facts["validation"])
+
+
+def _opened(config: Config, processes: Processes) -> Inputs:
+    return open_inputs(config) if config.items.kind == "none" else build(config, processes)
+
+
 def _train(
     inputs: Inputs, out: Path, say: Say, processes: Processes, start: Run | None, requested_precision: str
 ) -> None:
+    _ranked(inputs, "test", say)  # An error now, not after the last epoch.
+    fitted = _fit(inputs, out, say, processes, start)
+    if fitted is None:
+        return
+    how: dict[str, Any] = {"requested_precision": requested_precision, "processes": processes.size}
+    if start is not None:
+        overlap, compared = list_overlap(start, fitted.scorer, inputs.dataset, inputs.split.test)
+        how["lists"] = {f"overlap@{K}": overlap, "users": compared.num_users}
+        if overlap is not None:
+            say(f"{K * overlap:.1f} of {K} recommended items are the same as before (mean of {compared})")
+    write_run(inputs, out, fitted.scorer, fitted.parts, fitted.tensors, {**fitted.facts, **how})
+
+
+def _ranked(inputs: Inputs, subset: Subset, say: Say) -> Queries:
+    """The queries of a subset that the policy ranks."""
+    split = inputs.split
+    queries = split.subset(subset)
+    rows = ranked_rows(queries, inputs.config.evaluation.policy)
+    if remark := left_out(f"{split} {subset}", len(queries), len(rows), queries.unit):
+        say(f"{subset}: {remark}")
+    return queries[rows]
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A fitted run: its scorer, the scorers of its parts, tensors to save, and facts for the result."""
+
+    scorer: Scorer
+    parts: Mapping[str, Scorer]
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def _fit(
+    inputs: Inputs, out: Path, say: Say, processes: Processes, start: Run | None, watch: Watch | None = None
+) -> _Fitted | None:
+    """Fit what a configuration has of a learned part and an anchor; None in any process but the first."""
     config, split, dataset = inputs.config, inputs.split, inputs.dataset
     evaluation = config.evaluation
-
-    def ranked(subset: Subset) -> Queries:
-        queries = split.subset(subset)
-        rows = ranked_rows(queries, evaluation.policy)
-        if remark := left_out(f"{split} {subset}", len(queries), len(rows), queries.unit):
-            say(f"{subset}: {remark}")
-        return queries[rows]
-
-    ranked("test")  # An error now, not after the last epoch.
-    every = ranked("validation")
+    every = _ranked(inputs, "validation", say)
     validation = every.sample(evaluation.validation_users)
     selection = f"{evaluation.select} of the {split} validation, {validation}"
     if len(validation) < len(every):
@@ -142,23 +193,12 @@ def _train(
     }
     learned = None
     if isinstance(inputs, Setup):
-        learned = _fit_network(inputs, out, say, processes, start, validation, known)
+        learned = _fit_network(inputs, out, say, processes, start, validation, known, watch)
     if not processes.first:
-        return
+        return None
     scorer, tensors, facts = _joined(learned, terms, queries, validation, config, say)
     parts = terms.anchoring.parts([learned.scorer], Weights((1.0,))) if learned and terms else {}
-    how = {
-        **known,
-        "selection": selection,
-        "requested_precision": requested_precision,
-        "processes": processes.size,
-    }
-    if start is not None:
-        overlap, compared = list_overlap(start, scorer, dataset, split.test)
-        how["lists"] = {f"overlap@{K}": overlap, "users": compared.num_users}
-        if overlap is not None:
-            say(f"{K * overlap:.1f} of {K} recommended items are the same as before (mean of {compared})")
-    write_run(inputs, out, scorer, parts, tensors, {**how, **facts})
+    return _Fitted(scorer, parts, tensors, {**known, "selection": selection, **facts})
 
 
 @dataclass(frozen=True)
@@ -236,6 +276,7 @@ def _fit_network(
     start: Run | None,
     validation: Queries,
     known: Mapping[str, Any],
+    watch: Watch | None,
 ) -> _Learned:
     config, network = setup.config, setup.network
     evaluation, training = config.evaluation, config.training
@@ -263,6 +304,8 @@ def _fit_network(
         select = evaluation.select
         validated = _validated(config, record[select]) if select in record else ""
         say(f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  {validated}{seconds:.1f} s")
+        if watch:
+            watch(record)
 
     if empty := len(network.source.empty):
         say(f"{empty:,} of {setup.dataset.num_items:,} items have no content and share one learned vector")
