@@ -49,8 +49,8 @@ def _label(metric: str) -> str:
 _LIST_METRICS = {
     "coverage@10": ("coverage %", 100),
     "gini@10": ("Gini", 1),
-    "novelty@10": ("novelty, bits", 1),
-    "popularity_lift@10": ("popularity lift", 1),
+    "novelty@10": ("novelty (bits)", 1),
+    "popularity_lift@10": ("pop. lift", 1),
     "diversity@10": ("diversity", 1),
 }
 
@@ -93,17 +93,17 @@ def print_evaluations(
         print_metrics(title, {name: (_label(name), 100) for name in sampled})
 
 
-def print_groups(by: str, whose: str, groups: Iterable[Mapping[str, Any]], shown: Sequence[str]) -> None:
+def print_groups(by: str, whose: str, groups: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> None:
     """Print the metrics of each group of users or targets, with their intervals."""
-    rows = []
+    rows, measured = [], [name for name in shown if any(name in each for each in groups)]
     for each in groups:
         cells = [each["group"], f"{each['queries']:,}"]
-        for name in shown:
+        for name in measured:
             low, high = each["intervals"].get(name, (None, None))
-            ends = "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})"
+            ends = "" if low is None else f" ({100 * low:.1f}–{100 * high:.1f})"
             cells.append(f"{100 * each[name]:.2f}{ends}" if name in each else "–")
         rows.append(cells)
-    heads = [by, "queries#", *(f"{_label(name)}#" for name in shown)]
+    heads = [by, "queries#", *(f"{_label(name)}#" for name in measured)]
     print_table(f"{whose} by {by}, in % (95% interval)", heads, rows)
 
 
