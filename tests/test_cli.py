@@ -54,7 +54,7 @@ def test_from_tables_to_recommendations(iisan, tmp_path, model_folders):
     assert code == 0, out
     code, out, _ = iisan("evaluate", run, "--json")
     found = json.loads(out)
-    baselines = ["most popular", "recently popular", "Markov", "last item, frozen states"]
+    baselines = ["most popular", "recently popular", "Markov", "item-kNN", "last item, frozen states"]
     assert list(found) == [*baselines, "learned part alone", "similarity", "default"]
     assert all("full ranking of 12 items" in row["protocol"] for row in found.values())
     code, out, _ = iisan("recommend", run, "--history", "i1,i2", "--k", "3", "--json")
@@ -111,6 +111,57 @@ def test_evaluate_prints_a_table_and_writes_ranks(iisan, run_folder, tmp_path):
     assert "Markov" not in out
     code, out, _ = iisan("evaluate", run_folder, "--no-baselines")
     assert "the policy all ranks every target" in " ".join(out.split())
+
+
+def test_evaluate_by_group_and_by_other_metrics(iisan, run_folder, tmp_path):
+    users = tmp_path / "users.csv"
+    users.write_text("user_id,country\n" + "".join(f"u{n},{'DE' if n % 2 else 'FR'}\n" for n in range(48)))
+    asked = ["--metric", "map@5", "--metric", "precision@3", "--users", users, "--sampled", "10"]
+    groups = [part for name in ("cold", "popularity", "history", "country") for part in ("--by", name)]
+    command = ["evaluate", run_folder, "--policy", "all", *asked]
+    code, out, error = iisan(*command, *groups, "--json")
+    assert code == 0, error
+    found = json.loads(out)
+    for row in found.values():
+        assert row["map@5"] == pytest.approx(row["mrr@5"])
+        assert {"sampled_hr@10", "gini@10", "novelty@10", "popularity_lift@10", "diversity@10"} <= row.keys()
+        assert list(row["by"]) == ["cold", "popularity", "history", "country"]
+        for each in row["by"].values():
+            assert sum(group["queries"] for group in each) == 50
+            mean = sum(group["queries"] * group["map@5"] for group in each) / 50
+            assert mean == pytest.approx(row["map@5"])
+    own = found["default"]
+    assert [group["group"] for group in own["by"]["country"]] == ["DE", "FR", "unknown"]
+    assert list(own["intervals"]) == ["map@5", "precision@3"]
+    low, high = own["by"]["country"][0]["intervals"]["map@5"]
+    assert low <= own["by"]["country"][0]["map@5"] <= high
+    code, out, _ = iisan(*command, *groups, "--no-baselines")
+    said = " ".join(out.split())
+    assert code == 0
+    for part in (
+        "MAP@5",
+        "PRECISION@3",
+        "Lists of 10",
+        "10 drawn items",
+        "default by country, in % (95% interval)",
+    ):
+        assert part in said, said
+
+
+def test_evaluate_refuses_what_it_cannot_group_or_measure(iisan, run_folder, tmp_path):
+    users = tmp_path / "users.csv"
+    users.write_text("user_id,country\nu1,DE\nu1,FR\n")
+    for options, expected in (
+        (["--users", users], "--users without --by"),
+        (["--by", "contry", "--users", users], "no column 'contry' to group by"),
+        (["--by", "country", "--users", users], "rows of users with different values of 'country'"),
+        (["--by", "country", "--users", tmp_path / "no.csv"], "no.csv"),
+        (["--metric", "hit@10"], "the metric 'hit@10'"),
+        (["--sampled", "30", "--policy", "all"], "30 sampled items; expected 1 to 29"),
+    ):
+        code, out, error = iisan("evaluate", run_folder, "--no-baselines", *options)
+        assert (code, out, is_one_sentence(error)) == (2, "", True), error
+        assert expected in error
 
 
 def test_recommend_for_people(iisan, run_folder):

@@ -138,7 +138,7 @@ def test_its_run_is_evaluated_and_recommends(old, iisan):
     # The frozen states among the baselines need the keys, and so, once, the media.
     Dataset.load(old / "dataset", old / "photos").keys  # noqa: B018
     code, out, error = iisan("evaluate", old / "run", *folders, "--json")
-    assert (code, len(json.loads(out))) == (0, 6), error
+    assert (code, len(json.loads(out))) == (0, 7), error
 
 
 def test_its_run_is_continued(old, iisan):

@@ -36,36 +36,83 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     Console().print(table)
 
 
-def shown_metrics(cutoffs: Sequence[int]) -> dict[str, str]:
-    """Metric -> its name for people, of those that are printed."""
+def shown_metrics(cutoffs: Sequence[int]) -> list[str]:
+    """Metrics that are printed unless others are named."""
     k = 10 if 10 in cutoffs else cutoffs[0]
-    return {f"hr@{k}": f"HR@{k}", f"ndcg@{k}": f"NDCG@{k}", f"mrr@{k}": f"MRR@{k}", f"cold_hr@{k}": f"cold HR@{k}"}
+    return [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", f"cold_hr@{k}"]
+
+
+def _label(metric: str) -> str:
+    """Name of a metric for people: ``cold HR@10`` for ``cold_hr@10``."""
+    prefix, _, name = metric.rpartition("_")
+    return f"{prefix} {name.upper()}".strip()
+
+
+#: Metrics of lists -> their names in the table, and the factor that they are printed with.
+_LIST_METRICS = {
+    "coverage@10": ("coverage %", 100),
+    "gini@10": ("Gini", 1),
+    "novelty@10": ("novelty (bits)", 1),
+    "popularity_lift@10": ("pop. lift", 1),
+    "diversity@10": ("diversity", 1),
+}
 
 
 def print_evaluations(
-    evaluations: Mapping[str, "Evaluation"],
+    evaluation: "Evaluation",
+    evaluations: Mapping[str, Mapping[str, float]],
     cutoffs: Sequence[int],
+    shown: Sequence[str],
     whose: str,
     intervals: Mapping[str, tuple[float, float]],
 ) -> None:
-    """Print evaluations of scorers side by side, with their protocol, and the intervals of one of them."""
-    known = shown_metrics(cutoffs)
-    names = [*known, "coverage@10"]
-    heads = ["", *(f"{label}#" for label in known.values()), "coverage@10#"]
-    last = list(evaluations.values())[-1]
-    rows = [
-        [name, *(f"{100 * each.metrics[metric]:.2f}" if metric in each.metrics else "–" for metric in names)]
-        for name, each in evaluations.items()
-    ]
-    print_table(f"{last.protocol}; in %", heads, rows)
-    if last.future:
-        print(f"future: {last.future}")
-    if last.metrics.get("cold_users"):
-        unit = "queries" if "cold_queries" in last.metrics else "users"
-        print(f"cold: the {int(last.metrics[f'cold_{unit}']):,} {unit} whose target was never trained on")
+    """Print the metrics of scorers side by side, with their protocol, and the intervals of one of them.
+
+    ``evaluation`` is that one, of ``whose`` scorer, and ``evaluations`` are the metrics of all.
+    """
+
+    def print_metrics(title: str, columns: Mapping[str, tuple[str, float]]) -> None:
+        rows = [
+            [
+                scorer,
+                *(f"{factor * own[name]:.2f}" if name in own else "–" for name, (_, factor) in columns.items()),
+            ]
+            for scorer, own in evaluations.items()
+        ]
+        print_table(title, ["", *(f"{label}#" for label, _ in columns.values())], rows)
+
+    own = evaluations[whose]
+    print_metrics(f"{evaluation.protocol}; in %", {name: (_label(name), 100) for name in shown})
+    if evaluation.future:
+        print(f"future: {evaluation.future}")
+    if own.get("cold_users"):
+        unit = "queries" if "cold_queries" in own else "users"
+        print(f"cold: the {int(own[f'cold_{unit}']):,} {unit} whose target was never trained on")
     if intervals:
-        ends = (f"{known[name]} {100 * low:.2f} to {100 * high:.2f}" for name, (low, high) in intervals.items())
+        ends = (f"{_label(name)} {100 * low:.2f} to {100 * high:.2f}" for name, (low, high) in intervals.items())
         print(f"{whose}, 95% intervals (bootstrap over users): {', '.join(ends)}")
+    print()
+    print_metrics("Lists of 10", {name: column for name, column in _LIST_METRICS.items() if name in own})
+    if sampled := [name for name in (f"sampled_{each}" for each in shown_metrics(cutoffs)) if name in own]:
+        among = f"{int(own['sampled_negatives']):,} drawn items"
+        title = (
+            f"Targets ranked among {among}, in %: not comparable with the full ranking, and may misorder models"
+        )
+        print_metrics(title, {name: (_label(name), 100) for name in sampled})
+
+
+def print_groups(by: str, whose: str, groups: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> None:
+    """Print the metrics of each group of users or targets, with their intervals."""
+    rows, measured = [], [name for name in shown if any(name in each for each in groups)]
+    for each in groups:
+        cells = [each["group"], f"{each['queries']:,}"]
+        for name in measured:
+            low, high = each["intervals"].get(name, (None, None))
+            ends = "" if low is None else f" ({100 * low:.1f}–{100 * high:.1f})"
+            cells.append(f"{100 * each[name]:.2f}{ends}" if name in each else "–")
+        rows.append(cells)
+    heads = [by, "queries#", *(f"{_label(name)}#" for name in measured)]
+    print_table(f"{whose} by {by}, in % (95% interval)", heads, rows)
 
 
 def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from iisan.data.sequences import Sequences
 from iisan.data.splits import Split, leave_one_out
 from iisan.errors import ConfigError
-from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
+from iisan.evaluate import baselines
+from iisan.evaluate.baselines import ItemKNN, Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.metrics import hit_rate, ndcg
 from iisan.evaluate.ranks import rank_targets
 
@@ -89,6 +90,50 @@ def test_markov_equals_counting_with_dictionaries(users, histories, asked, first
     ):
         for last, scores in zip(histories, scorer.score(query, items).tolist(), strict=True):
             assert order(scores) == order([(transitions[last, item], popularity[item]) for item in listed])
+
+
+def test_item_knn_by_hand():
+    split = make_split([[0, 1, 0, 9, 9], [0, 2, 1, 9, 9], [2, 0, 9, 9], [3, 9, 9]], 10)
+    scorer = ItemKNN(split)
+    # Users of 0 are the first three, of 1 the first two, of 2 the second and third, of 3 the last.
+    similarity = {(0, 1): 2 / (3 * 2) ** 0.5, (0, 2): 2 / (3 * 2) ** 0.5, (1, 2): 1 / 2}
+    scores = scorer.score(scorer.start(np.array([[-1, -1, 0], [0, 1, 0], [-1, -1, 3]])), torch.arange(4)).numpy()
+    expected = [
+        [0, similarity[0, 1], similarity[0, 2], 0],
+        # A repeated item counts once.
+        [similarity[0, 1], similarity[0, 1], similarity[0, 2] + similarity[1, 2], 0],
+        [0, 0, 0, 0],
+    ]
+    assert scores == pytest.approx(np.array(expected), abs=1e-6)
+    nearest = ItemKNN(make_split([[0, 1, 9, 9], [0, 1, 9, 9], [2, 0, 9, 9]], 10), neighbours=1)
+    assert nearest.score(nearest.start(np.array([[0]])), slice(0, 3)).numpy() == pytest.approx(
+        np.array([[0, 2 / 6**0.5, 0]])
+    )
+
+
+@given(
+    users=st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=9), min_size=1, max_size=6),
+    neighbours=st.integers(1, 7),
+    length=st.integers(1, 8),
+    pairs=st.integers(1, 40),
+)
+def test_item_knn_equals_counting_with_sets(users, neighbours, length, pairs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "_PAIRS", pairs)
+        scorer = ItemKNN(make_split(users, 7), neighbours, length)
+    training = [set(user[:-2][-length:]) for user in users]
+    owners = [{n for n, items in enumerate(training) if item in items} for item in range(7)]
+    found = scorer.score(scorer.start(np.arange(7)[:, None]), slice(0, 7)).numpy()
+    for item, scores in enumerate(found):
+        cosines = [
+            len(owners[item] & own) / max(1, (len(owners[item]) * len(own)) ** 0.5) if other != item else 0
+            for other, own in enumerate(owners)
+        ]
+        # Which of equal ones are kept is not fixed.
+        assert sorted(scores)[::-1][:neighbours] == pytest.approx(sorted(cosines)[::-1][:neighbours], abs=1e-6)
+        kept = scores > 0
+        assert kept.sum() <= neighbours
+        assert scores[kept] == pytest.approx(np.array(cosines)[kept], abs=1e-6)
 
 
 @pytest.mark.parametrize("make", [most_popular, recently_popular, Markov])

@@ -1,6 +1,7 @@
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from iisan.data.sequences import Sequences
 from iisan.data.splits import leave_one_out
@@ -29,7 +30,7 @@ def run(policy, rows=slice(None), **settings):
 def test_evaluation_by_hand():
     # Training counts: item 0 two, 1 three, 3 one. Targets 0, 0 and 4; histories 0 1 2, 1 3 1 and 0 1 0.
     # New to the second user are 0, 2 and 4, to the third one 2, 3 and 4.
-    result = run("unseen", coverage_k=2)
+    result = run("unseen", list_length=2)
     assert result.per_user["above"].to_list() == [None, 0, 1]
     assert result.per_user["ties"].to_list() == [None, 1, 2]
     assert result.per_user["seen"].to_list() == [True, False, False]
@@ -46,7 +47,7 @@ def test_evaluation_by_hand():
 
 
 def test_several_queries_of_a_user_are_counted_as_such():
-    result = run("all", rows=np.array([0, 1, 1, 2]), coverage_k=2)
+    result = run("all", rows=np.array([0, 1, 1, 2]), list_length=2)
     assert result.metrics["users"] == 3
     assert result.metrics["queries"] == 4
     assert result.metrics["cold_users"] == 1
@@ -55,16 +56,27 @@ def test_several_queries_of_a_user_are_counted_as_such():
     assert result.metrics["hr@2"] == pytest.approx(3 / 4)
     assert result.protocol.endswith("nothing excluded (all), 4 queries of 3 users")
     # The targets of the users who are left are still one each.
-    result = run("unseen", rows=np.array([0, 0, 1, 2]), coverage_k=2)
+    result = run("unseen", rows=np.array([0, 0, 1, 2]), list_length=2)
     assert "(unseen), 2 users; 2 of 4 queries left out because their target" in result.protocol
     assert (result.metrics["users"], result.metrics["hr@2"]) == (2, pytest.approx(1.5 / 2))
     assert "queries" not in result.metrics
 
 
+def test_lists_and_samples_are_measured_where_asked_for():
+    result = run("unseen", list_length=2, anchors={"text": torch.eye(5)}, sampled=2)
+    # Lists 0 2 and 3 2, of popularities 2 0 and 1 0; histories 1 3 1 and 0 1 0.
+    assert result.metrics["popularity_lift@2"] == pytest.approx((1 + 1 / 2) / (7 / 3 + 7 / 3))
+    assert result.metrics["diversity@2"] == 1
+    # Of the candidates beside the target two are drawn, so all: the ranks are those of the full ranking.
+    assert result.metrics["sampled_hr@1"] == result.metrics["hr@1"]
+    assert result.metrics["sampled_negatives"] == 2
+    assert not any(name.startswith("sampled") for name in run("unseen").metrics)
+
+
 @pytest.mark.parametrize("policy", ["unseen", "exclude-all"])
 def test_the_frame_alone_gives_the_metrics(policy, tmp_path):
-    result = run(policy, coverage_k=None)
+    result = run(policy, list_length=None)
     result.per_user.write_parquet(tmp_path / "per_user.parquet")
     frame = pl.read_parquet(tmp_path / "per_user.parquet")
     assert metrics_from_frame(frame, (1, 2)) == result.metrics
-    assert not any(name.startswith("coverage") for name in result.metrics)
+    assert not any(name.startswith(("coverage", "gini")) for name in result.metrics)

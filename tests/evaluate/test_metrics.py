@@ -13,11 +13,13 @@ from iisan.data.splits import leave_one_out
 from iisan.errors import ConfigError
 from iisan.evaluate.metrics import (
     Ranks,
-    coverage,
+    gini,
     hit_rate,
     metrics_from_frame,
     mrr,
+    named_metrics,
     ndcg,
+    parse_metric,
     per_user_frame,
     ranked_rows,
     summarise,
@@ -89,10 +91,35 @@ def test_summarise_averages_and_splits_off_cold_targets():
 def test_a_cutoff_below_one_is_refused():
     with pytest.raises(ConfigError, match="cutoff 0"):
         hit_rate(ABOVE, TIES, 0)
+    with pytest.raises(ConfigError, match="cutoff 0"):
+        parse_metric("hr@0")
+    with pytest.raises(ConfigError, match="the metric 'auc@3'"):
+        parse_metric("auc@3")
 
 
-def test_coverage_ignores_padding():
-    assert coverage(np.array([[0, 3, 3], [3, -1, -1]]), 8) == 2 / 8
+def test_named_metrics_by_hand():
+    frame = pl.DataFrame(
+        {"above": [0, 3, None, 8, 10], "ties": [1, 1, None, 3, 1], "cold": [False, True, True, True, False]}
+    )
+    names = ["precision@10", "recall@10", "map@10", "cold_precision@5", "cold_map@10"]
+    # First, fourth, ninth to eleventh with equal chances, and eleventh.
+    expected = {
+        "precision@10": Fraction(1, 40) * (1 + 1 + Fraction(2, 3) + 0),
+        "recall@10": Fraction(1, 4) * (1 + 1 + Fraction(2, 3) + 0),
+        "map@10": Fraction(1, 4) * (1 + Fraction(1, 4) + (Fraction(1, 9) + Fraction(1, 10)) / 3 + 0),
+        "cold_precision@5": Fraction(1, 2) * Fraction(1, 5),
+        "cold_map@10": Fraction(1, 2) * (Fraction(1, 4) + (Fraction(1, 9) + Fraction(1, 10)) / 3),
+    }
+    assert named_metrics(frame, names) == pytest.approx({name: float(each) for name, each in expected.items()})
+    assert named_metrics(frame.filter(~pl.col("cold")), ["cold_hr@10", "hr@1"]) == {"hr@1": 0.5}
+
+
+def test_gini_by_hand():
+    assert gini(np.array([2, 2, 2])) == 0
+    assert gini(np.array([0, 6, 0])) == pytest.approx(1 - 1 / 3)
+    # Mean difference of all pairs, |1−3| twice of 4, over twice the mean of 2.
+    assert gini(np.array([3, 1])) == pytest.approx((2 * 2 / 4) / (2 * 2))
+    assert gini(np.array([0, 0])) is None
 
 
 def test_frame_holds_all_that_the_metrics_need():
@@ -111,6 +138,8 @@ def test_frame_holds_all_that_the_metrics_need():
         "ties": [1, 2],
         "cold": [False, True],
         "seen": [True, False],
+        "popularity": [1, 0],
+        "history_length": [3, 3],
     }
     metrics = metrics_from_frame(frame, [1])
     assert metrics["hr@1"] == 0.25

@@ -155,7 +155,7 @@ def test_repeating_the_history_is_worth_nothing_on_the_real_data(scientific):
         train_counts=split.train_counts(),
         user_ids=scientific.user_ids,
         item_ids=scientific.item_ids,
-        coverage_k=None,
+        list_length=None,
     )
     assert "11,455 users; 621 of 12,076 users left out" in found.protocol
     histories = [items[:-1] for items in np.split(scientific.sequences.items, scientific.sequences.offsets[1:-1])]

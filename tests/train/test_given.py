@@ -91,7 +91,7 @@ def test_a_file_with_the_rows_of_the_test_gives_its_metrics(run, tmp_path):
     expected = assess(run, run.config)
     for path in (words, lists, tmp_path / "rows.csv"):
         found = assess(run, run.config, queries=path)
-        assert list(found) == ["most popular", "recently popular", "Markov", "ids"]
+        assert list(found) == ["most popular", "recently popular", "Markov", "item-kNN", "ids"]
         assert {name: each.metrics for name, each in found.items()} == {
             name: each.metrics for name, each in expected.items()
         }

@@ -28,6 +28,7 @@ from iisan.files import FRAMES, check_ending
 from iisan.printing import (
     print_evaluations,
     print_explanation,
+    print_groups,
     print_json,
     print_recommendations,
     shown_metrics,
@@ -79,8 +80,10 @@ def train(
 
 
 def _print_test(which: str, result: dict[str, Any], out: Path) -> None:
+    from iisan.evaluate.metrics import REPORTED
+
     test = result["test"]
-    shown = [name for name in test if name.endswith("@10") and not name.startswith("cold")]
+    shown = [name for name in (f"{metric}@10" for metric in REPORTED) if name in test]
     print(f"{which}: test {'  '.join(f'{name.upper()} {100 * test[name]:.2f}%' for name in shown)}")
     print(f"protocol: {result['protocol']}")
     if future := result.get("future"):
@@ -136,8 +139,36 @@ def evaluate(
     shares: SharesOption = None,
     policy: PolicyOption = None,
     baselines: Annotated[
-        bool, typer.Option(help="Also evaluate popularity, Markov, similarity, and the parts of the run.")
+        bool,
+        typer.Option(help="Also evaluate popularity, Markov, item-kNN, similarity, and the parts of the run."),
     ] = True,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME@K",
+            help="Metric to show instead of HR, NDCG and MRR, such as map@10, precision@5 or cold_recall@20; "
+            "repeatable.",
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="cold|popularity|history|COLUMN",
+            help="Also show the metrics by group: cold and warm targets, deciles of their popularity, lengths of "
+            "the history, or values of a COLUMN of --users or of the items; repeatable.",
+        ),
+    ] = None,
+    users: Annotated[
+        Path | None, typer.Option("--users", metavar="FILE", help="Table of users for --by: user_id and others.")
+    ] = None,
+    sampled: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Also rank each target among N drawn items only, to compare with such results.",
+        ),
+    ] = None,
     dataset: DatasetOption = None,
     states: StatesOption = None,
     images: ImagesOption = None,
@@ -147,29 +178,54 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a run and the baselines by ranking the whole catalogue for every user."""
+    from iisan.evaluate.groups import column_of, group_by
+    from iisan.evaluate.metrics import named_metrics, parse_metric
     from iisan.evaluate.significance import intervals
-    from iisan.runs.assess import assess
+    from iisan.runs.assess import assess, read_users
     from iisan.runs.run import Run
+    from iisan.states.configured import open_dataset
 
     check_ending(out, FRAMES)
     if queries is not None and (subset or split or shares):
         got = f"--queries together with {'--subset' if subset else '--split' if split else '--shares'}"
         raise ConfigError(got, "one or the other", "leave one of them out; a file of queries needs neither")
+    if users is not None and not by:
+        raise ConfigError("--users without --by", "both", "name a column of the file, such as --by country")
+    for name in metric or ():
+        parse_metric(name.removeprefix("cold_"))
     trained = Run.load(run)
     changes = {"split": split, "shares": shares and f"[{shares}]", "policy": policy}
     config = trained.config.override(f"evaluation.{key}={value}" for key, value in changes.items() if value)
     config = config.model_copy(update=given(dataset=dataset, states=states, images=images))
-    evaluations = assess(trained, config, subset or "test", baselines, queries)
+    columns = {}
+    if by:
+        data = open_dataset(config)
+        table = None if users is None else read_users(users, data)
+        columns = {name: column_of(name, table, data.items) for name in by}
+    evaluations = assess(trained, config, subset or "test", baselines, queries, sampled)
     own = trained.config.recipe
+    frame = evaluations[own].per_user
     if out:
-        write_frame(evaluations[own].per_user, out)
-    found = intervals(evaluations[own].per_user, list(shown_metrics(config.evaluation.cutoffs)))
+        write_frame(frame, out)
+    shown = metric or shown_metrics(config.evaluation.cutoffs)
+    values = {name: each.metrics | named_metrics(each.per_user, shown) for name, each in evaluations.items()}
+    found = intervals(frame, shown)
+    groups = {name: group_by(frame, name, column) for name, column in columns.items()}
     if as_json:
-        rows: dict[str, Any] = {name: {"protocol": e.protocol, **e.metrics} for name, e in evaluations.items()}
+        rows: dict[str, Any] = {
+            name: {"protocol": each.protocol, **values[name]} for name, each in evaluations.items()
+        }
+        for name, each in evaluations.items() if groups else ():
+            rows[name]["by"] = {
+                column: group.metrics(each.per_user, shown, with_intervals=name == own)
+                for column, group in groups.items()
+            }
         rows[own] |= {"intervals": found, "future": evaluations[own].future}
         print_json(rows)
         return
-    print_evaluations(evaluations, config.evaluation.cutoffs, own, found)
+    print_evaluations(evaluations[own], values, config.evaluation.cutoffs, shown, own, found)
+    for column, group in groups.items():
+        print_groups(column, own, group.metrics(frame, shown, with_intervals=True), shown)
 
 
 @app.command()

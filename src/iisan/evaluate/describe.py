@@ -10,7 +10,7 @@ import polars as pl
 from iisan.config import Policy
 from iisan.data.sequences import Index, Sequences, ragged
 from iisan.data.splits import Queries, Split
-from iisan.evaluate.metrics import Ranks, hit_rate, ndcg, ranked_rows, target_seen
+from iisan.evaluate.metrics import Ranks, gini, hit_rate, ndcg, ranked_rows, target_seen
 from iisan.names import IMAGE, TEXT
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _popularity(split: Split) -> dict[str, Fact]:
     counts = np.sort(np.bincount(split.sequences.items, minlength=split.num_items))
     label = "Gini coefficient of item popularity (0 equal, 1 one item)"
     why = "the more skewed, the better a list of the most popular items looks"
-    facts = {"gini": Fact(label, _gini(counts), unit="number", why=why)}
+    facts = {"gini": Fact(label, gini(counts), unit="number", why=why)}
     for percent in (1, 10):
         head = -(-split.num_items * percent // 100)
         label = f"interactions with the top {percent}% of items"
@@ -234,13 +234,6 @@ def smallest_difference(number: float, disagreement: float = DISAGREEMENT) -> fl
     standard error of the mean difference is at most ``√(disagreement / number)``.
     """
     return (NORMAL_95 + NORMAL_80) * float(np.sqrt(disagreement / number))
-
-
-def _gini(ascending: Index) -> float:
-    """Gini coefficient of counts in ascending order."""
-    size = len(ascending)
-    weights = 2 * np.arange(1, size + 1) - size - 1
-    return float((weights * ascending).sum() / (size * ascending.sum()))
 
 
 def popularity_ranks(counts: Index, queries: Queries, policy: Policy) -> Ranks:

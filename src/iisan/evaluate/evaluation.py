@@ -1,16 +1,19 @@
 """Evaluation of a scorer on queries: metrics, with the protocol under which they were measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
+from torch import Tensor
 
 from iisan.config import Policy
 from iisan.data.sequences import Index
 from iisan.data.splits import Queries, Split
 from iisan.errors import DataError
-from iisan.evaluate.metrics import coverage, metrics_from_frame, per_user_frame, ranked_rows
+from iisan.evaluate.list_metrics import list_metrics
+from iisan.evaluate.metrics import metrics_from_frame, per_user_frame, ranked_rows, summarise
 from iisan.evaluate.ranks import rank_targets, top_k
+from iisan.evaluate.sampled import SAMPLED, rank_among_sampled
 from iisan.evaluate.scorer import Scorer
 
 POLICIES: dict[Policy, str] = {
@@ -27,8 +30,8 @@ class Evaluation:
     """Quality of a scorer.
 
     Attributes:
-        metrics: Metrics by name, as shares of 1 or counts; see ``summarise``.
-        per_user: One row per query, see ``per_user_frame``; all metrics but coverage follow from it.
+        metrics: Metrics by name, as shares of 1 or counts, see ``summarise``; and those of ``list_metrics``.
+        per_user: One row per query, see ``per_user_frame``; all metrics of ranks follow from it.
         protocol: Split, catalogue, policy and number of users and queries, in one line.
         future: See ``known_future``.
     """
@@ -76,7 +79,9 @@ def evaluate(
     train_counts: Index,
     user_ids: pl.Series,
     item_ids: pl.Series,
-    coverage_k: int | None = 10,
+    list_length: int | None = 10,
+    anchors: Mapping[str, Tensor] | None = None,
+    sampled: int | None = None,
     batch: int = 128,
     block: int = 32768,
 ) -> Evaluation:
@@ -84,11 +89,15 @@ def evaluate(
 
     ``name`` is that of the queries in the protocol line, such as ``"leave-one-out test"``; ``policy``, ``batch``
     and ``block`` are as in ``rank_targets``, ``train_counts``, ``user_ids`` and ``item_ids`` as in
-    ``per_user_frame``. ``coverage@k`` takes a second pass over the scores, which ``coverage_k=None`` omits.
+    ``per_user_frame``. The metrics of lists, for which ``anchors`` are as in ``list_metrics``, take a second pass
+    over the scores, which ``list_length=None`` omits. With ``sampled``, there are also metrics such as
+    ``sampled_hr@10``, of the target's rank among that many drawn items (``sampled_negatives``), see
+    ``rank_among_sampled``.
 
     Raises:
         RunError: A score is NaN or +inf.
         DataError: The policy leaves out every query.
+        ConfigError: A query has fewer than ``sampled`` candidates.
     """
     rows = ranked_rows(queries, policy)
     remark = left_out(name, len(queries), len(rows), queries.unit)
@@ -96,8 +105,13 @@ def evaluate(
     ranks = rank_targets(scorer, ranked, policy, batch=batch, block=block)
     frame = per_user_frame(ranks, rows, queries, train_counts, user_ids, item_ids)
     metrics = metrics_from_frame(frame, cutoffs)
-    if coverage_k is not None:
-        lists, _ = top_k(scorer, ranked, coverage_k, policy, batch=batch, block=block)
-        metrics[f"coverage@{coverage_k}"] = coverage(lists, scorer.num_items)
+    if list_length is not None:
+        lists, _ = top_k(scorer, ranked, list_length, policy, batch=batch, block=block)
+        metrics |= list_metrics(lists, ranked, train_counts, anchors)
+    if sampled is not None:
+        among = rank_among_sampled(scorer, ranked, sampled, policy)
+        of_sampled = summarise(among.above, among.ties, user_ids.gather(ranked.users), cutoffs)
+        metrics |= {SAMPLED + name: value for name, value in of_sampled.items() if "@" in name}
+        metrics[f"{SAMPLED}negatives"] = sampled
     protocol = f"{name}, full ranking of {scorer.num_items:,} items, {POLICIES[policy]}, {ranked}"
     return Evaluation(metrics, frame, f"{protocol}; {remark}" if remark else protocol)

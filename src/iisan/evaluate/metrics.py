@@ -4,7 +4,7 @@ Ties count as a random order: with g items above the target and t tied with it (
 included) the ranks g+1 … g+t are equally likely, and each metric is its expectation over them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from iisan.errors import ConfigError
 from iisan.names import ITEM_ID, USER_ID
 
 Values = npt.NDArray[np.float64]
+#: Columns of the per-user results: training interactions of the target, and length of the history.
+POPULARITY, HISTORY_LENGTH = "popularity", "history_length"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,34 @@ def mrr(above: Index, ties: Index, k: int) -> Values:
     return _expected(above, ties, 1 / (np.arange(_checked(k)) + 1))
 
 
-METRICS = {"hr": hit_rate, "ndcg": ndcg, "mrr": mrr}
+def precision(above: Index, ties: Index, k: int) -> Values:
+    """Expected share of the first ``k`` places with the target, ``[Q]``: ``HR@k / k``."""
+    return hit_rate(above, ties, k) / k
+
+
+#: Metrics by name. With one target per query, recall is the hit rate, and average precision the reciprocal rank.
+METRICS = {
+    "hr": hit_rate,
+    "ndcg": ndcg,
+    "mrr": mrr,
+    "map": mrr,
+    "precision": precision,
+    "recall": hit_rate,
+}
+#: Metrics in every result; the others follow from them.
+REPORTED = ("hr", "ndcg", "mrr")
+#: Prefix of metrics over queries with cold targets.
+COLD = "cold_"
+
+
+def parse_metric(metric: str) -> tuple[Callable[[Index, Index, int], Values], int]:
+    """Return function and cutoff of a metric such as ``"ndcg@10"``; raise a ``ConfigError`` if there is none."""
+    name, _, cutoff = metric.partition("@")
+    if name not in METRICS or not (cutoff.isascii() and cutoff.isdecimal()):
+        raise ConfigError(
+            f"the metric '{metric}'", f"one of {', '.join(METRICS)}, @ and a cutoff", "choose one such as ndcg@10"
+        )
+    return METRICS[name], _checked(int(cutoff))
 
 
 def _checked(k: int) -> int:
@@ -79,17 +108,19 @@ def summarise(
     if summary["users"] < len(users):
         summary["queries"] = len(users)
     for k in cutoffs:
-        for name, metric in METRICS.items():
-            summary[f"{name}@{k}"] = float(metric(above, ties, k).mean())
+        for name in REPORTED:
+            summary[f"{name}@{k}"] = float(METRICS[name](above, ties, k).mean())
     if cold is None:
         return summary
     of_cold = summarise(above[cold], ties[cold], users.filter(pl.Series(cold)), cutoffs if cold.any() else ())
-    return summary | {f"cold_{name}": value for name, value in of_cold.items()}
+    return summary | {COLD + name: value for name, value in of_cold.items()}
 
 
-def coverage(recommended: Index, num_items: int) -> float:
-    """Share of the catalogue in at least one of the lists ``[Q, k]`` of item indices, padded with ``PAD``."""
-    return len(np.unique(recommended[recommended >= 0])) / num_items
+def gini(counts: Index) -> float | None:
+    """Gini coefficient of counts ``[N]``: 0 if all are equal, ``1 − 1/N`` if one has all; None if all are 0."""
+    size, total = len(counts), counts.sum()
+    weights = 2 * np.arange(1, size + 1) - size - 1
+    return float((weights * np.sort(counts)).sum() / (size * total)) if total else None
 
 
 def target_seen(queries: Queries) -> npt.NDArray[np.bool_]:
@@ -109,14 +140,15 @@ def ranked_rows(queries: Queries, policy: Policy) -> Index:
 def per_user_frame(
     ranks: Ranks, rows: Index, queries: Queries, train_counts: Index, user_ids: pl.Series, item_ids: pl.Series
 ) -> pl.DataFrame:
-    """Build a table with one row per query, from which all metrics but coverage follow.
+    """Build a table with one row per query, from which all metrics of the ranks follow.
 
     ``ranks`` are those of the queries that were ranked (``rows``), ``train_counts`` ``[N]`` the training
     interactions of every item, and the ids are ordered by user and item index.
 
     Returns:
         ``user_id``, ``item_id`` (the target), ``above`` and ``ties`` (null for queries that were left out),
-        ``cold`` (the target has no training interaction), ``seen`` (the target is in the history).
+        ``cold`` (the target has no training interaction), ``seen`` (the target is in the history), ``popularity``
+        (training interactions of the target), ``history_length``.
     """
 
     def column(values: Index) -> pl.Series:
@@ -130,6 +162,8 @@ def per_user_frame(
             "ties": column(ranks.ties),
             "cold": train_counts[queries.targets] == 0,
             "seen": target_seen(queries),
+            POPULARITY: train_counts[queries.targets],
+            HISTORY_LENGTH: queries.ends - queries.starts,
         }
     )
 
@@ -139,3 +173,26 @@ def metrics_from_frame(frame: pl.DataFrame, cutoffs: Sequence[int]) -> dict[str,
     frame = frame.drop_nulls("ties")
     above, ties, cold = (frame[name].to_numpy() for name in ("above", "ties", "cold"))
     return summarise(above, ties, frame[USER_ID], cutoffs, cold)
+
+
+def rows_of(frame: pl.DataFrame, metric: str) -> tuple[pl.DataFrame, str]:
+    """Return the ranked rows of a ``per_user_frame`` that a metric is about, and its name without ``cold_``."""
+    rows = frame.drop_nulls("ties")
+    return (rows.filter("cold"), metric.removeprefix(COLD)) if metric.startswith(COLD) else (rows, metric)
+
+
+def named_metrics(frame: pl.DataFrame, metrics: Sequence[str]) -> dict[str, float]:
+    """Average some metrics, such as ``"map@10"`` or ``"cold_hr@5"``, over the ranked rows of a ``per_user_frame``.
+
+    A metric of no row is left out.
+
+    Raises:
+        ConfigError: An unknown metric.
+    """
+    found = {}
+    for metric in metrics:
+        rows, name = rows_of(frame, metric)
+        function, k = parse_metric(name)
+        if len(rows):
+            found[metric] = float(function(rows["above"].to_numpy(), rows["ties"].to_numpy(), k).mean())
+    return found

@@ -8,7 +8,7 @@ Letters: ``G`` users.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,8 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
-from iisan.data.sequences import Index
 from iisan.errors import ConfigError, RunError
-from iisan.evaluate.metrics import METRICS, Values
+from iisan.evaluate.metrics import Values, parse_metric, rows_of
 from iisan.names import ITEM_ID, USER_ID
 
 VALUE, QUERIES = "value", "queries"
@@ -74,7 +73,7 @@ def per_user(frames: Sequence[pl.DataFrame], metric: str) -> pl.DataFrame:
         RunError: A frame lacks a column, has no rows, or ranks other users or targets than the first.
     """
     _check_same_queries(frames)
-    function, k = _parse(metric)
+    function, k = parse_metric(metric)
     values = [
         frame.select(USER_ID, pl.Series(VALUE, function(frame["above"].to_numpy(), frame["ties"].to_numpy(), k)))
         for frame in (each.drop_nulls("ties") for each in frames)
@@ -138,15 +137,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _parse(metric: str) -> tuple[Callable[[Index, Index, int], Values], int]:
-    name, _, cutoff = metric.partition("@")
-    if name not in METRICS or not (cutoff.isascii() and cutoff.isdecimal()):
-        raise ConfigError(
-            f"the metric '{metric}'", f"one of {', '.join(METRICS)}, @ and a cutoff", "choose one such as ndcg@10"
-        )
-    return METRICS[name], int(cutoff)
-
-
 def _check_same_queries(frames: Sequence[pl.DataFrame]) -> None:
     """Check that frames can be paired row by row."""
     if not frames:
@@ -182,10 +172,10 @@ def intervals(frame: pl.DataFrame, metrics: Sequence[str]) -> dict[str, tuple[fl
     """
     found = {}
     for metric in metrics:
-        rows = frame.filter(pl.col("cold")) if metric.startswith("cold_") else frame
-        if rows["ties"].count() == 0:
+        rows, name = rows_of(frame, metric)
+        if rows.is_empty():
             continue
-        values = per_user([rows], metric.removeprefix("cold_"))
+        values = per_user([rows], name)
         queries = values[QUERIES].to_numpy()
         if len(values) > 1:
             found[metric] = interval(values[VALUE].to_numpy(), queries / queries.mean())

@@ -12,12 +12,14 @@ from iisan.data.dataset import Dataset
 from iisan.data.problems import Problems
 from iisan.data.queries import index_queries, read_queries
 from iisan.data.splits import Queries, Split, Subset
+from iisan.data.tables import LINE, Role, read_table
 from iisan.errors import ConfigError, DataError, MissingExtraError, StoreError
-from iisan.evaluate.baselines import Markov, last_item_similarity, most_popular, recently_popular
+from iisan.evaluate.baselines import ItemKNN, Markov, last_item_similarity, most_popular, recently_popular
 from iisan.evaluate.evaluation import Evaluation, evaluate, known_future
 from iisan.evaluate.metrics import ranked_rows
 from iisan.evaluate.scorer import Scorer
-from iisan.names import ITEM_ID, LAST
+from iisan.evaluate.terms import TermScorer
+from iisan.names import ITEM_ID, LAST, USER_ID
 from iisan.runs.anchoring import SIMILARITY, fit_similarity, frozen_states
 from iisan.runs.run import Run
 from iisan.states.configured import anchor_config, levels_stored, open_dataset, open_stores
@@ -38,11 +40,12 @@ def _frozen_similarity(stores: Mapping[str, StateStore], dataset: Dataset) -> Sc
 
 
 def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Scorer]:
-    """Return the baselines of a run: popularity, Markov, and frozen similarity if the last states are stored."""
+    """Return the baselines of a run without parameters; frozen similarity only if the last states are stored."""
     scorers: dict[str, Scorer] = {
         "most popular": most_popular(subsets),
         "recently popular": recently_popular(subsets),
         "Markov": Markov(subsets),
+        "item-kNN": ItemKNN(subsets),
     }
     stores = open_stores(config)
     if stores and all(LAST in store.levels for store in stores.values()):
@@ -72,6 +75,7 @@ def assess(
     subset: Subset = "test",
     with_baselines: bool = True,
     queries: Path | None = None,
+    sampled: int | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate a run, and the baselines, under the protocol of ``config``: the run's own with other settings.
 
@@ -107,10 +111,10 @@ def assess(
         scorers |= run.parts or _similarity(config, dataset, subsets)
     scorers[run.config.recipe] = run.scorer
     if queries is None:
-        return measure(scorers, config.evaluation, dataset, subsets, subset, remark)
+        return measure(scorers, config.evaluation, dataset, subsets, subset, remark, sampled)
     given, user_ids = _read_queries(queries, dataset)
     name = f"given queries {queries.name}{remark}"
-    return _measure(scorers, config.evaluation, dataset, subsets, given, name, user_ids)
+    return _measure(scorers, config.evaluation, dataset, subsets, given, name, user_ids, sampled)
 
 
 def other_version(run: Run, dataset: Dataset) -> str:
@@ -127,6 +131,18 @@ def _read_queries(path: Path, dataset: Dataset) -> tuple[Queries, pl.Series]:
     )
 
 
+def read_users(path: Path, dataset: Dataset) -> pl.DataFrame:
+    """Read a table of the users of a dataset: ``user_id``, as text, and any further columns.
+
+    Raises:
+        DataError: The file is absent, empty or damaged, or has no column of users or a row without one.
+    """
+    name = dataset.manifest["provenance"]["options"].get("user_id") or USER_ID
+    role = Role(USER_ID, (name, USER_ID), cure=f"name the column of users {name}")
+    problems = Problems("stop", "correct it")
+    return read_table(path, [role], problems, rest=True).with_ids((USER_ID,), problems).frame.drop(LINE)
+
+
 def measure(
     scorers: Mapping[str, Scorer],
     config: EvaluationConfig,
@@ -134,10 +150,14 @@ def measure(
     subsets: Split,
     subset: Subset = "test",
     remark: str = "",
+    sampled: int | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluate scorers on the same queries under one protocol; ``remark`` is added to its name."""
+    """Evaluate scorers on the same queries under one protocol; ``remark`` is added to its name.
+
+    ``sampled`` is as in ``evaluate``.
+    """
     name = f"{subsets} {subset}{remark}"
-    return _measure(scorers, config, dataset, subsets, subsets.subset(subset), name, dataset.user_ids)
+    return _measure(scorers, config, dataset, subsets, subsets.subset(subset), name, dataset.user_ids, sampled)
 
 
 def _measure(
@@ -148,7 +168,10 @@ def _measure(
     queries: Queries,
     name: str,
     user_ids: pl.Series,
+    sampled: int | None,
 ) -> dict[str, Evaluation]:
+    # Those of the run or of the baseline `similarity`: the lists of all scorers are compared by the same ones.
+    anchors = next((scorer.anchors for scorer in scorers.values() if isinstance(scorer, TermScorer)), None)
     future = known_future(subsets, queries)
     found = {}
     for scorer_name, scorer in scorers.items():
@@ -161,6 +184,8 @@ def _measure(
             train_counts=subsets.train_counts(),
             user_ids=user_ids,
             item_ids=dataset.items[ITEM_ID],
+            anchors=anchors,
+            sampled=sampled,
         )
         found[scorer_name] = replace(evaluation, future=future)
     return found
