@@ -23,8 +23,7 @@ from iisan.errors import ConfigError
 from iisan.legacy import new_name, new_value
 from iisan.names import IMAGE, IMPORTED, INTER, KINDS, LAST, TEXT
 from iisan.nested import flatten, merge, parse_assignment
-from iisan.remote.address import is_address
-from iisan.remote.opening import local
+from iisan.remote.opening import with_copies
 
 Kind = Literal["text", "image", "audio", "video", "imported"]
 #: Name of an item column; folders and parameters are named after it.
@@ -454,18 +453,12 @@ class Config(Section):
         Raises:
             ConfigError: An unknown key or an invalid value.
         """
-        changes = with_copies(map(parse_assignment, assignments))
+        changes = with_copies(map(parse_assignment, assignments), FOLDERS)
         return parse(merge(self.model_dump(mode="json"), changes))
 
     def to_yaml(self) -> str:
         """Return the complete configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def with_copies(settings: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Replace addresses of folders by their copies, in settings that a user wrote."""
-    for key, value in settings:
-        yield key, str(local(value)) if key in FOLDERS and is_address(value) else value
 
 
 def parse(values: Mapping[str, Any]) -> Config:

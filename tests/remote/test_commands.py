@@ -5,7 +5,9 @@ import time
 
 import polars as pl
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from iisan import cli
 from iisan.api import Recommender
@@ -168,6 +170,19 @@ def test_bad_input_leaves_nothing_in_the_bucket(bucket, iisan, sources):
     code, _, error = iisan("prepare", "table", *tables, "--out", bucket.at("data"))
     assert code == 2, error
     assert bucket.keys("data") == []
+
+
+def test_a_command_that_ends_with_an_exit_code_uploads(bucket):
+    app = cli.common._Application()
+
+    @app.command()
+    def partly(out: cli.common.Out):
+        out.mkdir(parents=True)
+        (out / "record").write_text("one of two failed")
+        raise typer.Exit(1)
+
+    assert CliRunner().invoke(app, ["--out", bucket.at("out")]).exit_code == 1
+    assert bucket.keys() == ["out/record"]
 
 
 def test_items_cannot_be_added_over_http_to_a_copy(bucket, iisan, monkeypatch):

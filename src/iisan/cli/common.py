@@ -88,7 +88,12 @@ class _Application(typer.Typer):
                     if _addresses:
                         stack.enter_context(contextlib.redirect_stdout(_Shown(sys.stdout)))
                         stack.enter_context(contextlib.redirect_stderr(_Shown(sys.stderr)))
-                    return command(**given)
+                    try:
+                        return command(**given)
+                    except typer.Exit as stop:
+                        # A command that ends with an exit code has written what it could.
+                        ended = stop
+                raise ended
 
             register(run)
             return command

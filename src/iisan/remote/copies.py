@@ -97,6 +97,9 @@ class Copy:
         if total > (free := shutil.disk_usage(cache_folder()).free):
             got = f"'{self}' has {total / 1e9:.2f} GB to fetch, and '{cache_folder()}' {free / 1e9:.2f} GB free"
             raise RemoteError(got, "enough space", "free some, or set IISAN_CACHE to another disk")
+        if theirs and not self.folder.exists():
+            # The user deleted the copy, and what it had not uploaded.
+            self.journal.unlink(missing_ok=True)
         for name in ours.keys() - theirs.keys():
             self._path(name).unlink()
         self._in_threads(lambda name: self._fetch(name, theirs[name]), wanted, "fetching")

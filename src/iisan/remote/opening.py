@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -95,6 +95,12 @@ def addressed(*inputs: str, out: str | None = None) -> Callable[[Callable[P, R]]
         return call
 
     return decorate
+
+
+def with_copies(settings: Iterable[tuple[str, Any]], folders: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Apply :func:`local` to addresses among the settings of some names; only for settings that a user wrote."""
+    for name, value in settings:
+        yield name, str(local(value)) if name in folders and is_address(value) else value
 
 
 @contextlib.contextmanager
