@@ -100,6 +100,9 @@ class Copy:
         if theirs and not self.folder.exists():
             # The user deleted the copy, and what it had not uploaded.
             self.journal.unlink(missing_ok=True)
+        if not self.journal.exists():  # No command is writing here.
+            for leftover in self.folder.rglob(".*.part"):
+                leftover.unlink()
         for name in ours.keys() - theirs.keys():
             self._path(name).unlink()
         self._in_threads(lambda name: self._fetch(name, theirs[name]), wanted, "fetching")
