@@ -39,8 +39,8 @@ COMMAND_LINE = """\
 # Command line
 
 Every command prints one sentence and exits with code 2 if its input is wrong; finished work is kept, and repeating
-an interrupted command resumes it. `--json` prints the result for machines; everything else then goes to standard
-error. This page is written by `python docs/make.py`.
+an interrupted command resumes it. Paths may be addresses in [object stores](cloud.md). `--json` prints the result
+for machines; everything else then goes to standard error. This page is written by `python docs/make.py`.
 
 """
 

@@ -18,6 +18,7 @@ ORDER = [
         "machine",
         "progress",
         "ahead",
+        "remote",
         "legacy",
         "nested",
         "config",

@@ -23,6 +23,7 @@ from iisan.errors import DataError, RunError
 from iisan.evaluate.ranks import check_length
 from iisan.names import ITEM_ID, TEXT, USER_ID
 from iisan.recipes import load_config
+from iisan.remote.opening import addressed
 from iisan.runs.explain import Explanation
 from iisan.runs.run import Run
 from iisan.serve.batch import recommend_all, write_all
@@ -54,6 +55,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         self.run = run
 
     @classmethod
+    @addressed("dataset", "states", out="out")
     def fit(
         cls,
         dataset: Dataset | str | Path,
@@ -94,6 +96,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         return cls.load(folder)
 
     @classmethod
+    @addressed("folder", "dataset")
     def load(cls, folder: str | Path, dataset: str | Path | None = None) -> "Recommender":
         """Open a run folder of ``fit``, ``save`` or ``iisan train``, whose dataset may have moved to ``dataset``.
 
@@ -105,6 +108,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
             run = replace(run, config=run.config.model_copy(update={"dataset": Path(dataset)}))
         return cls(run)
 
+    @addressed(out="folder")
     def save(self, folder: str | Path) -> None:
         """Copy the run folder to ``folder``, which must not exist.
 
@@ -118,6 +122,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as aside:
             shutil.copytree(self.run.folder, Path(aside) / "run").rename(target)
 
+    @addressed("states", out="out")
     def export(
         self,
         out: str | Path,

@@ -21,6 +21,7 @@ from pydantic import (
 from iisan.errors import ConfigError
 from iisan.names import IMAGE, IMPORTED, INTER, KINDS, LAST, TEXT
 from iisan.nested import explained, flatten, merge, parse_assignment
+from iisan.remote.opening import with_copies
 
 Kind = Literal["text", "image", "audio", "video", "imported"]
 #: Name of an item column; folders and parameters are named after it.
@@ -467,7 +468,8 @@ class Config(Section):
         Raises:
             ConfigError: An unknown key or an invalid value.
         """
-        return parse(merge(self.model_dump(mode="json"), map(parse_assignment, assignments)))
+        changes = with_copies(map(parse_assignment, assignments), FOLDERS)
+        return parse(merge(self.model_dump(mode="json"), changes))
 
     def to_yaml(self) -> str:
         """Return the complete configuration as YAML."""

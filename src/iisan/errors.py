@@ -40,6 +40,10 @@ class RunError(IisanError):
     """A run folder that cannot be used, or a training run that cannot continue."""
 
 
+class RemoteError(IisanError):
+    """An address of an object store that cannot be read or written."""
+
+
 class MissingExtraError(IisanError):
     """An optional library that is not installed."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iisan.config import (
+    FOLDERS,
     AnchorConfig,
     Config,
     EvaluationConfig,
@@ -19,6 +20,7 @@ from iisan.config import (
 )
 from iisan.errors import ConfigError
 from iisan.nested import flatten, merge, read_yaml
+from iisan.remote.opening import addressed, with_copies
 
 Method = Literal["full", "bias", "lora", "adapter"]
 #: Separator of the members' recipes in the name of a joined run.
@@ -166,6 +168,7 @@ def recipe(name: str) -> Config:
     return RECIPES[name]()
 
 
+@addressed("source")
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Load a recipe or a YAML file and apply ``key.key=value`` overrides.
 
@@ -181,7 +184,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     if not path.exists() and path.suffix not in {".yaml", ".yml"}:
         expected = f"one of {', '.join(RECIPES)}, or the path of a YAML file"
         raise ConfigError(f"'{source}' is neither a recipe nor a file", expected, "check the name")
-    values = read_yaml(path)
+    values = dict(with_copies(read_yaml(path).items(), FOLDERS))
     # Complete configurations of version 0.1 have no anchor.
     if values.keys() >= Config.model_fields.keys() - {"anchor"}:
         if JOINT in str(values["recipe"]):

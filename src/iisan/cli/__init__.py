@@ -4,8 +4,8 @@ import sys
 import warnings
 
 from iisan.cli import data, doctor, download, items, prepare, runs, serve, studies
-from iisan.cli.common import app
-from iisan.errors import IisanError
+from iisan.cli.common import app, shown
+from iisan.errors import IisanError, RemoteError
 from iisan.machine import wait_briefly
 
 __all__ = ["app", "data", "doctor", "download", "items", "main", "prepare", "runs", "serve", "studies"]
@@ -18,7 +18,8 @@ def main() -> None:
     try:
         app()
     except IisanError as error:
-        _stop(str(error))
+        # Errors of addresses also say where their copies are.
+        _stop(str(error) if isinstance(error, RemoteError) else shown(str(error)))
     except OSError as error:
         where = f" ('{error.filename}')" if error.filename else ""
         _stop(f"{error.strerror or error}{where}; finished work is kept: resolve this and run the command again")

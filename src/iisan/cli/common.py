@@ -1,15 +1,20 @@
 """The application, and the options and output functions that its commands share."""
 
+import contextlib
+import functools
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from iisan.errors import ConfigError
 from iisan.files import FRAMES, aside
+from iisan.remote.address import Address, is_address
+from iisan.remote.opening import local, output
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -25,7 +30,78 @@ class _Commands(TyperGroup):
             raise typer.Exit(130) from None
 
 
-app = typer.Typer(
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+#: Copies of the addresses of the command line -> the addresses.
+_addresses: dict[Path, str] = {}
+
+
+def shown(text: str) -> str:
+    """Replace copies in a text by the addresses that were typed."""
+    for copy, address in _addresses.items():
+        # Not in a longer name that begins like it.
+        text = re.sub(re.escape(str(copy)) + r"(?![\w.-])", address, text)
+    return text
+
+
+class _Shown:
+    """A stream that prints what :func:`shown` returns."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return int(self._stream.write(shown(text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _opened(value: Any, written: contextlib.ExitStack | None) -> Any:
+    """Replace addresses in an argument by their copies; those that are written are uploaded at the end."""
+    if isinstance(value, list | tuple):
+        return [_opened(each, written) for each in value]
+    # A path has lost the second slash.
+    typed = re.sub(r"^([A-Za-z][\w+.-]+):/", r"\1://", value.as_posix()) if isinstance(value, Path) else None
+    if typed is None or not is_address(typed):
+        return value
+    _addresses[Address.parse(typed).copy] = typed
+    return local(typed) if written is None else written.enter_context(output(typed))
+
+
+class _Application(typer.Typer):
+    """Commands whose paths may be addresses in object stores."""
+
+    def command(
+        self, name: str | None = None, *, writes: Sequence[str] = ("out",), **options: Any
+    ) -> Callable[[Command], Command]:
+        """Register a command; the paths in its arguments ``writes`` are written to, all others are read."""
+        register = super().command(name, **options)
+
+        def decorate(command: Command) -> Command:
+            @functools.wraps(command)
+            def run(**given: Any) -> Any:
+                with contextlib.ExitStack() as stack:
+                    # What is read comes first: what is wrong with it is said before anything is written.
+                    for name in sorted(given, key=lambda each: each in writes):
+                        given[name] = _opened(given[name], stack if name in writes else None)
+                    if _addresses:
+                        stack.enter_context(contextlib.redirect_stdout(_Shown(sys.stdout)))
+                        stack.enter_context(contextlib.redirect_stderr(_Shown(sys.stderr)))
+                    try:
+                        return command(**given)
+                    except typer.Exit as stop:
+                        # A command that ends with an exit code has written what it could.
+                        ended = stop
+                raise ended
+
+            register(run)
+            return command
+
+        return decorate
+
+
+app = _Application(
     name="iisan",
     cls=_Commands,
     help="Content-aware next-item recommendation from frozen text and image models.",

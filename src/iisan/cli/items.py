@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from iisan.serve.items import Change
 
 
-@app.command("add-items")
+@app.command("add-items", writes=("run", "states"))
 def add_items(
     run: RunFolder,
     items: Annotated[
@@ -33,7 +33,7 @@ def add_items(
     _tell(add(run, items, images=images, moved=given(states=states), say=say_to(True)), as_json)
 
 
-@app.command("remove-items")
+@app.command("remove-items", writes=("run",))
 def remove_items(
     run: RunFolder,
     ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Items of the run.")],
@@ -45,7 +45,7 @@ def remove_items(
     _tell(remove(run, ids), as_json)
 
 
-@app.command()
+@app.command(writes=("run",))
 def index(
     run: RunFolder,
     kind: Annotated[

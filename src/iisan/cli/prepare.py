@@ -103,7 +103,7 @@ def prepare(
     from iisan.data.prepare import prepare as prepare_dataset
     from iisan.data.rules import described_rules
 
-    given = {**context.params, "columns": pairs_of(column, "COLUMN=KIND")}
+    given = {**context.params, "images": images, "columns": pairs_of(column, "COLUMN=KIND")}
     options = parse_options({name: given[name] for name in PrepareOptions.model_fields})
     dataset = prepare_dataset(
         form, sources, out, options, validation=validation, test=test, held_out=held_out, preset=preset

@@ -12,6 +12,7 @@ import typer
 from iisan.cli.common import DatasetOption, ImagesOption, StatesOption, app, given
 from iisan.errors import ConfigError, MissingExtraError
 from iisan.progress import hide_bars
+from iisan.remote.address import cache_folder
 
 #: Seconds after which a thread that computes lets the one with the requests run; Python's 0.005 add up.
 _SWITCH = 0.0005
@@ -56,6 +57,11 @@ def serve(
     if token is not None and not (token.strip() == token != "" and token.isascii() and token.isprintable()):
         got = "IISAN_TOKEN is empty, or has characters that a header cannot have"
         raise ConfigError(got, "ASCII without spaces at its ends", "set another secret, or unset the variable")
+    if token is not None and any(run.absolute().is_relative_to(cache_folder()) for run in runs):
+        got = (
+            "IISAN_TOKEN is set, and a run is a copy of one in an object store, which added items would not reach"
+        )
+        raise ConfigError(got, "a run in a folder", "unset IISAN_TOKEN and use `iisan add-items`, or copy the run")
     moved = given(dataset=dataset, states=states, images=images)
     with _listening(host, port) as listener:
         served = [ServedRun(name, folder, moved) for name, folder in zip(_names(runs), runs, strict=True)]

@@ -28,6 +28,7 @@ from iisan.data.tables import numbered
 from iisan.errors import DataError
 from iisan.files import aside, content_key, read_manifest, relocated, write_json
 from iisan.names import IMAGE, ITEM_ID, SUBSET, TEXT, TIMESTAMP, USER_ID, check_modality
+from iisan.remote.opening import addressed
 
 KIND = "iisan-dataset"
 #: Newest schema, that of datasets with given queries, which earlier versions would ignore.
@@ -312,6 +313,7 @@ class Dataset:
         manifest.pop("previous_hash", None)
         return replace(self, folder=None, items=items, stored_keys=self.keys, manifest=manifest)
 
+    @addressed(out="folder")
     def save(self, folder: Path | str) -> "Dataset":
         """Write the dataset, its manifest last, and return it loaded from ``folder``.
 
@@ -349,6 +351,7 @@ class Dataset:
         return self.load(folder, self.image_root)
 
     @classmethod
+    @addressed("folder", "image_root")
     def load(cls, folder: Path | str, image_root: Path | str | None = None) -> "Dataset":
         """Open a dataset folder.
 

@@ -23,6 +23,7 @@ from iisan.machine import choose_device, usable_device
 from iisan.model import SequentialRecommender, encode_queries, sequence_encoder
 from iisan.names import ITEM_ID
 from iisan.nested import read_yaml
+from iisan.remote.opening import addressed
 from iisan.runs.additions import Additions, undamaged
 from iisan.runs.anchoring import ANCHOR, SIMILARITY, TERMS, Anchoring
 from iisan.states.sources import StateSource
@@ -168,6 +169,7 @@ class Run:
             )
 
     @classmethod
+    @addressed("folder")
     def load(cls, folder: str | Path, with_additions: bool = False, in_memory: bool = False) -> "Run":
         """Open a run folder, as it was trained or with the items that were added since.
 

@@ -14,6 +14,7 @@ from iisan.encoders.loading import PLAIN, Loading
 from iisan.encoders.tuning import first_trained_layer
 from iisan.errors import ConfigError
 from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
+from iisan.remote.opening import addressed
 from iisan.states.extract import extract
 from iisan.states.store import StateStore, check_out
 
@@ -21,6 +22,7 @@ from iisan.states.store import StateStore, check_out
 _BATCH_SIZE = {TEXT: 64, IMAGE: 32, AUDIO: 16, VIDEO: 8}
 
 
+@addressed(out="out")
 def cache(
     dataset: Dataset,
     out: Path | str,

@@ -21,6 +21,7 @@ from iisan.encoders.hub import folder_of
 from iisan.encoders.levels import Level
 from iisan.errors import StoreError
 from iisan.names import IMAGE, IMPORTED, KINDS, TEXT
+from iisan.remote.opening import addressed
 from iisan.states.codec import DTYPES, SCALES, STATES, check_distinct, decode
 from iisan.states.manifest import DRAFT, MANIFEST, MEAN, RECACHE, Manifest, damaged
 
@@ -67,6 +68,7 @@ class StateStore:
         return sum(file.bytes for file in self.manifest.files())
 
     @classmethod
+    @addressed("folder")
     def open(cls, folder: Path | str, expect: dict[str, Any] | None = None) -> "StateStore":
         """Open a store and check that it is complete.
 
