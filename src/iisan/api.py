@@ -15,8 +15,9 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from iisan.config import Config
-from iisan.data.dataset import Dataset, index_of
+from iisan.data.dataset import Dataset
 from iisan.data.histories import ids_of, in_the_form_of, known_rows, read_histories
+from iisan.data.ids import index_of
 from iisan.data.sequences import Sequences
 from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError, RunError

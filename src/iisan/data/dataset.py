@@ -1,6 +1,5 @@
 """The dataset artefact: items, users and their interactions, in one folder of open formats."""
 
-import difflib
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,13 @@ from iisan.data.assemble import Parts, assemble, interaction_roles, item_roles
 from iisan.data.clean import clean_texts
 from iisan.data.frames import read_frame
 from iisan.data.held_out import read_held_out_frame, users_by_subset, users_frame
+from iisan.data.ids import index_of
 from iisan.data.media import checked_files, inside, read_file
 from iisan.data.options import parse_options
 from iisan.data.problems import Problems, read_skipped, skipped_counts, write_skipped
 from iisan.data.queries import both, load_queries, query_roles, save_queries
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries, Split, Subset, split
-from iisan.data.tables import numbered
 from iisan.errors import DataError
 from iisan.files import aside, content_key, read_manifest, relocated, write_json
 from iisan.names import IMAGE, ITEM_ID, SUBSET, TEXT, TIMESTAMP, USER_ID, check_modality
@@ -40,9 +39,6 @@ _QUERIES = "queries"
 #: File in a folder that is being written, so that an interrupted one may be overwritten.
 _UNFINISHED = "dataset.unfinished"
 _CURE = "make it (again) with: iisan prepare FORMAT SOURCE… --out DATASET"
-#: Most ids among which close matches of an unknown one are searched, because difflib compares with all.
-_SMALL = 50_000
-_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -418,29 +414,6 @@ def default_split(manifest: Mapping[str, Any]) -> SplitName:
     """
     counts = manifest.get("counts", {})
     return "given" if "queries" in counts else "users" if "held_out" in counts else "leave-one-out"
-
-
-def index_of(ids: pl.Series, wanted: Sequence[str], kind: str) -> Index:
-    """Row numbers of ``wanted`` among unique ``ids``, ``[len(wanted)]``.
-
-    Raises:
-        DataError: Unknown ids; names them (as a ``kind``, such as "item") and similar ones.
-    """
-    asked = pl.DataFrame({"id": pl.Series([str(one) for one in wanted], dtype=pl.String)})
-    rows = numbered(asked, "id", ids, "number")
-    unknown = rows.filter(pl.col("number").is_null())["id"].unique(maintain_order=True)
-    if len(unknown):
-        close = difflib.get_close_matches(unknown[0], ids.to_list(), n=3) if len(ids) <= _SMALL else []
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "check the spelling"
-        expected = f"one of the {len(ids):,} {kind}s of the dataset"
-        raise DataError(f"unknown {kind} {quoted(unknown)}", expected, hint)
-    return rows["number"].cast(pl.Int64).to_numpy()
-
-
-def quoted(ids: pl.Series) -> str:
-    """Name the first of some ids, and the number of the others, for a message."""
-    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return ", ".join(f"'{one}'" for one in ids.head(_SHOWN)) + more
 
 
 def check_writable(folder: Path) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 
 from iisan.data.assemble import index_interactions
-from iisan.data.dataset import Dataset, index_of, manifest_of, quoted
+from iisan.data.dataset import Dataset, manifest_of
 from iisan.data.filters import to_sequences
 from iisan.data.frames import read_frame
+from iisan.data.ids import index_of, quoted
 from iisan.data.options import RULE_OPTIONS, PrepareOptions, parse_options
 from iisan.data.problems import Problems
 from iisan.data.rules import apply_rules, described_rules, rule_roles

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iisan.data.dataset import quoted
 from iisan.data.filters import Mask
+from iisan.data.ids import quoted
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import whole_histories
 from iisan.errors import DataError, RunError

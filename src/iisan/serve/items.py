@@ -17,8 +17,9 @@ from torch import Tensor
 
 from iisan.config import Config
 from iisan.data.assemble import assemble_items, item_roles
-from iisan.data.dataset import Dataset, index_of
+from iisan.data.dataset import Dataset
 from iisan.data.frames import read_frame
+from iisan.data.ids import index_of
 from iisan.data.options import NO_COLUMN, PrepareOptions
 from iisan.data.problems import Problems
 from iisan.data.tables import Table, read_table

@@ -13,9 +13,10 @@ import polars as pl
 
 from iisan.config import Policy
 from iisan.data.conditions import allowed_items, matching
-from iisan.data.dataset import Dataset, index_of, quoted
+from iisan.data.dataset import Dataset
 from iisan.data.filters import Mask
 from iisan.data.histories import in_rows_of
+from iisan.data.ids import index_of, quoted
 from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries, whole_histories
 from iisan.errors import DataError
