@@ -34,6 +34,7 @@ ORDER = [
         "runs",
         "train",
         "serve",
+        "checks",
         "service",
         "efficiency",
         "api",

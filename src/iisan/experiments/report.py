@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iisan.errors import MissingExtraError
+from iisan.checks import check
+from iisan.errors import MissingExtraError, RunError
 from iisan.evaluate.significance import paired_t
 from iisan.evaluate.tpme import PAPER, Measurement, tpme, winners
 from iisan.experiments import charts
-from iisan.experiments.records import Record, Row, failures, grid, read_records, remark, table
+from iisan.experiments.records import (
+    KIND,
+    SCHEMA,
+    Record,
+    Row,
+    failures,
+    grid,
+    json_of_kind,
+    read_records,
+    remark,
+    table,
+)
 from iisan.files import aside
 
 if TYPE_CHECKING:
@@ -52,16 +64,18 @@ _TEXTS = {
 
 
 def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
-    """Write the page of all records in files and folders to ``out``, and return ``out``.
+    """Write the page of all records and checks in files and folders to ``out``, and return ``out``.
 
-    The page has a section per experiment and scale; the same records give the same page.
+    The page has a section per experiment and scale, and one per check of a run; the same files give the same page.
 
     Raises:
-        ConfigError: No record, or records that cannot be in one table.
+        ConfigError: No record and no check, or records that cannot be in one table.
         MissingExtraError: The extra ``report`` is not installed.
         RunError: A damaged record.
     """
-    records = read_records(paths)
+    paths = list(paths)
+    checks = [_check(path, value) for path, value in json_of_kind(paths, check.KIND, check.SCHEMA)]
+    records = [] if checks and not any(json_of_kind(paths, KIND, SCHEMA)) else read_records(paths)
     try:
         import jinja2
     except ImportError:
@@ -72,11 +86,25 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = resources.files("iisan.experiments").joinpath("report.html.j2").read_text(encoding="utf-8")
     sections = [_section(groups[key]) for key in sorted(groups, key=lambda key: _place(key[0]))]
-    page = environment.from_string(template).render(sections=sections)
+    page = environment.from_string(template).render(sections=sections, checks=checks)
     out = Path(out)
     with aside(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
+
+
+def _check(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the template for the checks of a run."""
+    try:
+        return {
+            "title": f"Check of {value['run']}",
+            "protocol": value["protocol"],
+            "failed": value["failed"],
+            "body": [(each["status"], each["name"], each["seen"]) for each in value["checks"]],
+        }
+    except (KeyError, TypeError) as error:
+        got = f"'{path}' is a damaged check ({error!r})"
+        raise RunError(got, "what `iisan check RUN --out FILE` wrote", "make it again, or move it away") from None
 
 
 def _section(records: Sequence[Record]) -> dict[str, Any]:
