@@ -310,6 +310,22 @@ def test_what_is_not_there_is_not_checked(sound, copied, prepared, tmp_path, iis
     assert code == 2
 
 
+def test_a_newer_dataset_and_a_run_without_users(copied, prepared, tmp_path):
+    folder, dataset = copied("default"), Dataset.load(prepared.dataset)
+    more = pl.DataFrame({"user_id": ["new"] * 4, "item_id": ["i1", "i2", "i3", "i4"], "timestamp": [1, 2, 3, 4]})
+    log = pl.concat([dataset.interactions().select(more.columns), more], how="vertical_relaxed")
+    newer = Dataset.from_frames(dataset.items.rename({"text": "title"}), log).save(tmp_path / "newer")
+    found = check_run(folder, {"dataset": newer.folder, "images": None})
+    assert not failed(found), found
+    for name in ("the recorded ranks are found again", "an added item equals itself"):
+        assert seen(found, name) == "the dataset has changed since the run was trained on it"
+    assert "those of the run are not compared" in seen(found, "popularity is that of the data")
+    (folder / "per_user.parquet").unlink()
+    found = check_run(folder)
+    assert not failed(found), found
+    assert statuses(found)["the recorded ranks are found again"] == "not checked"
+
+
 def test_an_encoder_that_is_gone_is_not_downloaded(copied, prepared):
     folder = copied("default")
     path = folder / "config.yaml"

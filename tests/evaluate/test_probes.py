@@ -4,8 +4,11 @@ import numpy as np
 import torch
 from scipy import stats
 
+from iisan.data.sequences import Sequences
+from iisan.data.splits import given_queries
 from iisan.evaluate.baselines import FixedScorer
 from iisan.evaluate.probes import ChangedHistories, RandomScorer, RepeatScorer, in_random_order, of_other_users
+from iisan.evaluate.ranks import rank_targets
 
 HISTORIES = np.array([[-1, -1, 4], [2, 0, 2], [-1, -1, -1]])
 
@@ -28,7 +31,19 @@ def test_repeated_items_score_their_last_position():
     scorer = RepeatScorer(5, 3)
     expected = [[0, 0, 0, 0, 3], [2, 0, 3, 0, 0], [0, 0, 0, 0, 0]]
     assert scorer.score(scorer.start(HISTORIES), slice(0, 5)).tolist() == expected
+    assert scorer.score(scorer.start(HISTORIES), slice(2, 4)).tolist() == [[0, 0], [3, 0], [0, 0]]
     assert scorer.score(scorer.start(HISTORIES), torch.tensor([4, 0])).tolist() == [[3, 0], [0, 2], [0, 0]]
+
+
+def test_ranks_of_probes_do_not_depend_on_the_blocks():
+    sequences = Sequences(np.array([0, 4, 9]), np.array([4, 2, 4, 2, 0, 1, 0, 2, 3], np.int32))
+    queries = given_queries(sequences, np.arange(2))
+    for probe in (lambda: RepeatScorer(5, 3), lambda: RandomScorer(5, 0)):
+        whole, blocks = (rank_targets(probe(), queries, "all", block=block) for block in (5, 2))
+        assert (whole.above.tolist(), whole.ties.tolist()) == (blocks.above.tolist(), blocks.ties.tolist())
+    # After 4, 2, 4 comes 2, the second last; 3 ties with 4, which is not in 1, 0, 2 either.
+    repeated = rank_targets(RepeatScorer(5, 3), queries, "all")
+    assert (repeated.above.tolist(), repeated.ties.tolist()) == ([1, 3], [1, 2])
 
 
 def test_changed_histories():

@@ -8,6 +8,7 @@ from typing import Any
 from iisan.checks import contents, findings, ranking
 from iisan.checks.subject import Check, NotCheckedError, Outcome, Status, Subject
 from iisan.errors import IisanError
+from iisan.progress import track
 from iisan.runs.run import Run
 from iisan.states.configured import open_dataset
 
@@ -61,15 +62,12 @@ class Checked:
         return {"kind": KIND, "schema": SCHEMA, "failed": self.failed, **asdict(self)}
 
 
-def check_run(
-    folder: Path, moved: Mapping[str, Path | None] | None = None, say: Callable[[str], None] = lambda line: None
-) -> Checked:
+def check_run(folder: Path, moved: Mapping[str, Path | None] | None = None) -> Checked:
     """Check a run as it was trained, without the items that were added since; nothing is written.
 
     Args:
         folder: Run folder.
         moved: ``dataset``, ``images`` and ``states`` -> folder, for those that moved.
-        say: Callback for messages.
 
     Raises:
         ConfigError: The dataset is not there.
@@ -81,10 +79,8 @@ def check_run(
     dataset = open_dataset(config)
     run.check_items(dataset)
     subject = Subject(run, config, dataset, dataset.split(config.evaluation.split))
-    checks = []
-    for name, check in (INVARIANTS | FINDINGS).items():
-        say(f"checking: {name}")
-        checks.append(_checked(name, check, subject))
+    every = INVARIANTS | FINDINGS
+    checks = [_checked(name, every[name], subject) for name in track(every, "checking", len(every))]
     return Checked(str(folder), run.result["protocol"], tuple(checks))
 
 

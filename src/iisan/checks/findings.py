@@ -64,10 +64,11 @@ def validation_and_test(subject: Subject) -> Outcome:
 def effective_ranks(subject: Subject) -> Outcome:
     """The number of directions that the item vectors fill."""
     run = subject.run
-    vectors = {f"member {number}": member.items for number, member in enumerate(run.members, start=1)}
+    some = slice(None, None, subject.num_items // _ITEMS + 1)
+    vectors = {f"member {number}": member.items[some] for number, member in enumerate(run.members, start=1)}
     if run.anchoring is not None:
-        vectors["anchor"] = side_by_side(run.anchoring.scorer.anchors)
-    ranks = {name: effective_rank(each[:: len(each) // _ITEMS + 1]) for name, each in vectors.items()}
+        vectors["anchor"] = side_by_side({name: each[some] for name, each in run.anchoring.scorer.anchors.items()})
+    ranks = {name: effective_rank(each) for name, each in vectors.items()}
     names = {} if len(run.members) > 1 else {"member 1": "learned"}
     texts = [f"{names.get(name, name)} {rank:.1f} of {vectors[name].shape[1]}" for name, rank in ranks.items()]
     return Outcome(", ".join(texts), True, ranks)
@@ -75,7 +76,7 @@ def effective_ranks(subject: Subject) -> Outcome:
 
 def effective_rank(vectors: Tensor) -> float:
     """Exponential of the entropy of the singular values, as shares of their sum, of centred vectors ``[N, V]``."""
-    centred = vectors.double().cpu() - vectors.double().mean(0).cpu()
+    centred = vectors.cpu().double() - vectors.cpu().double().mean(0)
     sizes = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()
     shares = sizes / sizes.sum().clamp_min(1e-300)
     return float(torch.special.entr(shares).sum().exp())

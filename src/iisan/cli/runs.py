@@ -185,7 +185,7 @@ def check(
     from iisan.files import write_json
 
     check_ending(out, [".json"])
-    found = check_run(run, given(dataset=dataset, states=states, images=images), say_to(as_json=True))
+    found = check_run(run, given(dataset=dataset, states=states, images=images))
     if out is not None:
         write_json(out, found.as_json())
     print_json(found.as_json()) if as_json else print_checks(found)

@@ -55,11 +55,14 @@ class RepeatScorer:
 
     def score(self, query: Index, items: Tensor | slice) -> Tensor:
         """Return the scores ``[B, n]``."""
-        # The last column takes PAD, -1.
-        scores = torch.zeros(len(query), self.num_items + 1)
+        block = range(self.num_items)[items] if isinstance(items, slice) else range(self.num_items)
+        # The last column takes what is not in the block, and PAD.
+        scores, rows = torch.zeros(len(query), len(block) + 1), torch.arange(len(query))
         for position in range(query.shape[1]):
-            scores[torch.arange(len(query)), torch.from_numpy(query[:, position])] = position + 1.0
-        return scores[:, :-1][:, items].clone()
+            columns = torch.from_numpy(query[:, position]) - block.start
+            inside = (columns >= 0) & (columns < len(block))
+            scores[rows, torch.where(inside, columns, len(block))] = position + 1.0
+        return scores[:, :-1].contiguous() if isinstance(items, slice) else scores[:, items]
 
 
 class ChangedHistories:
