@@ -35,6 +35,7 @@ ORDER = [
         "runs",
         "train",
         "serve",
+        "checks",
         "service",
         "efficiency",
         "api",

@@ -1,12 +1,14 @@
 """Output of the command line: tables, or JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from iisan.checks.check import Checked
     from iisan.efficiency.estimate import Estimate
     from iisan.evaluate.evaluation import Evaluation
     from iisan.experiments.robustness import Decline
@@ -113,6 +115,15 @@ def print_groups(by: str, whose: str, groups: Sequence[Mapping[str, Any]], shown
         rows.append(cells)
     heads = [by, "queries#", *(f"{_label(name)}#" for name in measured)]
     print_table(f"{whose} by {by}, in % (95% interval)", heads, rows)
+
+
+def print_checks(found: "Checked") -> None:
+    """Print what the checks of a run saw, and how many of them failed."""
+    rows = [[check.status, f"{check.name}\n{check.seen}"] for check in found.checks]
+    print_table(f"{found.run}: {found.protocol}", ["", ""], rows)
+    print("in brackets: 95% intervals (bootstrap over users)")
+    counts = Counter(check.status for check in found.checks)
+    print(", ".join(f"{counts[status]} {status}" for status in ("passed", "failed", "not checked")))
 
 
 def print_recommendations(title: str, rows: Iterable[Mapping[str, Any]]) -> None:

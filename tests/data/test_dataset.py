@@ -6,7 +6,8 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from iisan.data.dataset import Dataset, index_of
+from iisan.data.dataset import Dataset
+from iisan.data.ids import index_of
 from iisan.errors import DataError
 
 ITEMS = pl.DataFrame({"item_id": ["a", "b", "c"], "title": ["A &amp; B", None, "C"], "price": [1.5, None, 2.0]})

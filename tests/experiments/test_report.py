@@ -210,3 +210,44 @@ def test_without_jinja2_the_cure_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r'pip install "iisan\[report\]"'):
         write_report([folder], tmp_path / "report.html")
+
+
+def check_of(folder, name="check", **fields):
+    seen = [
+        {"name": "equal scores tie", "status": "failed", "seen": EVIL, "values": {}},
+        {"name": "equal lists", "status": "finding", "seen": "2%", "values": {"share": 0.02}},
+    ]
+    whole = {"kind": "iisan-check", "schema": 1, "run": "my-run", "protocol": "full", "failed": 1, "checks": seen}
+    (folder / f"{name}.json").write_text(json.dumps(whole | fields))
+
+
+def test_checks_of_runs_have_a_table_beside_records_and_alone(tmp_path):
+    check_of(tmp_path)
+    alone = Page(write_report([tmp_path], tmp_path / "report.html").read_text())
+    assert alone.cells == [
+        "Check",
+        "Result",
+        "Seen",
+        "equal scores tie",
+        "failed",
+        EVIL,
+        "equal lists",
+        "finding",
+        "2%",
+    ]
+    assert "Check of my-run" in alone.said
+    assert "1 failed." in alone.said
+    write(tmp_path, "record")
+    both = Page(write_report([tmp_path], tmp_path / "report.html").read_text())
+    assert both.attributes("section", "id") == ["s1", "s2"]
+    assert both.attributes("a", "href")[:2] == ["#s1", "#s2"]
+    assert both.cells[-9:] == alone.cells
+
+
+def test_a_damaged_or_newer_check_is_refused(tmp_path):
+    check_of(tmp_path, checks=None)
+    with pytest.raises(RunError, match=r"check.json' is a damaged check"):
+        write_report([tmp_path], tmp_path / "report.html")
+    check_of(tmp_path, schema=2)
+    with pytest.raises(RunError, match="has schema 2; expected schema 1 or older"):
+        write_report([tmp_path], tmp_path / "report.html")

@@ -26,6 +26,7 @@ from iisan.cli.common import (
 from iisan.errors import ConfigError
 from iisan.files import FRAMES, check_ending
 from iisan.printing import (
+    print_checks,
     print_evaluations,
     print_explanation,
     print_groups,
@@ -226,6 +227,30 @@ def evaluate(
     print_evaluations(evaluations[own], values, config.evaluation.cutoffs, shown, own, found)
     for column, group in groups.items():
         print_groups(column, own, group.metrics(frame, shown, with_intervals=True), shown)
+
+
+@app.command()
+def check(
+    run: RunFolder,
+    dataset: DatasetOption = None,
+    states: StatesOption = None,
+    images: ImagesOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for what was seen, which `iisan report` reads.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check that the evaluation of a run is sound; exit code 1 if not. Show what its numbers rest on."""
+    from iisan.checks.check import check_run
+    from iisan.files import write_json
+
+    check_ending(out, [".json"])
+    found = check_run(run, given(dataset=dataset, states=states, images=images))
+    if out is not None:
+        write_json(out, found.as_json())
+    print_json(found.as_json()) if as_json else print_checks(found)
+    if found.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

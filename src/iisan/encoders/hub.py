@@ -68,11 +68,22 @@ def locate(name: str) -> Source:
     with contextlib.suppress(OSError):  # too long for a path
         if folder.is_dir():
             return Source(name, folder, None)
-    hub_id = _HUB_ID.fullmatch(name)
-    if not hub_id:
+    if (known := _HUB_ID.fullmatch(name)) is None:
         expected = "a model folder or a hub id such as 'owner/name' or 'owner/name@revision'"
         raise EncoderError(f"there is no folder '{name}'", expected, "check the path")
-    repository, revision = hub_id.groups()
+    repository, revision = known.groups()
+    folder = _cached(name, repository, revision) or _download(name, repository, revision)
+    return Source(name, folder, folder.name)
+
+
+def is_here(name: str) -> bool:
+    """Whether a model is a folder or a cached copy, so that nothing would be downloaded."""
+    known = _HUB_ID.fullmatch(name)
+    return folder_of(name).is_dir() or (known is not None and _cached(name, *known.groups()) is not None)
+
+
+def _cached(name: str, repository: str, revision: str | None) -> Path | None:
+    """Folder of the cached copy of a hub model, None if there is none or it has no weights."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -80,11 +91,7 @@ def locate(name: str) -> Source:
         config = try_to_load_from_cache(repository, "config.json", revision=revision)
     except HFValidationError:
         raise EncoderError(f"'{name}' is no model", "a folder or a hub id", "check the name") from None
-    if isinstance(config, str) and has_weights(Path(config).parent):
-        folder = Path(config).parent
-    else:
-        folder = _download(name, repository, revision)
-    return Source(name, folder, folder.name)
+    return Path(config).parent if isinstance(config, str) and has_weights(Path(config).parent) else None
 
 
 def _download(name: str, repository: str, revision: str | None) -> Path:

@@ -7,7 +7,7 @@ seed, so a table shows the mean and the sample standard deviation over them.
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,7 @@ LIMITED = " †"
 _COSTS = {"seconds_per_epoch", "peak_memory_bytes"}
 #: Fields in which the records of a table agree, with their plurals.
 _SHARED = {"experiment": "experiments", "scale": "scales", "data": "data", "protocol": "protocols"}
+_AGAIN = "make it again, or move it away"
 CURE = "name the record files, or the folders that 'iisan experiment' wrote"
 
 
@@ -158,32 +159,36 @@ def read_records(paths: Iterable[str | Path]) -> list[Record]:
         ConfigError: A path that does not exist, or no record at all.
         RunError: A file that is not JSON, or a record that is damaged or of a newer schema.
     """
-    given = [Path(path) for path in paths]
-    files: dict[Path, Path] = {}
-    for path in given:
-        if not path.exists():
-            raise ConfigError(f"'{path}' does not exist", "a record or a folder of records", CURE)
-        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
-            files.setdefault(file.resolve(), file)
-    found = [record for record in map(_read, files.values()) if record is not None]
+    paths = list(paths)
+    found = [_record(path, value) for path, value in json_of_kind(paths, KIND, SCHEMA)]
     if not found:
-        places = ", ".join(f"'{path}'" for path in given) or "no path at all"
+        places = ", ".join(f"'{path}'" for path in paths) or "no path at all"
         raise ConfigError(f"no record in {places}", f'JSON files with "kind": "{KIND}"', CURE)
     return found
 
 
-def _read(path: Path) -> Record | None:
-    """Return the record in a file; None for JSON of another kind."""
-    cure = "make it again, or move it away"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise RunError(f"'{path}' is not readable JSON", "a record that was written whole", cure) from None
-    if not isinstance(value, dict) or value.get("kind") != KIND:
-        return None
-    schema = value.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise RunError(f"'{path}' has schema {schema!r}", f"schema {SCHEMA} or older", "upgrade iisan")
+def json_of_kind(paths: Iterable[str | Path], kind: str, schema: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield files of a kind with what they hold, as ``read_records`` finds them, and raises its errors."""
+    files: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ConfigError(f"'{path}' does not exist", "a record or a folder of records", CURE)
+        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            files.setdefault(file.resolve(), file)
+    for path in files.values():
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise RunError(f"'{path}' is not readable JSON", "a record that was written whole", _AGAIN) from None
+        if not isinstance(value, dict) or value.get("kind") != kind:
+            continue
+        if not isinstance(value.get("schema"), int) or value["schema"] > schema:
+            got = f"'{path}' has schema {value.get('schema')!r}"
+            raise RunError(got, f"schema {schema} or older", "upgrade iisan")
+        yield path, value
+
+
+def _record(path: Path, value: dict[str, Any]) -> Record:
     try:
         config = upgraded_config(value.get("config", {}))
         record = Record.model_validate(upgraded_keys(value) | {"config": config, "source": str(path)})
@@ -194,7 +199,7 @@ def _read(path: Path) -> Record | None:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise RunError(f"'{path}' has a damaged field '{field}' ({first['msg']})", "a record", cure) from None
+        raise RunError(f"'{path}' has a damaged field '{field}' ({first['msg']})", "a record", _AGAIN) from None
 
 
 def _complements(gates: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:

@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iisan.errors import MissingExtraError
+from iisan.checks import check
+from iisan.errors import MissingExtraError, RunError
 from iisan.evaluate.significance import paired_t
 from iisan.evaluate.tpme import PAPER, Measurement, tpme, winners
 from iisan.experiments import charts
-from iisan.experiments.records import MISSING, Record, Row, failures, grid, read_records, remark, table
+from iisan.experiments.records import (
+    KIND,
+    MISSING,
+    SCHEMA,
+    Record,
+    Row,
+    failures,
+    grid,
+    json_of_kind,
+    read_records,
+    remark,
+    table,
+)
 from iisan.files import aside
 from iisan.runs.naming import short_names
 from iisan.tune.results import is_study, read_result, shown, tested
@@ -64,12 +77,16 @@ _TEXTS = {
 
 
 def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
-    """Write the page of all records in files and folders, and of finished studies, to ``out``, and return ``out``.
+    """Write the page of all records and checks in files and folders, and of finished studies, to ``out``.
 
-    The page has a section per experiment and scale, and per study; the same files give the same page.
+    The page has a section per experiment and scale, per study, and per check of a run; the same files give the
+    same page.
+
+    Returns:
+        ``out``.
 
     Raises:
-        ConfigError: No record or study, or records that cannot be in one table.
+        ConfigError: No record, check or study, or records that cannot be in one table.
         MissingExtraError: The extra ``report`` is not installed.
         RunError: A damaged record, or an unfinished study.
     """
@@ -77,7 +94,9 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
     studies = [path for path in given if is_study(path)]
     others = [path for path in given if path not in studies]
     results = [read_result(study) for study in studies]
-    records = read_records(others) if others or not studies else []
+    checks = [_check(path, value) for path, value in json_of_kind(others, check.KIND, check.SCHEMA)]
+    optional = bool(studies or checks) and not any(json_of_kind(others, KIND, SCHEMA))
+    records = [] if optional else read_records(others)
     try:
         import jinja2
     except ImportError:
@@ -90,11 +109,25 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
     sections = [_section(groups[key]) for key in sorted(groups, key=lambda key: _place(key[0]))]
     names = short_names([study.absolute() for study in studies])
     sections += [_study(name, result) for name, result in zip(names, results, strict=True)]
-    page = environment.from_string(template).render(sections=sections)
+    page = environment.from_string(template).render(sections=sections, checks=checks)
     out = Path(out)
     with aside(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
+
+
+def _check(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the template for the checks of a run."""
+    try:
+        return {
+            "title": f"Check of {value['run']}",
+            "protocol": value["protocol"],
+            "failed": value["failed"],
+            "body": [(each["status"], each["name"], each["seen"]) for each in value["checks"]],
+        }
+    except (KeyError, TypeError) as error:
+        got = f"'{path}' is a damaged check ({error!r})"
+        raise RunError(got, "what `iisan check RUN --out FILE` wrote", "make it again, or move it away") from None
 
 
 def _section(records: Sequence[Record]) -> dict[str, Any]:

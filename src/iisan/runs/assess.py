@@ -53,6 +53,12 @@ def baselines(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Sco
     return scorers
 
 
+def rivals(run: Run, config: Config, dataset: Dataset, subsets: Split) -> dict[str, Scorer]:
+    """Return what a run is compared with: the baselines, and the parts of the run or the recipe ``similarity``."""
+    scorers = baselines(config, dataset, subsets)
+    return scorers | (run.parts or _similarity(config, dataset, subsets)) if run.members else scorers
+
+
 def _similarity(config: Config, dataset: Dataset, subsets: Split) -> dict[str, Scorer]:
     """Fit the recipe ``similarity`` on the stored states of a configuration; empty if they do not allow it."""
     anchored = config.model_copy(update={"anchor": AnchorConfig(enabled=True, modalities=config.modalities)})
@@ -106,9 +112,7 @@ def assess(
             f" of a run trained under {own} ({total - len(left):,} of {total:,} targets left out, which it was "
             "trained or selected on)"
         )
-    scorers = baselines(config, dataset, subsets) if with_baselines else {}
-    if with_baselines and run.members:
-        scorers |= run.parts or _similarity(config, dataset, subsets)
+    scorers = rivals(run, config, dataset, subsets) if with_baselines else {}
     scorers[run.config.recipe] = run.scorer
     if queries is None:
         return measure(scorers, config.evaluation, dataset, subsets, subset, remark, sampled)

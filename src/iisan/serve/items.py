@@ -90,13 +90,8 @@ def add_items(
     with writing(folder):
         run, state = Run.load(folder), Additions.read(folder)
         earlier = state.changes(run.items)
-        config = run.config.model_copy(update={"dataset": None, **(moved or {})})
-        members = members_of(replace(run, config=config))
-        modalities = dict.fromkeys(name for each, _ in members for name in each.modalities or ())
-        modalities |= dict.fromkeys((config.anchor.modalities or ()) if run.anchoring else ())
-        if not modalities:
-            got = f"the run in '{folder}' knows items by their ids only"
-            raise RunError(got, "a run with contents", "train a recipe such as similarity, or ids with an anchor")
+        run = replace(run, config=run.config.model_copy(update={"dataset": None, **(moved or {})}))
+        config, modalities = run.config, modalities_of(run)
         dataset = _dataset(items, config, modalities, images)
         known = (run.items if earlier is None else earlier.put_into(run.items))[ITEM_ID]
         numbers = pl.DataFrame({ITEM_ID: known}).with_row_index("row")
@@ -106,13 +101,7 @@ def add_items(
         rows = torch.from_numpy(found.cast(pl.Int64).scatter(new.arg_true(), fresh).to_numpy().copy())
         with tempfile.TemporaryDirectory() as temporary:
             stores = _stored(config, dataset, modalities, Path(temporary), say)
-            tensors = {}
-            for (each, weights), prefix in zip(members, member_prefixes(), strict=False):
-                tensors[prefix + EMBEDDINGS] = _embeddings(each, dataset, stores, weights)
-            outside: dict[str, float] = {}
-            if run.anchoring is not None:
-                added, outside = _terms(run.anchoring, config, dataset, stores, rows, earlier)
-                tensors |= added
+            tensors, outside = placed(run, dataset, stores, rows, earlier)
         facts = dataset.items.drop(set(dataset.kinds) - {TEXT}, strict=False)
         name = write_segment(folder, facts, rows, tensors)
         removed = state.removed - set(dataset.items[ITEM_ID])
@@ -138,6 +127,48 @@ def remove_items(folder: Path | str, ids: Sequence[str]) -> Change:
             raise RunError("the removal of all items", "one that stays", "name fewer")
         Additions(folder, state.segments, removed).write()
     return Change(removed=len(removed) - len(state.removed))
+
+
+def modalities_of(run: Run) -> dict[str, None]:
+    """Names of the modalities that place the items of a run.
+
+    Raises:
+        RunError: The run knows items by id only.
+    """
+    found = dict.fromkeys(name for each in run.member_configs for name in each.modalities or ())
+    found |= dict.fromkeys((run.config.anchor.modalities or ()) if run.anchoring else ())
+    if not found:
+        got = f"the run in '{run.folder}' knows items by their ids only"
+        raise RunError(got, "a run with contents", "train a recipe such as similarity, or ids with an anchor")
+    return found
+
+
+def placed(
+    run: Run, dataset: Dataset, stores: Mapping[str, StateStore], rows: Tensor, earlier: Changes | None = None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Place the items of a dataset in a run: the tensors of a segment, see ``write_segment``.
+
+    Args:
+        run: The run without its additions.
+        dataset: The n items.
+        stores: Their states by modality; not needed for live ones.
+        rows: Their rows in the run, ``[n]``.
+        earlier: What was added to the run before.
+
+    Returns:
+        Name -> tensor ``[n, …]``, and ``Change.outside``.
+
+    Raises:
+        RunError: An item lacks a modality that no item of the training lacked.
+        StoreError: Its states are not stored.
+    """
+    tensors = {}
+    for (each, weights), prefix in zip(members_of(run), member_prefixes(), strict=False):
+        tensors[prefix + EMBEDDINGS] = _embeddings(each, dataset, stores, weights)
+    if run.anchoring is None:
+        return tensors, {}
+    added, outside = _terms(run.anchoring, run.config, dataset, stores, rows, earlier)
+    return tensors | added, outside
 
 
 def members_of(run: Run) -> list[tuple[Config, dict[str, Tensor]]]:

@@ -142,6 +142,15 @@ def extract(
     return StateStore.open(folder)
 
 
+def encode_again(
+    encoder: Encoder, contents: Contents, indices: Sequence[int], store: StateStore, device: torch.device
+) -> Tensor:
+    """Compute the states of some contents as those of a store were computed, fp32 ``[rows, K, D]``."""
+    encoder.eval().to(device)
+    job = _Job(encoder, contents, store.levels, store.manifest.dtype, 1, device)
+    return job.states(indices, store.manifest.precision)[0].float()
+
+
 def sampled(positions: Sequence[int]) -> list[int]:
     """At most ``SAMPLE`` evenly spaced positions."""
     size = min(SAMPLE, len(positions))
