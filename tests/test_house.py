@@ -34,6 +34,7 @@ ORDER = [
         "runs",
         "train",
         "serve",
+        "scale",
         "service",
         "efficiency",
         "api",

@@ -40,6 +40,10 @@ class RunError(IisanError):
     """A run folder that cannot be used, or a training run that cannot continue."""
 
 
+class ClusterError(IisanError):
+    """A cluster that cannot be reached, or workers that cannot do what they are asked for."""
+
+
 class MissingExtraError(IisanError):
     """An optional library that is not installed."""
 
