@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from iisan.scale.cluster import Cluster, connected
+from iisan.scale.cluster import SETTINGS, Cluster, connected
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Address of a cluster, which this process is connected to."""
     ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(SETTINGS)
     ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

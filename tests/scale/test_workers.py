@@ -97,7 +97,7 @@ def test_a_task_that_ends_its_workers_is_given_up(workers, monkeypatch):
 
 
 def test_workers_that_do_not_start_are_given_up(cluster, monkeypatch):
-    monkeypatch.setattr(workers_module, "_STARTS", 2)
+    monkeypatch.setattr(workers_module, "_STARTS", 1)
     workers = Workers(cluster, lambda place: os._exit(1))
     with pytest.raises(ClusterError, match="2 workers in succession ended while they started"):
         dict(workers.map(lambda *_: None, [(1, 1)], 1, "starting"))

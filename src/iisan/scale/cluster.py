@@ -17,8 +17,11 @@ from iisan.errors import ClusterError, MissingExtraError
 
 #: Seconds within which a cluster must accept a connection.
 _SECONDS = 10
-_SETTINGS = {
+#: Environment of Ray where it does not say otherwise.
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Otherwise workers of a local cluster wait for whatever else the machine does.
+    "RAY_worker_niceness": "0",
     # Ray's next default, about whose change it warns.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -85,7 +88,7 @@ def connected(address: str, say: Callable[[str], None]) -> Iterator[Cluster]:
         MissingExtraError: Ray is not installed.
         ClusterError: There is no such cluster, or it has no room for a worker.
     """
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if address != "local":
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")  # 20 would be minutes

@@ -22,7 +22,7 @@ B = TypeVar("B")
 
 #: Number of tasks that a worker has: the one it works on, and the next.
 _HELD = 2
-#: Number of workers that may end at one task, and that may end in succession while they start.
+#: Number of workers that may end at one task, and of times that all may end in succession while they start.
 _TRIES, _STARTS = 5, 3
 #: A task that takes so many times the median is also given to an idle worker.
 _SLOW = 3
@@ -122,6 +122,7 @@ class Workers(Generic[S]):
         reported = time.monotonic()
         while len(self._finished) < total:
             self._give_tasks(function)
+            began = began or time.monotonic() * any(worker.running for worker in self._workers)
             owners = {each: worker for worker in self._workers for each in worker.awaited}
             ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=_WAIT)
             for reference in ready:
@@ -137,7 +138,6 @@ class Workers(Generic[S]):
                     continue
                 if reference == worker.starting:
                     self._started(worker, *result)
-                    began = began or time.monotonic()
                     continue
                 task, given = worker.running.pop(reference)
                 self._seconds.append(time.monotonic() - given)
@@ -190,14 +190,14 @@ class Workers(Generic[S]):
         """Start another worker for one that was lost, and give its unfinished tasks to others."""
         if worker not in self._workers:
             return  # a second result of a lost worker
-        reason = " ".join(error.split())[-200:]
+        reason = " ".join(error.split())[:200]
         name = f"the worker {worker.name}" if worker.name else "a worker that was starting"
         self._cluster.say(f"{self._what}: {name} was lost, and is replaced")
         self._workers.remove(worker)
         self._lost += 1
         self._failed_starts += worker.starting is not None
-        if self._failed_starts == _STARTS:
-            got = f"{_STARTS} workers in succession ended while they started ({reason})"
+        if self._failed_starts == _STARTS * self._cluster.workers:
+            got = f"{self._failed_starts} workers in succession ended while they started ({reason})"
             raise ClusterError(
                 got, "workers that load what they need", "see Ray's logs, and the memory of workers"
             )
