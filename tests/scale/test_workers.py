@@ -153,7 +153,7 @@ def test_a_cluster_without_room_is_refused():
     ("address", "message"),
     [
         ("127.0.0.1:1", "no Ray cluster answers at '127.0.0.1:1' .*refused.*use --ray local"),
-        ("ray://127.0.0.1:1", "no Ray cluster answers at 'ray://127.0.0.1:1'"),
+        ("ray://127.0.0.1:1", "is no address of a Ray cluster; expected local, auto or HOST:PORT"),
         ("no-such-host.invalid:6379", "no Ray cluster answers"),
         ("everywhere", "'everywhere' is no address of a Ray cluster"),
         ("host:port", "'host:port' is no address"),

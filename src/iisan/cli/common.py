@@ -56,7 +56,7 @@ ImagesOption = Annotated[
 RayOption = Annotated[
     str | None,
     typer.Option(
-        metavar="local|auto|HOST:PORT|ray://HOST:PORT",
+        metavar="local|auto|HOST:PORT",
         help="Ray cluster to compute on: started on this machine, running on it, or elsewhere (extra 'ray').",
     ),
 ]

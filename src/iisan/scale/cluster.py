@@ -80,8 +80,8 @@ def connected(address: str, say: Callable[[str], None]) -> Iterator[Cluster]:
     What Ray prints goes to standard error meanwhile, as standard output is for results.
 
     Args:
-        address: ``local`` starts a cluster on this machine, ``auto`` finds the one that runs on it;
-            ``HOST:PORT``; ``ray://HOST:PORT``.
+        address: ``local`` starts a cluster on this machine, ``auto`` finds the one that it is part of; or
+            ``HOST:PORT``.
         say: Receives messages about progress and lost workers.
 
     Raises:
@@ -91,7 +91,9 @@ def connected(address: str, say: Callable[[str], None]) -> Iterator[Cluster]:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if address != "local":
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")  # 20 would be minutes
+        # By default, Ray tries for minutes, and logs every attempt.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         _check_port(address)
     try:
         import ray
@@ -121,9 +123,9 @@ def _check_port(address: str) -> None:
     """Raise a ``ClusterError`` if nothing listens at an address, which Ray would try to reach for minutes."""
     if address == "auto":
         return
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and separator and port.isdigit()):
-        expected = "local, auto, HOST:PORT or ray://HOST:PORT"
+    host, separator, port = address.rpartition(":")
+    if not (host and separator and port.isdigit()) or "/" in host:
+        expected = "local, auto or HOST:PORT"
         raise ClusterError(f"'{address}' is no address of a Ray cluster", expected, "correct --ray")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()

@@ -53,7 +53,8 @@ def make_here(
     maker: ListMaker, k: int, selection: Selection, shards: Sequence[Index]
 ) -> Iterable[tuple[int, pl.DataFrame]]:
     """Make the lists of shards one after the other in this process, see ``Make``."""
-    return enumerate(recommend_shard(maker, users, k, selection) for users in track(shards, "recommending"))
+    for number, users in enumerate(track(shards, "recommending")):
+        yield number, recommend_shard(maker, users, k, selection)
 
 
 def recommend_all(maker: ListMaker, k: int, selection: Selection, make: Make | None = None) -> pl.DataFrame:
@@ -96,6 +97,7 @@ def write_all(maker: ListMaker, k: int, selection: Selection, out: Path, make: M
         for position, lists in make([shards[number] for number in missing]) if missing else ():
             with aside(files[missing[position]]) as temporary:
                 lists.write_parquet(temporary)
+            del lists  # while the next ones are made
         scanned = pl.scan_parquet(files, glob=False)
         rows = scanned.select(pl.len()).collect().item()
         if rows:
