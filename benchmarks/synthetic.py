@@ -78,5 +78,5 @@ def write_store(
         for first in range(0, len(keys), rows):
             part = keys[first : first + rows]
             writer.append(part, states[: len(part)], [1] * len(part), str)
-        writer.record(finished=True)
+        writer.finish()
     return StateStore.open(folder)

@@ -36,6 +36,7 @@ ORDER = [
         "train",
         "serve",
         "checks",
+        "scale",
         "service",
         "efficiency",
         "api",
@@ -109,6 +110,17 @@ def test_opening_a_dataset_loads_no_library_of_sounds_or_clips():
         "heavy = {'scipy.signal', 'soundfile', 'av', 'torch', 'transformers'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_scale_imports_ray_and_only_when_it_is_used():
+    importers = {
+        path.relative_to(ROOT).parts[0]
+        for path in ROOT.rglob("*.py")
+        if any(module.split(".")[0] == "ray" for module in imports_of(path))
+    }
+    assert importers == {"scale"}
+    code = "import sys, iisan.api, iisan.scale.extraction, iisan.scale.lists; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

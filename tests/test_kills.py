@@ -22,8 +22,8 @@ from iisan.demo.run import ENCODERS
 IISAN = [sys.executable, "-m", "iisan.cli"]
 
 
-def make_dataset(folder):
-    generate(seed=3, num_items=240, num_users=300).write(folder / "raw")
+def make_dataset(folder, num_items=240):
+    generate(seed=3, num_items=num_items, num_users=300).write(folder / "raw")
     sources = [folder / "raw" / "items.csv", folder / "raw" / "interactions.csv"]
     prepare("table", sources, folder / "dataset", PrepareOptions(images=folder / "raw" / "images"))
     return folder / "dataset"

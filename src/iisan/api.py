@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,6 +27,8 @@ from iisan.recipes import load_config
 from iisan.remote.opening import addressed
 from iisan.runs.explain import Explanation
 from iisan.runs.run import Run
+from iisan.scale.cluster import Cluster
+from iisan.scale.lists import make_on
 from iisan.serve.batch import recommend_all, write_all
 from iisan.serve.export import MANIFEST, check_format, export_vectors, replacing
 from iisan.serve.hub import model_card, write_public_run
@@ -362,13 +364,17 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         return self._maker.explain(past, int(row))
 
     @overload
-    def recommend_all(self, k: int = 10, *, out: None = None, **options: Any) -> pl.DataFrame: ...
+    def recommend_all(
+        self, k: int = 10, *, out: None = None, cluster: Cluster | None = None, **options: Any
+    ) -> pl.DataFrame: ...
 
     @overload
-    def recommend_all(self, k: int = 10, *, out: str | Path, **options: Any) -> pl.LazyFrame: ...
+    def recommend_all(
+        self, k: int = 10, *, out: str | Path, cluster: Cluster | None = None, **options: Any
+    ) -> pl.LazyFrame: ...
 
     def recommend_all(
-        self, k: int = 10, *, out: str | Path | None = None, **options: Any
+        self, k: int = 10, *, out: str | Path | None = None, cluster: Cluster | None = None, **options: Any
     ) -> pl.DataFrame | pl.LazyFrame:
         """Recommend the ``k`` best next items for every user of the dataset with interactions.
 
@@ -376,6 +382,7 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
             k: Number of items per list.
             out: File for the lists (.parquet, .csv, .jsonl), which are then never in memory together. After an
                 interruption, the same call goes on with the users that are left.
+            cluster: Ray cluster that makes the lists, see :func:`iisan.scale.cluster.connected`.
             options: Filters and limits of ``recommend``.
 
         Returns:
@@ -386,9 +393,10 @@ class Recommender(ModelHubMixin, library_name="iisan", tags=["recommendation", "
         """
         check_length(k)
         selection = self._maker.select(**options)
+        make = None if cluster is None else partial(make_on, cluster, self._maker, k, options)
         if out is None:
-            return recommend_all(self._maker, k, selection)
-        return write_all(self._maker, k, selection, Path(out))
+            return recommend_all(self._maker, k, selection, make)
+        return write_all(self._maker, k, selection, Path(out), make)
 
     def similar_items(self, ids: Iterable[Any], k: int = 10, by: str = "model") -> pl.DataFrame | Any:
         """List the ``k`` items most similar to each of some items.

@@ -44,6 +44,10 @@ class RemoteError(IisanError):
     """An address of an object store that cannot be read or written."""
 
 
+class ClusterError(IisanError):
+    """A cluster that cannot be reached, or workers that cannot do what they are asked for."""
+
+
 class MissingExtraError(IisanError):
     """An optional library that is not installed."""
 

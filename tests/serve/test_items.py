@@ -208,14 +208,14 @@ def test_a_change_that_is_interrupted_leaves_the_old_state(place, trained, catal
 def test_states_whose_writing_was_interrupted_are_completed_by_the_next_call(trained, catalogue, monkeypatch):
     folder = trained("default")
     new = catalogue.head(2).with_columns(item_id="new " + pl.col("item_id"), text=pl.Series(["a pump", "a lamp"]))
-    append = StateWriter.append
+    add = StateWriter.add
 
     def stop(*arguments):
-        append(*arguments)
+        add(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(StateWriter, "append", stop)
+        patch.setattr(StateWriter, "add", stop)
         with pytest.raises(KeyboardInterrupt):
             add_items(folder, new)
     # Others read the store meanwhile.

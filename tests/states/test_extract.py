@@ -21,7 +21,7 @@ from iisan.errors import ConfigError, DataError, EncoderError, StoreError
 from iisan.files import sha256_file
 from iisan.states import extract as extract_module
 from iisan.states.caching import cache
-from iisan.states.extract import extract
+from iisan.states.extract import Job, extract
 from iisan.states.manifest import Manifest
 from iisan.states.store import StateStore
 from iisan.states.writer import StateWriter
@@ -166,6 +166,49 @@ def test_a_kill_at_any_moment_loses_nothing_but_the_shard_at_work(
             monkeypatch.setattr(Path, "replace", replace)
             resumed = run(out)
             assert files_of(resumed.folder) == whole
+
+
+class Backwards:
+    """An extractor whose shards come last first, and which stops before the first of them."""
+
+    def __init__(self, job: Job, stops: bool = True) -> None:
+        self.job, self.stops, self.encoded = job, stops, list[int]()
+        self.measure = job.measure
+
+    def encode(self, shards: Any, *arguments: Any) -> Any:
+        for number, shard in reversed([*self.job.encode(shards, *arguments)]):
+            if number == 0 and self.stops:
+                raise KeyboardInterrupt
+            self.encoded.append(number)
+            yield number, shard
+
+
+def test_shards_that_come_in_any_order_are_adopted_after_a_kill(
+    catalogue: Any, bert: TextEncoder, tmp_path: Path
+) -> None:
+    contents, made = Contents.of(catalogue, "text"), []
+
+    def run(out: str, shard_rows: int = 10, **options: bool) -> StateStore:
+        def extractor(job: Job) -> Backwards:
+            made.append(Backwards(job, **options))
+            return made[-1]
+
+        return extract(bert, contents, tmp_path / out, shard_rows=shard_rows, extractor=extractor)
+
+    whole = files_of(extract(bert, contents, tmp_path / "whole", shard_rows=10).folder)
+    with pytest.raises(KeyboardInterrupt):
+        run("killed")
+    (folder,) = StateStore.folders(tmp_path / "killed", "text")
+    assert Manifest.read(folder).shards == []
+    (folder / "shard-00002.safetensors").write_bytes(b"cut short")
+    assert files_of(run("killed", stops=False).folder) == whole
+    assert [each.encoded for each in made] == [[3, 2, 1], [1, 0]]
+    # Shards of other contents are not taken.
+    with pytest.raises(KeyboardInterrupt):
+        run("other")
+    other = run("other", shard_rows=16, stops=False)
+    assert made[-1].encoded == [2, 1, 0]
+    assert files_of(other.folder) == files_of(extract(bert, contents, tmp_path / "16", shard_rows=16).folder)
 
 
 def test_a_full_disk_leaves_a_store_to_go_on_with(

@@ -290,7 +290,7 @@ def test_reading_maps_the_files_instead_of_loading_them(tmp_path: Path) -> None:
             states = torch.ones(size, 8, 512)
             states[0] = 2
             writer.append([str(key) for key in range(size)], states, [1] * size, str)
-            writer.record(finished=True)
+            writer.finish()
     # In a process of its own: the memory of this one also depends on the tests before.
     command = [sys.executable, "-c", READING, str(tmp_path / "small"), str(tmp_path / "large")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

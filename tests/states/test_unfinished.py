@@ -45,7 +45,7 @@ def source(folder: Path, **bad: float) -> Any:
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has the writing of a store stop after so many shards, by an error that no retry is about."""
-    append = StateWriter.append
+    add = StateWriter.add
 
     def stop(shards: int) -> None:
         done = 0
@@ -55,12 +55,12 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Any:
             done += 1
             if done > shards:
                 raise KeyboardInterrupt
-            append(self, *arguments)
+            add(self, *arguments)
 
-        monkeypatch.setattr(StateWriter, "append", few)
+        monkeypatch.setattr(StateWriter, "add", few)
 
     yield stop
-    monkeypatch.setattr(StateWriter, "append", append)
+    monkeypatch.setattr(StateWriter, "add", add)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -19,6 +19,8 @@ from iisan.remote.opening import local, output
 if TYPE_CHECKING:
     from polars import DataFrame
 
+    from iisan.scale.cluster import Cluster
+
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
@@ -126,6 +128,13 @@ StatesOption = Annotated[
 ImagesOption = Annotated[
     Path | None, typer.Option("--images", help="Folder of the dataset's media files, if it has moved.")
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="local|auto|HOST:PORT",
+        help="Ray cluster to compute on: started on this machine, running on it, or elsewhere (extra 'ray').",
+    ),
+]
 PolicyOption = Annotated[
     Literal["unseen", "all", "exclude-all"] | None,
     typer.Option(help="Items that compete with a target. Defaults to the run's own policy."),
@@ -142,6 +151,17 @@ SharesOption = Annotated[
 def say_to(as_json: bool) -> Callable[[str], None]:
     """Return a function that prints progress lines, to standard error if standard output is for JSON."""
     return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def cluster_at(
+    address: str | None, say: Callable[[str], None]
+) -> "contextlib.AbstractContextManager[Cluster | None]":
+    """Connect to the cluster of ``--ray``; without that option, do nothing."""
+    if address is None:
+        return contextlib.nullcontext()
+    from iisan.scale.cluster import connected
+
+    return connected(address, say)
 
 
 def write_frame(frame: "DataFrame", out: Path) -> None:

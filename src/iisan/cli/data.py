@@ -1,12 +1,24 @@
 """Commands from a dataset to stored states, and the demo."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from typer import Argument, Option
 
-from iisan.cli.common import DatasetFolder, ImagesOption, Json, Out, SharesOption, app, pairs_of, say_to
+from iisan.cli.common import (
+    DatasetFolder,
+    ImagesOption,
+    Json,
+    Out,
+    RayOption,
+    SharesOption,
+    app,
+    cluster_at,
+    pairs_of,
+    say_to,
+)
 from iisan.printing import print_json, print_recommendations, print_stores, print_table
 
 if TYPE_CHECKING:
@@ -153,18 +165,22 @@ def cache(
     shard_rows: Annotated[int, Option(min=1, help="Contents per file (the most an interruption loses).")] = 4096,
     verify: Annotated[bool, Option("--verify", help="Compare all files with their checksums.")] = False,
     trust_remote_code: Trust = False,
+    ray: RayOption = None,
     as_json: Json = False,
 ) -> None:
     """Encode every item once with frozen models and store the hidden states."""
     from iisan.data.dataset import Dataset
     from iisan.encoders.loading import Loading
     from iisan.recipes import recipe as named_recipe
+    from iisan.scale.extraction import ClusterJob
     from iisan.states.caching import cache as cache_states
 
     base, loaded = named_recipe(recipe), Dataset.load(dataset, images)
     models = {name: each for name, each in (("image", image), ("text", text)) if each}
     poolings: dict[str, str | None] = {name: base.section_of(kind).pooling for name, kind in loaded.kinds.items()}
-    stores = cache_states(
+    say = say_to(as_json)
+    cache_all = partial(
+        cache_states,
         loaded,
         out,
         models | pairs_of(model, "COLUMN=MODEL"),
@@ -179,8 +195,10 @@ def cache(
         last_n_layers=last_n_layers,
         trust_remote_code=trust_remote_code,
         loading=Loading(weights, device_map, quantise),
-        say=say_to(as_json),
+        say=say,
     )
+    with cluster_at(ray, say) as cluster:
+        stores = cache_all() if cluster is None else cache_all(spread=partial(ClusterJob, cluster), device="cpu")
     for store in stores.values() if verify else ():
         store.verify()
     _show_stores(stores, dataset, out, as_json)

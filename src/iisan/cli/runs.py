@@ -12,11 +12,13 @@ from iisan.cli.common import (
     Json,
     Out,
     PolicyOption,
+    RayOption,
     RunFolder,
     Set,
     SharesOption,
     StatesOption,
     app,
+    cluster_at,
     conditions_of,
     given,
     limits_of,
@@ -279,6 +281,7 @@ def recommend(
         typer.Option(metavar="COSINE", help="Largest cosine of the anchors of two items in a list."),
     ] = None,
     dataset: DatasetOption = None,
+    ray: RayOption = None,
     as_json: Json = False,
 ) -> None:
     """Recommend the next items for a known user, any history, or all users. Resumes an interrupted --all-users."""
@@ -292,6 +295,8 @@ def recommend(
         raise ConfigError("none or several users or histories are given", expected, "give one of them")
     if all_users and out is None:
         raise ConfigError("--all-users has no file to write to", "--out FILE.parquet", "add --out FILE.parquet")
+    if ray is not None and not all_users:
+        raise ConfigError("--ray is given for one user or history", "--all-users beside it", "leave --ray out")
     check_ending(out, FRAMES)
     options: dict[str, Any] = {
         "k": k,
@@ -303,7 +308,9 @@ def recommend(
     recommender = Recommender.load(run, dataset)
     if all_users and out is not None:
         keep_freed_memory()
-        rows = recommender.recommend_all(out=out, **options).select(pl.len()).collect().item()
+        with cluster_at(ray, say_to(True)) as cluster:
+            written = recommender.recommend_all(out=out, cluster=cluster, **options)
+        rows = written.select(pl.len()).collect().item()
         print(f"{rows:,} rows written to {out}", file=sys.stderr)
         return
     lists = recommender.recommend(user=user, history=_ids(history), **options)

@@ -9,8 +9,10 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import polars as pl
 
@@ -22,6 +24,9 @@ from iisan.names import ITEM_ID, USER_ID
 from iisan.progress import track
 from iisan.serve.index import INDEX, MANIFEST
 from iisan.serve.lists import ListMaker, Selection
+
+#: Makes the lists of shards of users: yields them, in any order, with their positions.
+Make: TypeAlias = Callable[[Sequence[Index]], Iterable[tuple[int, pl.DataFrame]]]
 
 #: Types of the columns of the lists.
 SCHEMA = {USER_ID: pl.String, ITEM_ID: pl.String, "score": pl.Float32, "rank": pl.Int64}
@@ -44,19 +49,23 @@ def recommend_shard(maker: ListMaker, users: Index, k: int, selection: Selection
     return maker.table(maker.dataset.user_ids.gather(users), ITEM_ID, lists)
 
 
-def recommend_all(maker: ListMaker, k: int, selection: Selection) -> pl.DataFrame:
-    """Return the lists of all users, see ``recommend_shard``.
+def make_here(
+    maker: ListMaker, k: int, selection: Selection, shards: Sequence[Index]
+) -> Iterable[tuple[int, pl.DataFrame]]:
+    """Make the lists of shards one after the other in this process, see ``Make``."""
+    for number, users in enumerate(track(shards, "recommending")):
+        yield number, recommend_shard(maker, users, k, selection)
 
-    Raises:
-        DataError: No list has an item.
-    """
-    shards = track(shards_of(maker, k), "recommending")
-    lists = pl.concat([recommend_shard(maker, users, k, selection) for users in shards])
+
+def recommend_all(maker: ListMaker, k: int, selection: Selection, make: Make | None = None) -> pl.DataFrame:
+    """Return the lists of all users, see ``recommend_shard``; ``make`` and errors as in ``write_all``."""
+    made = dict((make or partial(make_here, maker, k, selection))(shards_of(maker, k)))
+    lists = pl.concat([made[number] for number in sorted(made)])
     maker.check_some(lists.height)
     return lists
 
 
-def write_all(maker: ListMaker, k: int, selection: Selection, out: Path) -> pl.LazyFrame:
+def write_all(maker: ListMaker, k: int, selection: Selection, out: Path, make: Make | None = None) -> pl.LazyFrame:
     """Write the lists of all users into a file, which replaces an earlier one at the end.
 
     Finished shards are in a hidden folder beside the file until then, and are taken from there if the same lists
@@ -67,6 +76,7 @@ def write_all(maker: ListMaker, k: int, selection: Selection, out: Path) -> pl.L
         k: Number of items per list.
         selection: Items of the lists.
         out: File, whose ending decides its format, see ``FRAMES``.
+        make: Makes the lists of shards, by default in this process.
 
     Returns:
         The lists in the file, unread.
@@ -80,16 +90,18 @@ def write_all(maker: ListMaker, k: int, selection: Selection, out: Path) -> pl.L
     shards = shards_of(maker, k)
     place = out.with_name(f".{out.name}.shards")
     with locked(place, RunError):
-        _keep(place, _origin(maker, k, selection))
+        _keep(place, origin_of(maker, k, selection) | {"size of shards": [_USERS, _ROWS]})
         files = [place / f"{number:06}.parquet" for number in range(len(shards))]
-        for file, users in track(list(zip(files, shards, strict=True)), "recommending"):
-            if not file.exists():
-                with aside(file) as temporary:
-                    recommend_shard(maker, users, k, selection).write_parquet(temporary)
-        lists = pl.scan_parquet(files, glob=False)
-        rows = lists.select(pl.len()).collect().item()
+        missing = [number for number, file in enumerate(files) if not file.exists()]
+        make = make or partial(make_here, maker, k, selection)
+        for position, lists in make([shards[number] for number in missing]) if missing else ():
+            with aside(files[missing[position]]) as temporary:
+                lists.write_parquet(temporary)
+            del lists  # while the next ones are made
+        scanned = pl.scan_parquet(files, glob=False)
+        rows = scanned.select(pl.len()).collect().item()
         if rows:
-            getattr(lists, f"sink_{_kind(out)}")(place / _WHOLE)
+            getattr(scanned, f"sink_{_kind(out)}")(place / _WHOLE)
             settle(place / _WHOLE)
             (place / _WHOLE).replace(out)
         shutil.rmtree(place)
@@ -125,7 +137,7 @@ def _keep(place: Path, origin: dict[str, Any]) -> None:
     write_json(path, origin)
 
 
-def _origin(maker: ListMaker, k: int, selection: Selection) -> dict[str, Any]:
+def origin_of(maker: ListMaker, k: int, selection: Selection) -> dict[str, Any]:
     """Describe all that decides the lists, so that shards of others are not mixed with them."""
     run, data = maker.run, maker.dataset.manifest
     index = maker.index_for(selection) is not None
@@ -140,7 +152,6 @@ def _origin(maker: ListMaker, k: int, selection: Selection) -> dict[str, Any]:
         "selection of items": _hash(selection.allowed),
         "max_per": [[_hash(limit.values), int(limit.count)] for limit in limits],
         "near_duplicates": None if distance is None else float(distance.threshold),
-        "size of shards": [_USERS, _ROWS],
     }
 
 

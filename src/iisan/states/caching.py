@@ -8,6 +8,7 @@ import torch
 
 from iisan.data.dataset import Dataset
 from iisan.encoders.contents import Contents, kind_of
+from iisan.encoders.encoder import Encoder
 from iisan.encoders.levels import Level
 from iisan.encoders.load import load_encoder
 from iisan.encoders.loading import PLAIN, Loading
@@ -15,7 +16,7 @@ from iisan.encoders.tuning import first_trained_layer
 from iisan.errors import ConfigError
 from iisan.names import AUDIO, IMAGE, TEXT, VIDEO
 from iisan.remote.opening import addressed
-from iisan.states.extract import extract
+from iisan.states.extract import Extractor, Job, extract
 from iisan.states.store import StateStore, check_out
 
 #: Contents per forward pass, by kind: an image has many times the tokens of a text.
@@ -41,6 +42,7 @@ def cache(
     trust_remote_code: bool = False,
     loading: Loading = PLAIN,
     say: Callable[[str], None] = lambda _: None,
+    spread: Callable[[Callable[..., Encoder], Job], Extractor] = lambda _, job: job,
 ) -> dict[str, StateStore]:
     """Encode a dataset's contents once and store the hidden states.
 
@@ -66,6 +68,8 @@ def cache(
         trust_remote_code: Run program code that comes with the models.
         loading: Storage of the weights of large models.
         say: Receives messages about automatic decisions.
+        spread: Returns what computes the states, from a function that loads the encoder by its name and pooling,
+            and the job on this machine; see :class:`iisan.scale.extraction.ClusterJob`.
 
     Returns:
         The store of each modality.
@@ -82,7 +86,6 @@ def cache(
         load = functools.partial(
             load_encoder,
             kind,
-            models[modality],
             max_tokens=max_tokens,
             max_seconds=max_seconds,
             frames=frames,
@@ -99,9 +102,10 @@ def cache(
             shard_rows=shard_rows,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             say=say,
+            extractor=functools.partial(spread, load),
         )
-        stores[modality] = encode(load(pooling=(poolings or {}).get(modality)), levels=levels)
+        stores[modality] = encode(load(models[modality], pooling=(poolings or {}).get(modality)), levels=levels)
         if last_n_layers is not None:
-            encoder = load(pooling="tokens")
+            encoder = load(models[modality], pooling="tokens")
             encode(encoder, levels=[first_trained_layer(encoder, last_n_layers)])
     return stores

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from iisan.progress import track
 from iisan.states.codec import check_distinct, check_dtype, check_finite, level_means, storage_errors
 from iisan.states.manifest import MANIFEST, Manifest, fingerprint_of
 from iisan.states.store import StateStore, store_folder
-from iisan.states.writer import StateWriter, library_versions
+from iisan.states.writer import EncodedShard, StateWriter, library_versions
 
 #: Number of contents that give the means and on which the storage error is measured.
 SAMPLE = 512
@@ -40,8 +40,47 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class _Job:
-    """An encoder and the contents of one modality to encode."""
+class Start:
+    """What all shards of a new store have in common, measured on a sample of its contents.
+
+    Attributes:
+        precision: Number format of the computation.
+        mean: Mean per level [K, D] that is subtracted from the states.
+        error: Storage error per level, see :func:`iisan.states.codec.relative_errors`.
+        messages: What was decided automatically.
+    """
+
+    precision: Precision
+    mean: Tensor
+    error: list[float | None]
+    messages: list[str]
+
+
+class Extractor(Protocol):
+    """Computes the states of contents, which are named by their indices: on this machine, or on a cluster."""
+
+    def measure(self, sample: Sequence[int], requested: str) -> Start:
+        """Choose the precision and compute the means of a new store, or raise a ``StoreError``."""
+
+    def encode(
+        self, shards: Sequence[Sequence[int]], precision: Precision, mean: Tensor
+    ) -> Iterable[tuple[int, EncodedShard]]:
+        """Encode shards: yield them, in any order, with their positions."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An encoder and the contents of one modality to encode on this machine.
+
+    Attributes:
+        encoder: Encoder on its device, in evaluation mode.
+        contents: Contents of N items.
+        levels: The K levels.
+        dtype: Storage format.
+        batch_size: Number of contents per forward pass.
+        device: Device of the encoder.
+        threads: Number of threads that prepare contents other than texts.
+    """
 
     encoder: Encoder
     contents: Contents
@@ -49,6 +88,7 @@ class _Job:
     dtype: str
     batch_size: int
     device: torch.device
+    threads: int = os.cpu_count() or 1
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -56,20 +96,60 @@ class _Job:
         return {"modality": self.contents.modality, **self.encoder.settings}
 
     def folder(self, out: Path, precision: Precision) -> Path:
+        """Folder of the store in a folder of stores."""
         fingerprint = fingerprint_of(self.settings, self.levels, self.dtype, precision)
         return store_folder(out, self.contents.modality, fingerprint, self.encoder.pooling == "tokens")
 
-    def label(self, owners: Sequence[int]) -> Callable[[int], str]:
+    def measure(self, sample: Sequence[int], requested: str) -> Start:
+        """See :class:`Extractor`."""
+        tokens = self.batch_size * (self.encoder.max_tokens or _TOKENS)
+        fastest = choose_precision(self.device, requested, [feed_forward(tokens, self.encoder.width)])
+        candidates: list[Precision] = ["bf16", "fp32"] if (requested, fastest) == ("auto", "bf16") else [fastest]
+        reference, owners = self._states(sample, "fp32")
+        label = self._label(owners)
+        check_finite(reference, self.levels, label, "fp32")
+        check_distinct(reference, self.contents.modality)
+        mean = level_means(reference, self.dtype)
+        cure = "choose another dtype (fp32 is exact), --precision fp32, or leave this level out"
+        messages: list[str] = []
+        for precision in candidates:
+            states = reference if precision == "fp32" else self._states(sample, precision)[0]
+            error = storage_errors(states, reference, mean, self.dtype, self.levels, label)
+            try:
+                check_errors(error, self.levels, f"{self.dtype} storage with {precision} computation", cure)
+            except StoreError as refusal:
+                if precision == candidates[-1]:
+                    raise
+                messages.append(f"{refusal.got}, so fp32 is used")
+            else:
+                break
+        return Start(precision, mean, error, messages)
+
+    def encode(
+        self, shards: Sequence[Sequence[int]], precision: Precision, mean: Tensor
+    ) -> Iterator[tuple[int, EncodedShard]]:
+        """See :class:`Extractor`; the contents of the next batches are prepared across the ends of shards."""
+        batches = [chunks(shard, self.batch_size) for shard in shards]
+        flat = [batch for shard in batches for batch in shard]
+        states = track(self._run(flat, precision), f"caching {self.contents.modality} states", len(flat))
+        for number, (shard, of_shard) in enumerate(zip(shards, batches, strict=True)):
+            parts = [next(states) for _ in of_shard]
+            shard_states, owners = _joined(shard, parts)
+            counts = [count for _, part in parts for count in part]
+            label = self._label(owners)
+            yield number, EncodedShard.of(shard_states, counts, mean, self.dtype, self.levels, label)
+
+    def _label(self, owners: Sequence[int]) -> Callable[[int], str]:
         """Function from a row of states to the name of its item, given the item of every row."""
         return lambda row: self.contents.label(owners[row])
 
-    def run(
+    def _run(
         self, batches: Iterable[Sequence[int]], precision: Precision
     ) -> Iterator[tuple[Tensor, Sequence[int]]]:
         """Yield the states [rows, K, D] of every batch and the number of rows of each content."""
         # A tokenizer must not be used by two threads at once; decoding images gains from many.
         prepare = functools.partial(prepare_items, self.encoder, self.contents)
-        workers = 1 if self.contents.kind == TEXT else os.cpu_count() or 1
+        workers = 1 if self.contents.kind == TEXT else self.threads
         with contextlib.closing(ahead(prepare, batches, workers)) as prepared:
             for inputs in prepared:
                 with torch.inference_mode(), autocast(self.device, precision):
@@ -77,9 +157,9 @@ class _Job:
                     states = self.encoder(on_device, self.levels).cpu()
                 yield states, self.encoder.row_counts(inputs, len(states))
 
-    def states(self, indices: Sequence[int], precision: Precision) -> tuple[Tensor, list[int]]:
+    def _states(self, indices: Sequence[int], precision: Precision) -> tuple[Tensor, list[int]]:
         """States [rows, K, D] of some contents, and the content that each row belongs to."""
-        return _joined(indices, list(self.run(chunks(indices, self.batch_size), precision)))
+        return _joined(indices, list(self._run(chunks(indices, self.batch_size), precision)))
 
 
 def extract(
@@ -94,6 +174,7 @@ def extract(
     shard_rows: int = 4096,
     device: torch.device | str = "cpu",
     say: Say = lambda _: None,
+    extractor: Callable[[Job], Extractor] = lambda job: job,
 ) -> StateStore:
     """Bring an encoder's state store up to date: each distinct content is encoded once, ever.
 
@@ -114,6 +195,7 @@ def extract(
             replaced after each, so raise this for millions of items.
         device: Device of the encoder.
         say: Receives messages about automatic decisions.
+        extractor: Returns what computes the states, from the job on this machine.
 
     Raises:
         StoreError: No content, states that cannot be stored within 2% of the spread between items, that are
@@ -130,15 +212,24 @@ def extract(
             f"no item has {contents.modality}", f"items with {contents.modality}", "leave this encoder out"
         )
     encoder.eval().to(device)
-    job = _Job(encoder, contents, parse_levels(levels, encoder.depth), dtype, batch_size, device)
+    job = Job(encoder, contents, parse_levels(levels, encoder.depth), dtype, batch_size, device)
     keys = contents.keys().to_list()
     order = _order(encoder, contents, keys)
-    folder, initial = _place(job, order, Path(out), precision, say)
+    states = extractor(job)
+    folder, initial = _place(job, states, order, Path(out), precision, say)
     with StateWriter(folder, initial, say) as writer:
         # The path of the model is not part of the fingerprint.
         todo = writer.start(keys, order, settings=job.settings)
-        _append_all(job, writer, todo, keys, shard_rows)
-        writer.record(finished=True)
+        missing, first = [], writer.next_number
+        for number, shard in enumerate(chunks(todo, shard_rows), first):
+            shard_keys = [key for key in (keys[index] for index in shard) if key is not None]
+            if not writer.adopt(number, shard_keys):
+                missing.append((number, shard_keys, shard))
+        if missing:
+            numbers, keys_of, shards = zip(*missing, strict=True)
+            for position, encoded in states.encode(shards, writer.manifest.precision, writer.mean):
+                writer.add(numbers[position], keys_of[position], encoded)
+        writer.finish()
     return StateStore.open(folder)
 
 
@@ -147,7 +238,7 @@ def encode_again(
 ) -> Tensor:
     """Compute the states of some contents as those of a store were computed, fp32 ``[rows, K, D]``."""
     encoder.eval().to(device)
-    job = _Job(encoder, contents, store.levels, store.manifest.dtype, 1, device)
+    job = Job(encoder, contents, store.levels, store.manifest.dtype, 1, device)
     return job.states(indices, store.manifest.precision)[0].float()
 
 
@@ -155,20 +246,6 @@ def sampled(positions: Sequence[int]) -> list[int]:
     """At most ``SAMPLE`` evenly spaced positions."""
     size = min(SAMPLE, len(positions))
     return [positions[number * len(positions) // size] for number in range(size)]
-
-
-def _append_all(job: _Job, writer: StateWriter, todo: list[int], keys: list[str | None], shard_rows: int) -> None:
-    shards = chunks(todo, shard_rows)
-    batches = [chunks(shard, job.batch_size) for shard in shards]
-    flat = [batch for shard in batches for batch in shard]
-    precision: Precision = writer.manifest.precision
-    states = track(job.run(flat, precision), f"caching {job.contents.modality} states", len(flat))
-    for shard, of_shard in zip(shards, batches, strict=True):
-        parts = [next(states) for _ in of_shard]
-        shard_states, owners = _joined(shard, parts)
-        shard_keys = [key for key in (keys[index] for index in shard) if key is not None]
-        counts = [count for _, part in parts for count in part]
-        writer.append(shard_keys, shard_states, counts, job.label(owners))
 
 
 def _joined(indices: Sequence[int], parts: Sequence[tuple[Tensor, Sequence[int]]]) -> tuple[Tensor, list[int]]:
@@ -194,48 +271,30 @@ def _order(encoder: Encoder, contents: Contents, keys: list[str | None]) -> list
 
 
 def _place(
-    job: _Job, order: list[int], out: Path, requested: str, say: Say
+    job: Job, states: Extractor, order: list[int], out: Path, requested: str, say: Say
 ) -> tuple[Path, tuple[Manifest, Tensor] | None]:
     """Find the store's folder and, if it is new, its initial manifest and means."""
-    auto = requested == "auto"
-    candidates: list[Precision] = ["bf16", "fp32"] if auto else [choose_precision(job.device, requested, [])]
-    for precision in candidates:
+    existing: list[Precision] = ["bf16", "fp32"]
+    for precision in existing if requested == "auto" else [choose_precision(job.device, requested, [])]:
         folder = job.folder(out, precision)
         if (folder / MANIFEST).is_file():
             return folder, None
-    tokens = job.batch_size * (job.encoder.max_tokens or _TOKENS)
-    if auto and choose_precision(job.device, requested, [feed_forward(tokens, job.encoder.width)]) == "fp32":
-        candidates = ["fp32"]
-    sample = sampled(order)
-    reference, owners = job.states(sample, "fp32")
-    check_finite(reference, job.levels, job.label(owners), "fp32")
-    check_distinct(reference, job.contents.modality)
-    mean = level_means(reference, job.dtype)
-    cure = "choose another dtype (fp32 is exact), --precision fp32, or leave this level out"
-    for precision in candidates:
-        states = reference if precision == "fp32" else job.states(sample, precision)[0]
-        errors = storage_errors(states, reference, mean, job.dtype, job.levels, job.label(owners))
-        try:
-            check_errors(errors, job.levels, f"{job.dtype} storage with {precision} computation", cure)
-        except StoreError as error:
-            if precision == candidates[-1]:
-                raise
-            say(f"{error.got}, so fp32 is used")
-        else:
-            break
+    start = states.measure(sampled(order), requested)
+    for message in start.messages:
+        say(message)
     manifest = Manifest(
         settings=job.settings,
         levels=job.levels,
         dtype=job.dtype,
-        precision=precision,
+        precision=start.precision,
         width=job.encoder.width,
         depth=job.encoder.depth,
         parameters=job.encoder.parameter_count,
-        error=errors,
+        error=start.error,
         shards=[],
         made_with=library_versions(),
     )
-    return job.folder(out, precision), (manifest, mean)
+    return job.folder(out, start.precision), (manifest, start.mean)
 
 
 def check_errors(errors: Sequence[float | None], levels: Sequence[Level], how: str, cure: str) -> None:

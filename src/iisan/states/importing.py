@@ -226,7 +226,7 @@ def import_states(
             shard_keys = [keys[position] for position in shard]
             states = source.states(shard, shape)
             writer.append(shard_keys, states, [1] * len(shard), partial(_label, source, shard))
-        writer.record(finished=True)
+        writer.finish()
     say(f"{known:,} of {len(dataset.items):,} items have {modality}")
     return StateStore.open(writer.folder)
 

@@ -34,6 +34,11 @@ class File(_Entry):
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path, name: str | None = None) -> "File":
+        """Describe a file, by another name if it is to be renamed."""
+        return cls(name=name or path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
+
     def is_whole(self, folder: Path) -> bool:
         """Whether the file exists with the recorded size."""
         path = folder / self.name
