@@ -79,6 +79,8 @@ def test_your_own_data_and_the_cookbook(follow):
     number = pl.int_range(pl.len())
     brand = pl.when(number % 3 == 0).then(pl.lit("Acme")).when(number % 3 == 1).then(pl.lit("Apex"))
     columns = {"description": "title", "brand": brand, "in_stock": number % 4 > 0}
+    # Nothing is fetched: all photos are there.
+    columns["image_url"] = pl.format("https://shop.example/{}.png", item_id)
     items.with_columns(sku, **columns).write_csv("items.csv")
     purchases.with_columns(sku, user_id + 4700).write_csv("purchases.csv")
 

@@ -239,7 +239,7 @@ def encode_again(
     """Compute the states of some contents as those of a store were computed, fp32 ``[rows, K, D]``."""
     encoder.eval().to(device)
     job = Job(encoder, contents, store.levels, store.manifest.dtype, 1, device)
-    return job.states(indices, store.manifest.precision)[0].float()
+    return job._states(indices, store.manifest.precision)[0].float()
 
 
 def sampled(positions: Sequence[int]) -> list[int]:
