@@ -88,6 +88,8 @@ def test_your_own_data_and_the_cookbook(follow):
     for name in ("valid", "test", "january"):
         Path(f"{name}.csv").write_text(queries)
 
+    Path("users.csv").write_text("user_id,subset\n4711,validation\n4712,test\n")
+
     Path("new.csv").write_text("item_id,title,image,brand\nNEW-1,a red lamp,photos/SKU-5.png,Acme\n")
 
     follow("your-own-data.md")
