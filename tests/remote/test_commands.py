@@ -89,7 +89,7 @@ def test_from_tables_in_a_bucket_to_recommendations_in_it(bucket, iisan, sources
 
 def test_an_interrupted_extraction_goes_on_elsewhere(bucket, prepared, model_folders, monkeypatch, move):
     dataset = Dataset.load(prepared.dataset)
-    models, append = {"text": str(model_folders["bert"])}, StateWriter.append
+    models, add = {"text": str(model_folders["bert"])}, StateWriter.add
 
     def interrupted(self, *rest):
         if len(self.manifest.shards) == 2:
@@ -97,11 +97,11 @@ def test_an_interrupted_extraction_goes_on_elsewhere(bucket, prepared, model_fol
             while time.monotonic() < deadline and not any("shard-00001" in key for key in bucket.keys("states")):
                 time.sleep(0.05)
             raise KeyboardInterrupt
-        append(self, *rest)
+        add(self, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(opening, "_INTERVAL", 0.05)
-        patch.setattr(StateWriter, "append", interrupted)
+        patch.setattr(StateWriter, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cache(dataset, bucket.at("states"), models, shard_rows=8)
     move("elsewhere")
@@ -110,7 +110,7 @@ def test_an_interrupted_extraction_goes_on_elsewhere(bucket, prepared, model_fol
         StateStore.open(manifest.parent)
     again = []
     with monkeypatch.context() as patch:
-        patch.setattr(StateWriter, "append", lambda self, *rest: again.append(append(self, *rest)))
+        patch.setattr(StateWriter, "add", lambda self, *rest: again.append(add(self, *rest)))
         (store,) = cache(dataset, bucket.at("states"), models, shard_rows=8).values()
     assert len(again) == 2, "no content is encoded again"
     assert len(StateStore.open(bucket.at(f"states/{store.folder.name}"))) == 28
