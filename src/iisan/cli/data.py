@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from typer import Argument, Option
 
-from iisan.cli.common import DatasetFolder, ImagesOption, Json, Out, SharesOption, app, pairs_of, say_to
+from iisan.cli.common import (
+    DatasetFolder,
+    ImagesOption,
+    Json,
+    Out,
+    SharesOption,
+    app,
+    check_shares,
+    pairs_of,
+    say_to,
+)
 from iisan.printing import print_json, print_recommendations, print_stores, print_table
 
 if TYPE_CHECKING:
@@ -64,6 +74,7 @@ def describe(
     loaded, changes = Dataset.load(dataset), {"split": split, "shares": shares and f"[{shares}]"}
     config = Config().override(f"evaluation.{key}={value}" for key, value in changes.items() if value)
     subsets = loaded.split(config.evaluation)
+    check_shares(shares, subsets.name)
     description = describe_dataset(loaded, subsets)
     if as_json:
         print_json(description.to_json())

@@ -17,6 +17,7 @@ from iisan.cli.common import (
     SharesOption,
     StatesOption,
     app,
+    check_shares,
     conditions_of,
     given,
     limits_of,
@@ -197,6 +198,7 @@ def evaluate(
     trained = Run.load(run)
     changes = {"split": split, "shares": shares and f"[{shares}]", "policy": policy}
     config = trained.config.override(f"evaluation.{key}={value}" for key, value in changes.items() if value)
+    check_shares(shares, config.evaluation.split)
     config = config.model_copy(update=given(dataset=dataset, states=states, images=images))
     columns = {}
     if by:
