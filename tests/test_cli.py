@@ -158,6 +158,7 @@ def test_evaluate_refuses_what_it_cannot_group_or_measure(iisan, run_folder, tmp
         (["--by", "country", "--users", tmp_path / "no.csv"], "no.csv"),
         (["--metric", "hit@10"], "the metric 'hit@10'"),
         (["--sampled", "30", "--policy", "all"], "30 sampled items; expected 1 to 29"),
+        (["--shares", "0.7,0.1,0.2"], "--shares with the split leave-one-out"),
     ):
         code, out, error = iisan("evaluate", run_folder, "--no-baselines", *options)
         assert (code, out, is_one_sentence(error)) == (2, "", True), error

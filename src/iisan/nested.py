@@ -106,6 +106,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def expected_of(error: ErrorDetails) -> str:
+    """Say what a value should have been, to stand after "expected"."""
+    match error:
+        case {"type": "too_short", "ctx": {"min_length": count}}:
+            return f"{count} or more values"
+        case {"type": "too_long", "ctx": {"max_length": count}}:
+            return f"{count} values or fewer"
+    return error["msg"].removeprefix("Input should be ")
+
+
 def explained(error: ErrorDetails, known: Sequence[str]) -> ConfigError:
     """Say in a sentence what is wrong with a setting; ``known`` are the dotted keys of all settings."""
     # pydantic appends the member of a union that it tried, or "[key]", to the field's name.
@@ -120,8 +130,10 @@ def explained(error: ErrorDetails, known: Sequence[str]) -> ConfigError:
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")
         return ConfigError(message, "settings that fit together", "change one of them")
+    if error["type"] == "missing":
+        return ConfigError(f"configuration key '{key}' is missing in {value!r}", "a value for it", "add it")
     new = new_value(key, value)
-    expected = error["msg"].removeprefix("Input should be ")
+    expected = expected_of(error)
     if error["type"] == "model_type":
         expected = "true, false, or keys and values" if key == "anchor" else "keys and values"
     return ConfigError(

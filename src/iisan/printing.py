@@ -30,6 +30,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     from rich.text import Text
 
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.show_header = any(columns)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"
         table.add_column(column.removesuffix("#"), justify=justify, overflow="fold")
@@ -87,7 +88,7 @@ def print_evaluations(
     print_metrics(f"{evaluation.protocol}; in %", {name: (_label(name), 100) for name in shown})
     if evaluation.future:
         print(f"future: {evaluation.future}")
-    if own.get("cold_users"):
+    if own.get("cold_users") and any(name.startswith("cold_") for name in shown):
         unit = "queries" if "cold_queries" in own else "users"
         print(f"cold: the {int(own[f'cold_{unit}']):,} {unit} whose target was never trained on")
     if intervals:

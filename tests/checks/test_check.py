@@ -125,6 +125,11 @@ def test_given_queries_pass_and_too_few_have_no_interval(tmp_path):
     found = check_run(tmp_path / "run")
     assert not failed(found), found
     assert seen(found, "against the baselines") == "10 users, too few for an interval: 20 users or more"
+    trained = {user: set(items) for user, items in log.group_by("user_id").agg("item_id").iter_rows()}
+    known = sum(target in trained[user] - set(history.split()) for user, history, target in rows)
+    assert 0 < known < len(rows)
+    expected = f"{known / len(rows):.1%} of the test targets are also training interactions of their user"
+    assert expected in seen(found, "the queries follow the split")
     # No pair of these histories is compared if the model cannot tell them apart.
     assert statuses(found)["repeated items rank as counted"] == "passed"
 
@@ -341,6 +346,7 @@ def test_the_command_prints_writes_and_exits(sound, copied, tmp_path, iisan):
     code, printed, _ = iisan("check", folder, "--out", out)
     assert code == 0
     assert "random scores give chance" in printed
+    assert "─" not in printed  # No rule below empty heads.
     assert printed.splitlines()[-1] == "11 passed, 0 failed, 0 not checked"
     value = json.loads(out.read_text())
     assert (value["kind"], value["failed"], len(value["checks"])) == ("iisan-check", 0, len(INVARIANTS | FINDINGS))

@@ -125,5 +125,5 @@ def _against(subject: Subject, others: Mapping[str, Scorer]) -> Outcome:
         low, high = 100 * found.low, 100 * found.high
         texts.append(f"{name} {found.mean_b:.2%}: {100 * found.difference:+.2f} ({low:+.2f} to {high:+.2f})")
         mean = found.mean_a
-    first = f"{metric.upper()} {mean:.2%} ({queries}); difference, in points, to"
+    first = f"{metric.upper()} {mean:.2%} ({queries})\ndifference, in points, to"
     return Outcome("\n".join([first, *texts]), True, values)

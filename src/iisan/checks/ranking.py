@@ -14,7 +14,7 @@ import torch
 
 from iisan.checks.subject import NotCheckedError, Outcome, Subject, at_hand, histories_of
 from iisan.config import Policy
-from iisan.data.splits import Queries, Subset
+from iisan.data.splits import Queries, Split, Subset
 from iisan.evaluate.baselines import FixedScorer
 from iisan.evaluate.metrics import Ranks, hit_rate, metrics_from_frame
 from iisan.evaluate.probes import RandomScorer, RepeatScorer
@@ -82,7 +82,23 @@ def follow_the_split(subject: Subject) -> Outcome:
     text = f"{total}; every history ends right before its target"
     if split.test.sequences is split.sequences:
         text += ", which is not in the training part"
+    else:  # The dataset decides what is trained on, so this is no fault of the run.
+        share = float(_trained_on(split, subject.test).mean())
+        text += f"; {share:.1%} of the test targets are also training interactions of their user"
     return Outcome(text, True, faults)
+
+
+def _trained_on(split: Split, queries: Queries) -> Any:
+    """Whether a training interaction of each query's user is the target, which the history lacks, ``[Q]``."""
+    items, starts, ends = split.sequences.items, split.train_starts, split.train_ends
+    known = split.sequences.num_users  # Further users have no interactions.
+    every = zip(queries.users, queries.targets, histories_of(queries), strict=True)
+    return np.array(
+        [
+            user < known and target not in history and target in items[starts[user] : ends[user]]
+            for user, target, history in every
+        ]
+    )
 
 
 def seen_targets(subject: Subject) -> Outcome:

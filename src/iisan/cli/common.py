@@ -148,6 +148,13 @@ SharesOption = Annotated[
 ]
 
 
+def check_shares(shares: str | None, split: str) -> None:
+    """Refuse shares for a split that has none."""
+    if shares is not None and split not in ("temporal", "ratio", "users"):
+        cure = "name one by --split, or leave --shares out"
+        raise ConfigError(f"--shares with the split {split}", "the split temporal, ratio or users", cure)
+
+
 def say_to(as_json: bool) -> Callable[[str], None]:
     """Return a function that prints progress lines, to standard error if standard output is for JSON."""
     return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)

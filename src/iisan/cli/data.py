@@ -15,6 +15,7 @@ from iisan.cli.common import (
     RayOption,
     SharesOption,
     app,
+    check_shares,
     cluster_at,
     pairs_of,
     say_to,
@@ -76,6 +77,7 @@ def describe(
     loaded, changes = Dataset.load(dataset), {"split": split, "shares": shares and f"[{shares}]"}
     config = Config().override(f"evaluation.{key}={value}" for key, value in changes.items() if value)
     subsets = loaded.split(config.evaluation)
+    check_shares(shares, subsets.name)
     description = describe_dataset(loaded, subsets)
     if as_json:
         print_json(description.to_json())

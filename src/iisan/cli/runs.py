@@ -18,6 +18,7 @@ from iisan.cli.common import (
     SharesOption,
     StatesOption,
     app,
+    check_shares,
     cluster_at,
     conditions_of,
     given,
@@ -199,6 +200,7 @@ def evaluate(
     trained = Run.load(run)
     changes = {"split": split, "shares": shares and f"[{shares}]", "policy": policy}
     config = trained.config.override(f"evaluation.{key}={value}" for key, value in changes.items() if value)
+    check_shares(shares, config.evaluation.split)
     config = config.model_copy(update=given(dataset=dataset, states=states, images=images))
     columns = {}
     if by:

@@ -19,7 +19,7 @@ from pydantic import (
 
 from iisan.config import FOLDERS, Config, Section
 from iisan.errors import ConfigError
-from iisan.nested import flatten, read_yaml
+from iisan.nested import expected_of, flatten, read_yaml
 from iisan.recipes import recipe
 
 
@@ -131,9 +131,11 @@ def read_space(path: Path) -> Space:
     try:
         return Space.model_validate(read_yaml(path))
     except ValidationError as invalid:
-        # Of a union, the member that the value was meant for says more.
-        errors = invalid.errors()
-        error = next((each for each in errors if each["type"] not in ("model_type", "tuple_type")), errors[0])
+        # Of a union, the member that the value was meant for says more; a misspelt key more than a missing one.
+        order = ["extra_forbidden", "other", "missing", "model_type", "tuple_type"]
+        error = min(
+            invalid.errors(), key=lambda each: order.index(each["type"] if each["type"] in order else "other")
+        )
     key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("Range", "function-after")))
     if error["type"] == "extra_forbidden":
         known = [*Range.model_fields] if key.startswith("space.") else [*Space.model_fields]
@@ -142,7 +144,10 @@ def read_space(path: Path) -> Space:
         raise ConfigError(f"'{path}' has the unknown key '{key}'", "a known key", hint)
     if error["type"] == "missing":
         raise ConfigError(f"'{path}' lacks '{key}'", "a search space", "add it")
-    expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        message = error["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"'{path}' has {key}: {message}", "values that can be searched", "change them")
+    expected = expected_of(error)
     if error["type"] in ("model_type", "tuple_type"):
         expected = "low and high, or a list of values"
     got = f"'{path}' has {key} = {error['input']!r}"
