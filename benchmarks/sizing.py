@@ -26,7 +26,7 @@ PAGE = """# How much for how many
 Hours, money and bytes for {items:,} items and {users:,} users, from rates in `benchmarks/results`. `python
 benchmarks/sizing.py --items N --users U --price P --out FILE` writes this page for other numbers.
 
-A rate is the seconds of **one virtual processor** of a shared server: extraction on an Intel Xeon with AMX, the
+A rate is the seconds of **one virtual processor** of a shared server: extraction on an Intel Xeon, the
 other rates on an AMD EPYC. Divide hours by the processors that you have: extraction and lists share nothing
 between workers. Money is at {price} dollars an hour of one processor, which is an assumption, as is that workers
 are busy throughout. Nothing here was measured at this size: the largest measured catalogue has a million items.
