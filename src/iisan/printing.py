@@ -29,14 +29,17 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     table.show_header = any(columns)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"
         table.add_column(column.removesuffix("#"), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    Console().print(table)
+    console = Console()
+    # Not as the table's own title, which a narrow table would break into many lines.
+    console.print(Text(title, style="bold"))
+    console.print(table)
 
 
 def shown_metrics(cutoffs: Sequence[int]) -> list[str]:

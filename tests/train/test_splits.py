@@ -160,7 +160,7 @@ def test_the_command_line(dataset, tmp_path, iisan):
     code, out, _ = iisan("describe", dataset.folder, "--split", "users", "--shares", "0.5,0.25,0.25")
     assert (code, "users 50/25/25 split" in out) == (0, True)
     for shares, sentence in (
-        ("0.8,0.1", "configuration key 'evaluation.shares.2' has the value"),
+        ("0.8,0.1", "configuration key 'evaluation.shares.2' is missing in [0.8, 0.1]"),
         ("0.8,0.1,0", "expected greater than 0"),
         ("0.8,0.1,-0.1", "expected greater than 0"),
         ("0.8,0.1,0.2", "shares [0.8, 0.1, 0.2] sum to 1.1, not 1"),
