@@ -36,6 +36,11 @@ KINDS = {
     "all": ("default", "evaluation.policy=all"),
     "exclude-all": ("default", "evaluation.policy=exclude-all"),
     "temporal": ("default", "evaluation.split=temporal"),
+    "ratio": ("frozen", "anchor=false", "evaluation.split=ratio", "evaluation.shares=[0.5,0.2,0.3]"),
+    "users": (
+        *("frozen", "anchor=false", "evaluation.split=users", "evaluation.policy=exclude-all"),
+        *("evaluation.shares=[0.1,0.45,0.45]", "evaluation.held_out_seed=3"),
+    ),
 }
 #: Kinds of runs that nothing is stored of, or nothing but ids.
 NOT_CHECKED = {

@@ -78,7 +78,7 @@ def check_run(folder: Path, moved: Mapping[str, Path | None] | None = None) -> C
     config = run.config.model_copy(update=moved)
     dataset = open_dataset(config)
     run.check_items(dataset)
-    subject = Subject(run, config, dataset, dataset.split(config.evaluation.split))
+    subject = Subject(run, config, dataset, dataset.split(config.evaluation))
     every = INVARIANTS | FINDINGS
     checks = [_checked(name, every[name], subject) for name in track(every, "checking", len(every))]
     return Checked(str(folder), run.result["protocol"], tuple(checks))
