@@ -70,7 +70,7 @@ def make_maker(folder: Path) -> ListMaker:
     users = pl.Series("user_id", [f"user-{number}" for number in range(MILLION)])
     sequences = Sequences(np.arange(MILLION + 1) * HISTORY, drawn.ravel())
     (folder / MODEL).touch()
-    maker = ListMaker(Run(folder, recipe("default"), {}, items, make_scorer(drawn), ()))
+    maker = ListMaker(Run(folder, recipe("default"), {}, items, make_scorer(drawn.astype(np.int64)), ()))
     # Nothing is read from a folder: dataset and histories are these.
     dataset = Dataset(None, items, sequences, users, None, None, {"content_hash": "drawn"})
     maker.__dict__.update(dataset=dataset, sequences=sequences)

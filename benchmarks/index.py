@@ -93,7 +93,7 @@ def main() -> None:
         for share in SHARES:
             allowed = None if share == 1 else rng.random(arguments.items) < share
             lists = [each.search(queries, K, allowed)[0] for each in (index, exact)]
-            sides = {"ivf": index, "exact": exact}
+            sides: dict[str, VectorIndex] = {"ivf": index, "exact": exact}
             spent = take_turns(
                 {name: partial(one_by_one, each, queries, allowed) for name, each in sides.items()},
                 arguments.turns,

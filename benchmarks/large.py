@@ -34,7 +34,7 @@ from iisan.recipes import recipe
 from iisan.states import extract as extraction_module
 from iisan.states.extract import extract
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,
     "max_position_embeddings": 8192,
 }  # fmt: skip
@@ -115,7 +115,7 @@ def main() -> None:
                     "predicted_seconds_an_item": predicted(model, hardware),
                 }
                 print(name, found[name], flush=True)
-    whole = extrapolated(found)
+    whole = extrapolated(found, len(transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)))
     lines = [
         f"{arguments.items} titles of {TOKENS} tokens in one batch, weights and products in bf16, "
         f"{torch.get_num_threads()} threads, {hardware.flops / 1e9:,.0f} GFLOP/s in products.",
@@ -135,15 +135,15 @@ def main() -> None:
     write_record(arguments.out, "A decoder of eight billion weights", {"groups": found, "whole": whole}, lines)
 
 
-def extrapolated(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """All layers: what the smallest group has, and the slope to the largest for the others."""
+def extrapolated(found: dict[str, dict[str, Any]], vocabulary: int) -> dict[str, float]:
+    """All layers: what the smallest group has, and the slope to the largest for the others; and all tokens."""
     first, last = found[str(GROUPS[0])], found[str(GROUPS[-1])]
     more = (LAYERS - GROUPS[0]) / (GROUPS[-1] - GROUPS[0])
     whole = {
         name: first[name] + more * (last[name] - first[name])
         for name in ("file_bytes", "seconds_an_item", "predicted_seconds_an_item", "peak_bytes")
     }
-    rest = 2 * (VOCABULARY - 30_522) * SHAPE["hidden_size"]
+    rest = 2 * (VOCABULARY - vocabulary) * SHAPE["hidden_size"]
     return {
         **whole,
         "file_bytes": whole["file_bytes"] + rest,

@@ -10,6 +10,7 @@ bound is the matrix product by itself, in the same blocks; ``product and pass`` 
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def main() -> None:
     with memory:
         ranked = take_turns({"rank": large.rank}, 1)["rank"]
     bound = take_turns({"product": large.product}, 1)["product"]
-    results = {
+    results: dict[str, Any] = {
         "users_and_items": SCIENTIFIC,
         "seconds": found,
         "times_the_product": faster(found, "rank", "product"),

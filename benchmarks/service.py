@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def _histories(recommender: Recommender) -> list[list[str]]:
 
 
 @contextmanager
-def _serving(arguments: argparse.Namespace):
+def _serving(arguments: argparse.Namespace) -> Iterator[int]:
     options = ["--port", arguments.port, "--threads", arguments.threads, "--log-level", "warning"]
     command = [sys.executable, "-m", "iisan.cli", "serve", arguments.run, *options]
     service = subprocess.Popen(list(map(str, command)))

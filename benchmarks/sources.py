@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import polars as pl
@@ -94,7 +95,7 @@ def write_files(folder: Path, interactions: int) -> None:
                 timestamp=pl.col("timestamp") * 1000,
                 helpful_vote=pl.lit(0),
                 verified_purchase=pl.lit(True),
-            ).write_ndjson(reviews)
+            ).write_ndjson(cast(IO[bytes], reviews))
 
 
 def measure(folder: Path, name: str) -> dict[str, Cost]:

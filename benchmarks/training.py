@@ -117,7 +117,8 @@ def naive_loss(
 ) -> Tensor:
     """Loss of one batch, slot by slot: items [B, S + 1], states [B, S + 1, K, D]."""
     users, length = items.shape
-    embeddings = naive_items(network.items, image.flatten(0, 1), text.flatten(0, 1))
+    items_encoder: Any = network.items
+    embeddings = naive_items(items_encoder, image.flatten(0, 1), text.flatten(0, 1))
     grid = embeddings.unflatten(0, (users, length))
     mask = items != PAD
     queries = network.sequence(grid[:, :-1] * mask[:, :-1, None], mask[:, :-1])
@@ -211,7 +212,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_data(arguments, folder)
-        results = {"loss_difference": loss_difference(folder), "threads": {}}
+        results: dict[str, Any] = {"loss_difference": loss_difference(folder), "threads": {}}
         for threads in arguments.threads:
             results["threads"][str(threads)] = measure(arguments, folder, threads)
     lines = [
@@ -289,7 +290,7 @@ def loss_difference(folder: Path) -> float:
     popularity = torch.from_numpy(batches.popularity).float()
     network.eval()
     chosen = np.arange(USERS)
-    rows = [slots[row] for row in chosen]
+    rows = [slots[row] for row in chosen.tolist()]
     with torch.no_grad():
         theirs = naive_loss(network, popularity, *(torch.stack(part) for part in zip(*rows, strict=True)))
         ours = batch_loss(network, batches.collate(chosen, np.empty(0, np.int64)), "mean")

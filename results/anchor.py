@@ -42,7 +42,7 @@ def frame_of_learned(run: Run) -> pl.DataFrame:
         train_counts=split.train_counts(),
         user_ids=dataset.user_ids,
         item_ids=dataset.items[ITEM_ID],
-        coverage_k=None,
+        list_length=None,
     )
     return found.per_user
 

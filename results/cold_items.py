@@ -85,7 +85,7 @@ def ranked(run: Run, held: pl.Series, data: Path, out: Path) -> pl.DataFrame:
         train_counts=split.train_counts(),
         user_ids=dataset.user_ids,
         item_ids=grown.items[ITEM_ID],
-        coverage_k=None,
+        list_length=None,
     ).per_user
 
 

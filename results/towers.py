@@ -10,6 +10,7 @@ import json
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from iisan.demo.catalogue import generate
 from iisan.demo.run import ENCODERS, demo_dataset
@@ -53,7 +54,7 @@ SEEDS = range(3)
 def main(work: Path) -> None:
     """Prepare the catalogue, train, and write the records that ``make.py`` reads."""
     cache(demo_dataset(generate(), work), work / "states", {name: str(ENCODERS / name) for name in (IMAGE, TEXT)})
-    records = []
+    records: list[dict[str, Any]] = []
     for (settings, changes), (towers, (base, *own)), seed in product(SETTINGS.items(), TOWERS.items(), SEEDS):
         config = recipe(base).override((*ALL, *own, *changes, f"training.seed={seed}"))
         config = config.model_copy(update={"dataset": work / "dataset", "states": work / "states"})
