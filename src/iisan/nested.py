@@ -106,6 +106,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def closest(key: str, known: Sequence[str]) -> str:
+    """Suggest the known key that an unknown one resembles, or else all of them."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+
+
 def expected_of(error: ErrorDetails) -> str:
     """Say what a value should have been, to stand after "expected"."""
     match error:
@@ -122,8 +128,7 @@ def explained(error: ErrorDetails, known: Sequence[str]) -> ConfigError:
     key = ".".join(part for part in map(str, error["loc"]) if part.isidentifier() or part.isdigit())
     value = error["input"]
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        hint = closest(key, known)
         if (new := new_name(key)) is not None:
             hint = f"it is now '{new}'" if new else "it was removed: leave it out"
         return ConfigError(f"unknown configuration key '{key}'", "a known key", hint)

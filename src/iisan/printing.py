@@ -65,17 +65,14 @@ _LIST_METRICS = {
 
 
 def print_evaluations(
+    whose: str,
     evaluation: "Evaluation",
-    evaluations: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, Mapping[str, float]],
     cutoffs: Sequence[int],
     shown: Sequence[str],
-    whose: str,
     intervals: Mapping[str, tuple[float, float]],
 ) -> None:
-    """Print the metrics of scorers side by side, with their protocol, and the intervals of one of them.
-
-    ``evaluation`` is that one, of ``whose`` scorer, and ``evaluations`` are the metrics of all.
-    """
+    """Print ``metrics`` of scorers side by side, and the protocol and ``intervals`` of one, the run ``whose``."""
 
     def print_metrics(title: str, columns: Mapping[str, tuple[str, float]]) -> None:
         rows = [
@@ -83,11 +80,11 @@ def print_evaluations(
                 scorer,
                 *(f"{factor * own[name]:.2f}" if name in own else "–" for name, (_, factor) in columns.items()),
             ]
-            for scorer, own in evaluations.items()
+            for scorer, own in metrics.items()
         ]
         print_table(title, ["", *(f"{label}#" for label, _ in columns.values())], rows)
 
-    own = evaluations[whose]
+    own = metrics[whose]
     print_metrics(f"{evaluation.protocol}; in %", {name: (_label(name), 100) for name in shown})
     if evaluation.future:
         print(f"future: {evaluation.future}")

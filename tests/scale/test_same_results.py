@@ -11,7 +11,6 @@ from iisan.api import Recommender
 from iisan.data.dataset import Dataset
 from iisan.encoders.load import load_encoder
 from iisan.errors import ClusterError, DataError
-from iisan.recipes import recipe
 from iisan.scale.extraction import ClusterJob
 from iisan.serve import batch
 from iisan.states.caching import cache
@@ -93,8 +92,7 @@ def test_an_item_that_cannot_be_read_is_named(prepared, cluster, tmp_path, monke
 def trained(prepared, tmp_path_factory):
     out = tmp_path_factory.mktemp("lists") / "run"
     quick = ["training.epochs=1", "training.batch_size=16", "loss.negatives=5"]
-    folders = {"dataset": prepared.dataset, "states": prepared.states}
-    train(recipe("default").model_copy(update=folders).override(quick), out)
+    train(prepared.config("default", *quick), out)
     return out
 
 

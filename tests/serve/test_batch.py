@@ -12,7 +12,6 @@ from iisan.api import Recommender
 from iisan.data.dataset import Dataset
 from iisan.errors import ConfigError, DataError, RunError
 from iisan.files import locked
-from iisan.recipes import recipe
 from iisan.serve import batch
 from iisan.serve.items import remove_items
 from iisan.serve.lists import ListMaker
@@ -26,8 +25,7 @@ def trained(prepared, tmp_path_factory):
     """A run of a learned part and an anchor."""
     out = tmp_path_factory.mktemp("batch") / "run"
     quick = ["training.epochs=1", "training.batch_size=16", "loss.negatives=5"]
-    folders = {"dataset": prepared.dataset, "states": prepared.states}
-    train(recipe("default").model_copy(update=folders).override(quick), out)
+    train(prepared.config("default", *quick), out)
     return out
 
 

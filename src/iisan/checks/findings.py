@@ -14,6 +14,7 @@ from iisan.checks.subject import FEWEST, NotCheckedError, Outcome, Subject
 from iisan.data.splits import Queries
 from iisan.errors import ConfigError, StoreError
 from iisan.evaluate.evaluation import evaluate
+from iisan.evaluate.metrics import named_metrics
 from iisan.evaluate.probes import ChangedHistories, in_random_order, of_other_users
 from iisan.evaluate.ranks import top_k
 from iisan.evaluate.scorer import Scorer
@@ -54,7 +55,7 @@ def validation_and_test(subject: Subject) -> Outcome:
     for name, every in (("validation", subject.split.validation), ("test", subject.split.test)):
         queries = _enough(subject.ranked_of(every))
         frame = _per_user(subject, subject.run.scorer, queries)
-        mean = compare([frame], [frame], metric).mean_a
+        mean = named_metrics(frame, [metric])[metric]
         low, high = intervals(frame, [metric])[metric]
         values[name] = {"mean": mean, "low": low, "high": high, "queries": len(queries)}
         texts.append(f"{name} {mean:.2%} ({low:.2%} to {high:.2%}, {queries})")

@@ -228,7 +228,7 @@ def evaluate(
         rows[own] |= {"intervals": found, "future": evaluations[own].future}
         print_json(rows)
         return
-    print_evaluations(evaluations[own], values, config.evaluation.cutoffs, shown, own, found)
+    print_evaluations(own, evaluations[own], values, config.evaluation.cutoffs, shown, found)
     for column, group in groups.items():
         print_groups(column, own, group.metrics(frame, shown, with_intervals=True), shown)
 

@@ -98,8 +98,8 @@ def assemble(
 
     Image paths are relative to ``image_root``, unless ``options.images`` names their folder. The columns are
     those of :func:`item_roles` and :func:`interaction_roles`, in tables of given ``queries`` those of
-    :func:`iisan.data.queries.query_roles`, in one of ``held_out`` users
-    ``user_id`` and ``subset``. No filter applies to queries.
+    :func:`iisan.data.queries.query_roles`, in one of ``held_out`` users ``user_id`` and ``subset``. No filter
+    applies to queries.
 
     Raises:
         DataError: A bad row (policy ``stop``), an invalid name of a further column, different events or weights

@@ -164,6 +164,13 @@ def check_length(k: int) -> None:
         raise ConfigError(f"lists of {k!r} items", "1 item or more", "ask for a positive number of items")
 
 
+def check_scores(scores: Tensor, of: str) -> None:
+    """Raise a ``RunError`` if a score is NaN or +inf; ``of`` names the items."""
+    if not scores.max() < torch.inf:
+        got = f"a score of {of} is NaN or infinite"
+        raise RunError(got, "finite scores, or -inf for an item that must not be recommended", DIVERGED)
+
+
 def _width(scorer: ItemScores, block: int) -> int:
     if not 1 <= block <= MAX_BLOCK:
         raise ConfigError(f"blocks of {block} items", f"1 to {MAX_BLOCK}", "choose a block such as 32768")
@@ -198,9 +205,7 @@ def _blocks(
         # The last block overlaps the one before instead of being shorter, so that all calls have one shape.
         origin = min(first, scorer.num_items - width)
         scores = scorer.score(query, slice(origin, origin + width))
-        if not scores.max() < torch.inf:
-            got = f"a score of items {origin} to {origin + width - 1} is NaN or infinite"
-            raise RunError(got, "finite scores, or -inf for an item that must not be recommended", DIVERGED)
+        check_scores(scores, f"items {origin} to {origin + width - 1}")
         here = slice(*np.searchsorted(items, (first, origin + width)))
         scores[_indices(rows[here], items[here] - origin, scores.device)] = -torch.inf
         yield first, scores[:, first - origin :]

@@ -10,10 +10,10 @@ import torch
 from iisan.config import Policy
 from iisan.data.sequences import Index
 from iisan.data.splits import Queries
-from iisan.errors import ConfigError, RunError
+from iisan.errors import ConfigError
 from iisan.evaluate.metrics import Ranks, target_seen
-from iisan.evaluate.ranks import batches
-from iisan.evaluate.scorer import DIVERGED, Scorer
+from iisan.evaluate.ranks import batches, check_scores
+from iisan.evaluate.scorer import Scorer
 
 #: Prefix of metrics of sampled ranks.
 SAMPLED = "sampled_"
@@ -67,9 +67,7 @@ def rank_among_sampled(scorer: Scorer, queries: Queries, count: int, policy: Pol
         items, columns = np.unique(candidates, return_inverse=True)
         # All from one call, so that equal items tie exactly.
         scores = scorer.score(query, torch.from_numpy(items)).cpu()
-        if not scores.max() < torch.inf:
-            got = "a score of a sampled item is NaN or infinite"
-            raise RunError(got, "finite scores, or -inf for an item that must not be recommended", DIVERGED)
+        check_scores(scores, "a sampled item")
         own = scores.gather(1, torch.from_numpy(columns.reshape(candidates.shape))).numpy()
         above[rows] = (own[:, 1:] > own[:, :1]).sum(1)
         ties[rows] = (own == own[:, :1]).sum(1)

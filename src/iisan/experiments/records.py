@@ -150,18 +150,18 @@ class Row:
         return not all(run.stopped_early for run in self.runs)
 
 
-def read_records(paths: Iterable[str | Path]) -> list[Record]:
+def read_records(paths: Iterable[str | Path], required: bool = True) -> list[Record]:
     """Read records from files, and from folders and all that is below them, in the order of their names.
 
     JSON of another kind is skipped; a file that is reached twice counts once.
 
     Raises:
-        ConfigError: A path that does not exist, or no record at all.
+        ConfigError: A path that does not exist, or no record at all where one is ``required``.
         RunError: A file that is not JSON, or a record that is damaged or of a newer schema.
     """
     paths = list(paths)
     found = [_record(path, value) for path, value in json_of_kind(paths, KIND, SCHEMA)]
-    if not found:
+    if required and not found:
         places = ", ".join(f"'{path}'" for path in paths) or "no path at all"
         raise ConfigError(f"no record in {places}", f'JSON files with "kind": "{KIND}"', CURE)
     return found

@@ -15,9 +15,7 @@ from iisan.evaluate.significance import paired_t
 from iisan.evaluate.tpme import PAPER, Measurement, tpme, winners
 from iisan.experiments import charts
 from iisan.experiments.records import (
-    KIND,
     MISSING,
-    SCHEMA,
     Record,
     Row,
     failures,
@@ -95,8 +93,7 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> Path:
     others = [path for path in given if path not in studies]
     results = [read_result(study) for study in studies]
     checks = [_check(path, value) for path, value in json_of_kind(others, check.KIND, check.SCHEMA)]
-    optional = bool(studies or checks) and not any(json_of_kind(others, KIND, SCHEMA))
-    records = [] if optional else read_records(others)
+    records = read_records(others, required=not (studies or checks))
     try:
         import jinja2
     except ImportError:

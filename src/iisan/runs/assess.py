@@ -89,7 +89,7 @@ def assess(
     the interactions that it was trained on. If the dataset has changed since, the protocol says so.
 
     With a file of ``queries`` (see :func:`iisan.data.queries.read_queries`), these are evaluated instead of a
-    subset, under the run's own split.
+    subset, under the run's own split. ``sampled`` is as in ``evaluate``.
 
     Returns:
         Name -> evaluation; the run comes last, under its recipe's name.

@@ -80,7 +80,7 @@ def start_from(run: Run, setup: Setup) -> int:
     same_data = run.trained_on(setup.dataset)
     if same_data and (before := str(setup.dataset.split(run.config.evaluation))) != (now := str(setup.split)):
         got = f"the run in '{run.folder}' was trained on this dataset under the split {before}, not {now}"
-        cure = "take its evaluation.split and settings of that, or train a new run without --from"
+        cure = "set evaluation.split, shares and held_out_seed as in that run, or train a new run without --from"
         raise RunError(got, "the same split, so that no target was trained on", cure)
     saved, rows = run.weights(), _rows_in(run, setup.dataset)
     known = torch.from_numpy(rows != PAD)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iisan.errors import RunError
+from iisan.evaluate.metrics import REPORTED
 from iisan.files import read_manifest
 
 KIND = "iisan-study"
@@ -47,9 +48,7 @@ def counted(result: Mapping[str, Any]) -> str:
 def tested(result: Mapping[str, Any]) -> str:
     """Test metrics at the objective's cut-off: ``HR@10 10.32 ± 0.11 %, … (seeds 0, 1, 2)``."""
     cutoff = result["objective"].partition("@")[2]
-    spreads = {
-        name.upper(): result["test"][name] for name in (f"{kind}@{cutoff}" for kind in ("hr", "ndcg", "mrr"))
-    }
+    spreads = {name.upper(): result["test"][name] for name in (f"{kind}@{cutoff}" for kind in REPORTED)}
     values = ", ".join(
         f"{name} {100 * each['mean']:.2f}" + (f" ± {100 * each['deviation']:.2f} %" if each["count"] > 1 else " %")
         for name, each in spreads.items()

@@ -1,6 +1,5 @@
 """Search spaces: which settings a study varies, read from YAML and checked against the configuration."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from functools import reduce
@@ -19,7 +18,7 @@ from pydantic import (
 
 from iisan.config import FOLDERS, Config, Section
 from iisan.errors import ConfigError
-from iisan.nested import expected_of, flatten, read_yaml
+from iisan.nested import closest, expected_of, flatten, read_yaml
 from iisan.recipes import recipe
 
 
@@ -139,8 +138,7 @@ def read_space(path: Path) -> Space:
     key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("Range", "function-after")))
     if error["type"] == "extra_forbidden":
         known = [*Range.model_fields] if key.startswith("space.") else [*Space.model_fields]
-        close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        hint = closest(key.rpartition(".")[2], known)
         raise ConfigError(f"'{path}' has the unknown key '{key}'", "a known key", hint)
     if error["type"] == "missing":
         raise ConfigError(f"'{path}' lacks '{key}'", "a search space", "add it")
