@@ -91,10 +91,15 @@ def test_an_interrupted_extraction_goes_on_elsewhere(bucket, prepared, model_fol
     dataset = Dataset.load(prepared.dataset)
     models, add = {"text": str(model_folders["bert"])}, StateWriter.add
 
+    def shards_there():
+        manifests = [key for key in bucket.keys("states") if key.endswith("manifest.json")]
+        return sum(len(json.loads(bucket[key])["shards"]) for key in manifests)
+
     def interrupted(self, *rest):
         if len(self.manifest.shards) == 2:
-            deadline = time.monotonic() + 20
-            while time.monotonic() < deadline and not any("shard-00001" in key for key in bucket.keys("states")):
+            # A shard is there once the manifest, which is uploaded last, names it.
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and shards_there() < 2:
                 time.sleep(0.05)
             raise KeyboardInterrupt
         add(self, *rest)

@@ -199,7 +199,7 @@ def test_what_a_running_command_finished_is_uploaded_before_its_end(bucket, monk
         for shard in range(3):
             write(folder, **{f"shard-{shard}": "s" * shard})
             write_json(folder / "manifest.json", {"shards": shard + 1})
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
                 keys = bucket.keys("out")
                 named = json.loads(bucket["out/manifest.json"])["shards"] if "out/manifest.json" in keys else 0
