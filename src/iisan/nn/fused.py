@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from iisan.nn.blocks import ACTIVATIONS, SANBlocks
 from iisan.nn.towers import Tower, TowerInputs
@@ -54,10 +55,7 @@ def _outputs_of_one_shape(
     ones = projections.new_ones(blocks[0].count)
     carry = torch.stack([ones if each.carry is None else each.carry for each in inputs], dim=1)
     shared_inputs, shared_state = _item_independent(blocks, inputs, carry)
-    biases = [
-        each.down.bias + (each.down.weight @ shared[..., None])[..., 0]
-        for each, shared in zip(blocks, shared_inputs.unbind(1), strict=True)
-    ]
+    biases = torch.stack([each.down.bias for each in blocks], dim=1)
     sources = [
         (owner, weight, hidden.values)
         for owner, each in enumerate(inputs)
@@ -66,7 +64,7 @@ def _outputs_of_one_shape(
     owners, mixing_weights, values = zip(*sources, strict=True)
     weights = [getattr(each, name).weight for name in ("down", "up") for each in blocks]
     states = _Recurrence.apply(
-        blocks[0].activation, owners, gated, carry, torch.stack(biases, dim=1), *weights, *mixing_weights, *values
+        blocks[0].activation, owners, gated, carry, biases, shared_inputs, *weights, *mixing_weights, *values
     )
     return states @ projections.to(states.dtype).mT + (projections @ shared_state[..., None]).mT
 
@@ -101,6 +99,7 @@ class _Recurrence(torch.autograd.Function):
         gated: Sequence[int],
         carry: Tensor,
         biases: Tensor,
+        shared: Tensor,
         *rest: Tensor,
     ) -> Tensor:
         """Run T towers on the hidden states of N pairs of tower and modality.
@@ -112,6 +111,7 @@ class _Recurrence(torch.autograd.Function):
             gated: Indices of the towers whose carry needs a gradient.
             carry: Weight of the previous state, ``[K, T]``.
             biases: Biases of ``down``, ``[K, T, H]``.
+            shared: Item-independent part of the blocks' inputs, ``[K, T, D]``, which enters as biases too.
             rest: Weights of ``down``, T times ``[K, H, D]``, and of ``up``, T times ``[K, D, H]``; mixing weights,
                 N times ``[K]`` or ``[K, U, 1]``; hidden states, N times ``[U, K, D]``.
 
@@ -122,6 +122,9 @@ class _Recurrence(torch.autograd.Function):
         ends = (0, towers, 2 * towers, towers + len(rest) // 2, len(rest))
         downs, ups, mixing_weights, hidden = (rest[start:end] for start, end in pairwise(ends))
         items, dtype = len(hidden[0]), hidden[0].dtype
+        biases = biases + torch.stack(
+            [vecdot(each, x[:, None]) for each, x in zip(downs, shared.unbind(1), strict=True)], dim=1
+        )
         down, up = (torch.stack([each.to(dtype) for each in maps], dim=1) for maps in (downs, ups))
         factors, weights = carry.to(dtype)[..., None, None], [each.to(dtype).unbind() for each in mixing_weights]
         firsts = [owner not in owners[:number] for number, owner in enumerate(owners)]
@@ -136,33 +139,40 @@ class _Recurrence(torch.autograd.Function):
                     x[owner].addcmul_(values[:, level], weight[level])
             if level:
                 x.addcmul_(mixed[level - 1], factors[level])
-                x.baddbmm_(activated[level - 1] * factors[level], up[level - 1].mT)
-            torch.add(torch.bmm(x, down[level].mT), biases[level][:, None], out=inside[level])
+                _multiply(activated[level - 1] * factors[level], up[level - 1].mT, out=x, add=True)
+            products = _multiply(x, down[level].mT, out=activated[level])
+            torch.add(products, biases[level][:, None], out=inside[level])
             activated[level] = ACTIVATIONS[activation](inside[level])
         context.activation, context.owners, context.gated = activation, owners, gated
-        context.save_for_backward(carry, down, up, mixed, inside, activated, *mixing_weights, *hidden)
-        return torch.baddbmm(mixed[-1], activated[-1], up[-1].mT)
+        context.save_for_backward(
+            carry, shared, down, up, mixed, inside, activated, *downs, *mixing_weights, *hidden
+        )
+        return _multiply(activated[-1], up[-1].mT, out=mixed[-1].clone(), add=True)
 
     @staticmethod
     def backward(context: Any, grad: Tensor) -> tuple[Any, ...]:
-        carry, down, up, mixed, inside, activated, *saved = context.saved_tensors
-        mixing_weights, hidden = saved[: len(context.owners)], saved[len(context.owners) :]
+        carry, shared, down, up, mixed, inside, activated, *saved = context.saved_tensors
+        towers, pairs = carry.shape[1], len(context.owners)
+        downs, mixing_weights, hidden = saved[:towers], saved[towers : towers + pairs], saved[towers + pairs :]
         factors, weights = carry.to(down.dtype)[..., None, None], [each.to(down.dtype) for each in mixing_weights]
         grad_carry, grad_weights = torch.zeros_like(carry), [torch.empty_like(each) for each in mixing_weights]
         wanted = context.needs_input_grad[-len(hidden) :]
         grad_hidden = [torch.empty_like(each) if need else None for each, need in zip(hidden, wanted, strict=True)]
-        grad_down, grad_up, grad_inside, grad_activated = (
-            torch.empty_like(each) for each in (down, up, inside, activated)
+        grad_inside, grad_activated = torch.empty_like(inside), torch.empty_like(activated)
+        # Tower by tower in memory, as the parameters are.
+        grad_down, grad_up = (
+            torch.empty_like(each.transpose(0, 1), memory_format=torch.contiguous_format).transpose(0, 1)
+            for each in (down, up)
         )
         grad, last = grad.contiguous(), len(mixed) - 1
-        through = torch.bmm(grad, up[last], out=grad_activated[last])
+        through = _multiply(grad, up[last], out=grad_activated[last])
         for level in range(last, -1, -1):
-            torch.bmm(grad.mT, activated[level], out=grad_up[level])
+            _multiply(grad.mT, activated[level], out=grad_up[level])
             grad_inside[level] = ACTIVATION_GRADIENTS[context.activation](through.to(inside.dtype), inside[level])
             low = grad_inside[level].to(down.dtype)
-            torch.bmm(low.mT, mixed[level], out=grad_down[level])
+            _multiply(low.mT, mixed[level], out=grad_down[level])
             # The incoming gradient must not be overwritten.
-            grad = torch.baddbmm(grad, low, down[level]) if level == last else grad.baddbmm_(low, down[level])
+            grad = _multiply(low, down[level], out=grad.clone() if level == last else grad, add=True)
             for owner, weight, values, grad_weight, grad_values in zip(
                 context.owners, weights, hidden, grad_weights, grad_hidden, strict=True
             ):
@@ -170,11 +180,28 @@ class _Recurrence(torch.autograd.Function):
                 if grad_values is not None:
                     torch.mul(grad[owner], weight[level], out=grad_values[:, level])
             if level:
-                through = torch.bmm(grad, up[level - 1], out=grad_activated[level - 1]) * factors[level]
+                through = _multiply(grad, up[level - 1], out=grad_activated[level - 1]) * factors[level]
                 for tower in context.gated:
                     grad_carry[level, tower] = (grad[tower] * mixed[level - 1, tower]).sum()
                     grad[tower].mul_(factors[level, tower])
         # A previous state is the sum of its block's input, handled above, and output.
         grad_carry[1:] += (grad_activated * activated)[:-1].sum((2, 3))
-        grad_maps = [each.to(inside.dtype) for weight in (grad_down, grad_up) for each in weight.unbind(1)]
-        return None, None, None, grad_carry, grad_inside.sum(2), *grad_maps, *grad_weights, *grad_hidden
+        grad_biases = grad_inside.sum(2)
+        grad_down, grad_up = grad_down.to(inside.dtype), grad_up.to(inside.dtype)
+        grad_down.addcmul_(grad_biases[..., None], shared[:, :, None])
+        grad_shared = torch.stack(
+            [vecdot(each, x[..., None], dim=1) for each, x in zip(downs, grad_biases.unbind(1), strict=True)],
+            dim=1,
+        )
+        grad_maps = [*grad_down.unbind(1), *grad_up.unbind(1)]
+        return None, None, None, grad_carry, grad_biases, grad_shared, *grad_maps, *grad_weights, *grad_hidden
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Tensor:
+    """Write products of T matrices each to ``out``, or add them to it, and return it."""
+    # MKL gives every thread whole products of a batch: two threads are busy with three for as long as with four.
+    if out.device.type == "cpu" and out.dtype != torch.bfloat16:
+        for one, other, each in zip(left, right, out, strict=True):
+            each.addmm_(one, other, beta=int(add))
+        return out
+    return out.baddbmm_(left, right, beta=int(add))
