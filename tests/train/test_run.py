@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +29,7 @@ from iisan.runs import run as run_module
 from iisan.runs.assess import assess
 from iisan.runs.run import Run
 from iisan.train import loop
+from iisan.train.folder import write_config
 from iisan.train.run import train, train_and_validate
 from iisan.train.setup import build, resolve
 
@@ -247,6 +250,35 @@ def fit_with(validation, quick, tmp_path, *overrides):
 
     trainer = loop.Trainer(setup.network, batches, setup.config, validate, tmp_path)
     return trainer, trainer.fit(), seen
+
+
+def test_the_optimizer_is_that_of_torch():
+    torch.manual_seed(0)
+    found = []
+    for kind in (loop.Adam, torch.optim.Adam):
+        weights = [torch.linspace(-1, 1, 7).requires_grad_(), torch.ones(3, 2).requires_grad_()]
+        optimizer = kind([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.01}], fused=True)
+        for step in range(4):
+            if step == 2:
+                state = optimizer.state_dict()
+                optimizer = kind([{"params": [each]} for each in weights], fused=True)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad(set_to_none=True)
+            sum((each**3).sum() for each in weights).backward()
+            optimizer.step()
+        found.append([*weights, *(state["exp_avg_sq"] for state in optimizer.state.values())])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_training_does_not_wait_for_the_compiler_of_torch(quick, tmp_path):
+    write_config(tmp_path, quick("ids"))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from iisan.recipes import load_config; from iisan.train.run import train\n"
+        "train(load_config(sys.argv[1]), Path(sys.argv[2])); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    arguments = [str(tmp_path / "config.yaml"), str(tmp_path / "run")]
+    assert subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode == 0
 
 
 def test_training_stops_and_returns_the_best_epoch(quick, tmp_path):

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import inspect
 import itertools
 import json
 import math
@@ -73,6 +74,20 @@ def parameter_groups(
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
+class Adam(torch.optim.Adam):
+    """torch's fused Adam, as it is for programs that compile nothing.
+
+    torch's decorators, which only concern ``torch.compile``, import its compiler: a second at the start of every
+    training.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
 class Clock:
     """Interface for timing the stages of a step; this implementation does nothing."""
 
@@ -110,7 +125,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = next(self.network.items.parameters()).device
         groups = parameter_groups(self.network, self.config.optimizer, self.config.tuning.learning_rate)
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = Adam(groups, fused=True)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self._updates = 0
