@@ -35,7 +35,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# The benchmarks: `make bench DATA=… MODEL=…`, see benchmarks/README.md. `OUT` takes the results elsewhere.
+# Benchmarks of less than 20 minutes together, see benchmarks/README.md: `make bench DATA=… MODEL=…`. `OUT` takes the
+# results elsewhere.
 OUT ?= benchmarks/results
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/training.py $(DATA) $(MODEL) --out $(OUT)/training.json
@@ -43,9 +44,6 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/ranking.py --out $(OUT)/ranking.json
 	$(BIN)/python benchmarks/store.py --out $(OUT)/store.json
 	$(BIN)/python benchmarks/preparation.py --out $(OUT)/preparation.json
-	$(BIN)/python benchmarks/anchor.py --out $(OUT)/anchor.json
-	$(BIN)/python benchmarks/additions.py $(MODEL) --out $(OUT)/additions.json
-	$(BIN)/python benchmarks/quality.py $(DATA) $(MODEL) --out $(OUT)/quality.json
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -349,7 +349,7 @@ def test_in_bf16_a_whole_modality_and_one_that_some_items_lack():
     assert (error - error[some].mean(0))[some].square().mean().sqrt() < 0.02 * spread
 
 
-@pytest.mark.parametrize("level_norm", ["none", "layer"])
+@pytest.mark.parametrize("level_norm", ["none", "layer", "centred"])
 def test_in_bf16_items_keep_their_differences_from_a_large_mean(level_norm):
     """Rounded to bf16 as they are, these states would all be the same."""
     torch.manual_seed(7)
@@ -357,6 +357,8 @@ def test_in_bf16_items_keep_their_differences_from_a_large_mean(level_norm):
     network = SideNetwork(levels, widths, level_norm=level_norm)
     rows, large = torch.arange(items), 100 * torch.randn(3, 64)
     differences = {m: 0.1 * torch.randn(items, 3, 64).bfloat16() for m in levels}
+    for modality in levels if level_norm == "centred" else ():
+        network.norm.measure(modality, Hidden(differences[modality] + large, rows))
     whole = network(rows, {m: Hidden(differences[m] + large, rows) for m in levels})
     with torch.autocast("cpu", torch.bfloat16):
         stored = network(rows, {m: Hidden(differences[m], rows, large) for m in levels})
@@ -366,4 +368,4 @@ def test_in_bf16_items_keep_their_differences_from_a_large_mean(level_norm):
         (found - found.mean(0)).square().mean().sqrt()
         for found in (whole, stored - whole, live - whole, rounded - whole)
     )
-    assert max(errors[:2]) < 0.05 * spread < spread < errors[2]
+    assert max(errors[:2]) < 0.05 * spread < 0.5 * spread < errors[2]

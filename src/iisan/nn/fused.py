@@ -13,7 +13,7 @@ Legend: U items, K levels, D tower width, H bottleneck, E embedding width, T tow
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -128,7 +128,8 @@ class _Recurrence(torch.autograd.Function):
         down, up = (torch.stack([each.to(dtype) for each in maps], dim=1) for maps in (downs, ups))
         factors, weights = carry.to(dtype)[..., None, None], [each.to(dtype).unbind() for each in mixing_weights]
         firsts = [owner not in owners[:number] for number, owner in enumerate(owners)]
-        mixed = down.new_empty(count, towers, items, down.shape[-1])
+        # A tensor for each level: the C library keeps freed memory of up to 32 MB for the next step.
+        mixed = [down.new_empty(towers, items, down.shape[-1]) for _ in range(count)]
         inside = biases.new_empty(count, towers, items, down.shape[-2])
         activated = torch.empty_like(inside, dtype=dtype)
         for level, x in enumerate(mixed):
@@ -145,15 +146,15 @@ class _Recurrence(torch.autograd.Function):
             activated[level] = ACTIVATIONS[activation](inside[level])
         context.activation, context.owners, context.gated = activation, owners, gated
         context.save_for_backward(
-            carry, shared, down, up, mixed, inside, activated, *downs, *mixing_weights, *hidden
+            carry, shared, down, up, inside, activated, *mixed, *downs, *mixing_weights, *hidden
         )
         return _multiply(activated[-1], up[-1].mT, out=mixed[-1].clone(), add=True)
 
     @staticmethod
     def backward(context: Any, grad: Tensor) -> tuple[Any, ...]:
-        carry, shared, down, up, mixed, inside, activated, *saved = context.saved_tensors
-        towers, pairs = carry.shape[1], len(context.owners)
-        downs, mixing_weights, hidden = saved[:towers], saved[towers : towers + pairs], saved[towers + pairs :]
+        carry, shared, down, up, inside, activated, *saved = context.saved_tensors
+        ends = accumulate((0, *carry.shape, len(context.owners), len(context.owners)))
+        mixed, downs, mixing_weights, hidden = (saved[start:end] for start, end in pairwise(ends))
         factors, weights = carry.to(down.dtype)[..., None, None], [each.to(down.dtype) for each in mixing_weights]
         grad_carry, grad_weights = torch.zeros_like(carry), [torch.empty_like(each) for each in mixing_weights]
         wanted = context.needs_input_grad[-len(hidden) :]
@@ -182,7 +183,7 @@ class _Recurrence(torch.autograd.Function):
             if level:
                 through = _multiply(grad, up[level - 1], out=grad_activated[level - 1]) * factors[level]
                 for tower in context.gated:
-                    grad_carry[level, tower] = (grad[tower] * mixed[level - 1, tower]).sum()
+                    grad_carry[level, tower] = (grad[tower] * mixed[level - 1][tower]).sum()
                     grad[tower].mul_(factors[level, tower])
         # A previous state is the sum of its block's input, handled above, and output.
         grad_carry[1:] += (grad_activated * activated)[:-1].sum((2, 3))

@@ -50,7 +50,9 @@ class Hidden(NamedTuple):
 
     def centred_on(self, mean: Tensor) -> "Hidden":
         """Return the differences of the states from a mean ``[K, D]``, in fp32."""
-        return Hidden(self.whole() - mean, self.positions)
+        # The means are subtracted from each other first, as every pass over the states takes as long as a product.
+        between = mean if self.mean is None else mean - self.mean
+        return Hidden(self.values - between, self.positions)
 
     def normalised(self) -> "Hidden":
         """Return each state normalised over its D channels, without parameters, split as before."""
@@ -85,18 +87,21 @@ class LevelNorm(nn.Module):
         """Set the mean of ``centred`` for a modality to that of some items' states."""
         dict(self.named_buffers())[_MEAN + name].copy_(hidden.whole().mean(0))
 
-    def forward(self, states: Mapping[str, Hidden]) -> Mapping[str, Hidden]:
-        """Normalise the states of each modality."""
-        match self.kind:
-            case "none":
-                return states
-            case "layer":
-                return {name: hidden.normalised() for name, hidden in states.items()}
-            case "centred":
-                means = dict(self.named_buffers())
-                return {
-                    name: hidden.centred_on(means[_MEAN + name]).normalised() for name, hidden in states.items()
-                }
+    def forward(self, states: Mapping[str, Hidden], dtype: torch.dtype) -> Mapping[str, Hidden]:
+        """Normalise the states of each modality; values have a dtype, see ``Hidden.centred``."""
+        means = dict(self.named_buffers())
+        found = {}
+        for name, hidden in states.items():
+            match self.kind:
+                case "none":
+                    found[name] = hidden.centred(dtype)
+                case "layer":
+                    found[name] = hidden.normalised().centred(dtype)
+                case "centred":
+                    # Their mean is close to zero already.
+                    normalised = hidden.centred_on(means[_MEAN + name]).normalised()
+                    found[name] = normalised._replace(values=normalised.values.to(dtype))
+        return found
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

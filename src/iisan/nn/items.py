@@ -125,12 +125,11 @@ class SideNetwork(nn.Module):
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """Return embeddings ``[U, E]``."""
-        states = self.norm(states)
         dtype = precision(rows.device, self.fusion.linear.weight.dtype)
         # Tensors as large as the hidden states have their precision, all others that of the parameters.
         with without_autocast(rows.device):
             projections = [self._projection(name, dtype) for name in self.towers]
-            states = {name: hidden.centred(dtype) for name, hidden in states.items()}
+            states = self.norm(states, dtype)
             across, present_items = self._across_modalities(states, len(rows))
             towers: list[Any] = list(self.towers.values())
             inputs = [
@@ -198,9 +197,10 @@ class Projection(nn.Module):
 
     def forward(self, rows: Tensor, states: States) -> Tensor:
         """Return embeddings ``[U, E]`` of the last level of the states."""
+        dtype = precision(rows.device, self.fusion.linear.weight.dtype)
         parts = {
             name: (nn.functional.gelu(self.projections[name](hidden.whole()[:, -1])), hidden.positions)
-            for name, hidden in self.norm(states).items()
+            for name, hidden in self.norm(states, dtype).items()
         }
         return self.fusion(parts, len(rows))
 
