@@ -22,6 +22,7 @@ from iisan.data.sequences import Index, Sequences
 from iisan.data.splits import Queries
 from iisan.evaluate.ranks import rank_targets
 from iisan.evaluate.scorer import EmbeddingScorer
+from iisan.machine import keep_freed_memory
 
 HISTORY = 10
 #: The learned part of ``default``, and its sum with an anchor and popularity.
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as ``iisan evaluate`` does
     threads, widths, lines = torch.get_num_threads(), {}, []
     for width in WIDTHS:
         found = measure(width, arguments.turns)

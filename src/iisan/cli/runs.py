@@ -55,6 +55,11 @@ def train(
     states: StatesOption = None,
     images: ImagesOption = None,
     settings: Set = None,
+    ray: RayOption = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that train on the cluster of --ray. Defaults to all that fit."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model and evaluate its best epoch. Resumes an interrupted run."""
@@ -68,10 +73,21 @@ def train(
         raise ConfigError(
             "neither or both of CONFIG and --from are given", "one of them", "name a recipe, a YAML file or a run"
         )
+    if processes is not None and ray is None:
+        raise ConfigError(
+            "--processes without --ray", "a cluster that they run on", "add --ray local, or use torchrun"
+        )
     earlier, overrides = Run.load(start) if start is not None else None, settings or []
     chosen = earlier.config.override(overrides) if earlier else load_config(str(config), overrides)
     chosen = chosen.model_copy(update=given(dataset=dataset, states=states, images=images))
-    result = train_run(chosen, out, say=say_to(as_json), start=earlier)
+    say = say_to(as_json)
+    with cluster_at(ray, say) as cluster:
+        if cluster is None:
+            result = train_run(chosen, out, say=say, start=earlier)
+        else:
+            from iisan.scale.training import train_on
+
+            result = train_on(cluster, chosen, out, processes, start)
     if not first_process():
         return
     if as_json:
@@ -185,10 +201,12 @@ def evaluate(
     from iisan.evaluate.groups import column_of, group_by
     from iisan.evaluate.metrics import named_metrics, parse_metric
     from iisan.evaluate.significance import intervals
+    from iisan.machine import keep_freed_memory
     from iisan.runs.assess import assess, read_users
     from iisan.runs.run import Run
     from iisan.states.configured import open_dataset
 
+    keep_freed_memory()
     check_ending(out, FRAMES)
     if queries is not None and (subset or split or shares):
         got = f"--queries together with {'--subset' if subset else '--split' if split else '--shares'}"

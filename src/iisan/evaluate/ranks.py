@@ -166,7 +166,8 @@ def check_length(k: int) -> None:
 
 def check_scores(scores: Tensor, of: str) -> None:
     """Raise a ``RunError`` if a score is NaN or +inf; ``of`` names the items."""
-    if not scores.max() < torch.inf:
+    # amax copies no scores that lie apart in memory, as max does.
+    if not scores.amax() < torch.inf:
         got = f"a score of {of} is NaN or infinite"
         raise RunError(got, "finite scores, or -inf for an item that must not be recommended", DIVERGED)
 

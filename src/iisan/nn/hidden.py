@@ -49,10 +49,11 @@ class Hidden(NamedTuple):
         return self._replace(values=(self.values - mean).to(dtype), mean=mean)
 
     def centred_on(self, mean: Tensor) -> "Hidden":
-        """Return the differences of the states from a mean ``[K, D]``, in fp32."""
-        # The means are subtracted from each other first, as every pass over the states takes as long as a product.
+        """Return the differences of the states from a mean ``[K, D]``, in the precision of the values."""
+        # The means are subtracted from each other first: a pass over all states costs as much as a product, and
+        # what is left is as small as the differences between items.
         between = mean if self.mean is None else mean - self.mean
-        return Hidden(self.values - between, self.positions)
+        return Hidden(self.values - between.to(self.values.dtype), self.positions)
 
     def normalised(self) -> "Hidden":
         """Return each state normalised over its D channels, without parameters, split as before."""

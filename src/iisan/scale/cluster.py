@@ -22,6 +22,8 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise workers of a local cluster wait for whatever else the machine does.
     "RAY_worker_niceness": "0",
+    # Paths stay those of the command in the processes of a training.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ray's next default, about whose change it warns.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

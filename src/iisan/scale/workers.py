@@ -218,30 +218,43 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name).partition("+")[0] for name in _LIBRARIES}
 
 
-def _worker_class() -> type:
-    """The class of a worker.
+def version_check() -> Callable[[dict[str, str]], tuple[str, str, str] | None]:
+    """Return a function that compares versions with those of a worker; it returns the parts of an error, or None.
 
-    Ray sends a class within a function as code; one that is imported by name could not even say that a worker has
-    another version of its module, or none.
+    Ray sends functions and classes within a function as code; one that is imported by name could not even say that
+    a worker has another version of its module, or none.
     """
+
+    def different(wanted: dict[str, str]) -> tuple[str, str, str] | None:
+        import contextlib
+        import importlib.metadata
+
+        for library, expected in wanted.items():
+            found = "none"
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found = importlib.metadata.version(library).partition("+")[0]
+            if found != expected:
+                cure = "install the same versions on all machines of the cluster"
+                return f"the version of {library} is {found}", f"{expected}, as here", cure
+        return None
+
+    return different
+
+
+def _worker_class() -> type:
+    """The class of a worker, which Ray sends as code, see ``version_check``."""
+    different = version_check()
 
     class Worker:
         def start(
             self, wanted: dict[str, str], setup: list[Any], device: str, threads: int, preparing: int
         ) -> tuple[str, tuple[str, str, str] | None]:
-            import contextlib
-            import importlib.metadata
             import os
             import socket
 
             name = f"{socket.gethostname()}:{os.getpid()}"
-            for library, expected in wanted.items():
-                found = "none"
-                with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                    found = importlib.metadata.version(library).partition("+")[0]
-                if found != expected:
-                    cure = "install the same versions on all machines of the cluster"
-                    return name, (f"the version of {library} is {found}", f"{expected}, as here", cure)
+            if refusal := different(wanted):
+                return name, refusal
             import ray
             import torch
 

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from iisan.errors import ConfigError
 
 #: How long processes wait for each other: the first one alone fits the anchor, evaluates and writes.
-_PATIENCE = timedelta(days=1)
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
             got = f"training.device '{device}' for {size} processes"
             raise ConfigError(got, expected, "set training.device to cuda")
         torch.cuda.set_device(place)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), size)
     finally:
