@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from iisan.errors import ClusterError, RunError
+from iisan.scale import training
 from iisan.scale.training import train_on
 from iisan.train.run import train
 
@@ -65,6 +66,14 @@ def test_what_a_process_refuses_ends_the_command(prepared, cluster, tmp_path):
     with pytest.raises(RunError, match="is neither a run folder nor empty"):
         train_on(cluster, prepared.config("ids", *STEADY), tmp_path / "run", 2)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_another_version_is_named(prepared, cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "library_versions", lambda: {"torch": "0.1"})
+    with pytest.raises(
+        ClusterError, match=r"^on the machine .*, the version of torch is .*; expected 0\.1, as here"
+    ):
+        train_on(cluster, prepared.config("ids", *STEADY), tmp_path / "new" / "run", 1)
 
 
 def test_more_processes_than_fit_are_refused(prepared, cluster, tmp_path):

@@ -50,9 +50,10 @@ def train_on(
         raise ClusterError(f"{count} processes where there is room for {cluster}", "as many as fit", cure)
     cluster.say(f"training: {count} of {cluster}")
     config, out = resolve(config), out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
     task = (config.model_dump(mode="json"), str(out), start and str(start.resolve()), cluster.threads)
     epoch, losses = -1, 0
-    while (reason := _together(cluster, count, task)) is not None:
+    while (reason := _together(cluster, count, task, out)) is not None:
         epoch, before = _finished_epochs(out), epoch
         losses = losses + 1 if epoch == before else 1
         if losses == _TRIES:
@@ -67,7 +68,7 @@ def train_on(
     return result
 
 
-def _together(cluster: Cluster, count: int, task: tuple[Any, ...]) -> str | None:
+def _together(cluster: Cluster, count: int, task: tuple[Any, ...], out: Path) -> str | None:
     """Train to the end; return why processes were lost, or None."""
     try:
         from ray.train import RunConfig, ScalingConfig
@@ -83,8 +84,9 @@ def _together(cluster: Cluster, count: int, task: tuple[Any, ...]) -> str | None
     messages = Queue(actor_options={"num_cpus": 0})
     reader = threading.Thread(target=_read, args=(messages, cluster.say, refusals), daemon=True)
     reader.start()
-    # Ray Train's own files; checkpoints and results are in the run folder.
-    with tempfile.TemporaryDirectory(dir=Path(task[1]).parent, prefix=".ray-") as own:
+    # Ray Train's own files, which all machines must see; checkpoints and results are in the run folder.
+    shared = None if cluster.machines == 1 else out.parent
+    with tempfile.TemporaryDirectory(prefix=".ray-", dir=shared) as own:
         trainer = TorchTrainer(
             _process(),
             train_loop_config={"task": task, "versions": library_versions(), "messages": messages},
@@ -109,10 +111,13 @@ def _together(cluster: Cluster, count: int, task: tuple[Any, ...]) -> str | None
 def _read(messages: Any, say: Callable[[str], None], refusals: list[IisanError]) -> None:
     """Pass on what the processes say, until None."""
     while (message := messages.get()) is not None:
-        if isinstance(message, IisanError):
-            refusals.append(message)
-        else:
-            say(message)
+        match message:
+            case str():
+                say(message)
+            case IisanError():
+                refusals.append(message)
+            case _:
+                refusals.append(ClusterError(*message))
 
 
 def _finished_epochs(out: Path) -> int:
@@ -126,12 +131,12 @@ def _process() -> Callable[[dict[str, Any]], None]:
     different = version_check()
 
     def process(given: dict[str, Any]) -> None:
-        refusal = different(given["versions"])
-        if refusal:
-            from iisan.errors import ClusterError
+        import socket
 
-            given["messages"].put(ClusterError(*refusal))
-            raise RuntimeError(refusal[0])
+        if refusal := different(given["versions"]):
+            got, expected, cure = refusal
+            given["messages"].put((f"on the machine {socket.gethostname()}, {got}", expected, cure))
+            raise RuntimeError(got)
         from pathlib import Path
 
         import ray.train.torch
