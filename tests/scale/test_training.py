@@ -20,7 +20,7 @@ STEADY = (
     "training.device=cpu",
     "sequence.dropout=0",
     "training.batch_size=16",
-    "training.epochs=3",
+    "training.epochs=6",
     "loss.negatives=5",
 )
 
