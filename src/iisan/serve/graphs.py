@@ -129,7 +129,7 @@ class ItemGraph(nn.Module):
         items = torch.arange(inputs[0].shape[0])  # A length would be traced as a constant.
         given = zip(self.names, inputs, strict=False)
         states = {name: Hidden(_present(states, masks[name]), items) for name, states in given}
-        states = network.norm(states)
+        states = network.norm(states, torch.float32)
         parts = self._towers(states, masks) if isinstance(network, SideNetwork) else {}
         if isinstance(network, Projection):
             parts = {name: gelu(network.projections[name](states[name].whole()[:, -1])) for name in self.names}
