@@ -60,8 +60,8 @@ LEVELS = (0, 2, 4, 6, 8, 10, 12)
 WIDTH, USERS, LENGTH = 768, 64, 10
 #: Our sides, a recipe and a precision each.
 OURS = {
-    f"{label}, {precision}": (name, precision)
-    for name, label in (("reference", "iisan"), ("default", "default"))
+    f"{name}, {precision}": (name, precision)
+    for name in ("reference", "default")
     for precision in ("fp32", "bf16")
 }
 NAIVE = "the published design, re-created"
@@ -277,7 +277,7 @@ def measure(arguments: argparse.Namespace, folder: Path, threads: int) -> dict[s
     """All sides, in turns."""
     steps = {
         NAIVE: arguments.steps,
-        **{name: (5 if name.startswith("iisan") else 3) * arguments.steps for name in OURS},
+        **{name: (5 if name.startswith("reference") else 3) * arguments.steps for name in OURS},
     }
     context = multiprocessing.get_context("spawn")
     sides: dict[str, Callable[[], object]] = {}
@@ -300,7 +300,7 @@ def measure(arguments: argparse.Namespace, folder: Path, threads: int) -> dict[s
         "times_faster": {
             name: {kind: 5 * ratio for kind, ratio in faster(seconds, NAIVE, name).items()}
             for name in OURS
-            if name.startswith("iisan")
+            if name.startswith("reference")
         },
         "bounds": {name: bound(*prepared(folder, *side)) for name, side in OURS.items()},
     }
