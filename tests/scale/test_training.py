@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import queue
+import re
 from dataclasses import replace
 
 import psutil
@@ -68,12 +70,15 @@ def test_what_a_process_refuses_ends_the_command(prepared, cluster, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
-def test_another_version_is_named(prepared, cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "library_versions", lambda: {"torch": "0.1"})
-    with pytest.raises(
-        ClusterError, match=r"^on the machine .*, the version of torch is .*; expected 0\.1, as here"
-    ):
-        train_on(cluster, prepared.config("ids", *STEADY), tmp_path / "new" / "run", 1)
+def test_another_version_is_named():
+    messages, refusals = queue.Queue(), []
+    with pytest.raises(RuntimeError, match="the version of torch"):
+        training._process()({"versions": {"torch": "0.1"}, "messages": messages})
+    messages.put(None)
+    training._read(messages, print, refusals)
+    sentence = r"^on the machine .*, the version of torch is .*; expected 0\.1, as here: install the same versions"
+    assert re.match(sentence, str(refusals[0]))
+    assert isinstance(refusals[0], ClusterError)
 
 
 def test_more_processes_than_fit_are_refused(prepared, cluster, tmp_path):
