@@ -220,6 +220,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, 
     assert sorted(folder.rglob("*")) == before, "a test wrote into the shared folders"
 
 
+@pytest.fixture(scope="session")
+def anchored_run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a learned part and an anchor; no test may write into it."""
+    from iisan.train.run import train
+
+    out = tmp_path_factory.mktemp("anchored") / "run"
+    train(prepared.config("default", "training.epochs=1", "training.batch_size=16", "loss.negatives=5"), out)
+    return out
+
+
 @pytest.fixture
 def iisan(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -349,8 +349,9 @@ def test_in_bf16_a_whole_modality_and_one_that_some_items_lack():
     assert (error - error[some].mean(0))[some].square().mean().sqrt() < 0.02 * spread
 
 
-@pytest.mark.parametrize("level_norm", ["none", "layer", "centred"])
-def test_in_bf16_items_keep_their_differences_from_a_large_mean(level_norm):
+# Centred states have one size whatever is left of them, so what rounding adds is bounded by about the spread.
+@pytest.mark.parametrize(("level_norm", "lost"), [("none", 1.0), ("layer", 1.0), ("centred", 0.8)])
+def test_in_bf16_items_keep_their_differences_from_a_large_mean(level_norm, lost):
     """Rounded to bf16 as they are, these states would all be the same."""
     torch.manual_seed(7)
     levels, widths, items = {"image": 3, "text": 3}, {"image": 64, "text": 64}, 40
@@ -368,4 +369,4 @@ def test_in_bf16_items_keep_their_differences_from_a_large_mean(level_norm):
         (found - found.mean(0)).square().mean().sqrt()
         for found in (whole, stored - whole, live - whole, rounded - whole)
     )
-    assert max(errors[:2]) < 0.05 * spread < 0.5 * spread < errors[2]
+    assert max(errors[:2]) < 0.05 * spread < lost * spread < errors[2]

@@ -14,7 +14,6 @@ from iisan.errors import ClusterError, DataError
 from iisan.scale.extraction import ClusterJob
 from iisan.serve import batch
 from iisan.states.caching import cache
-from iisan.train.run import train
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -88,17 +87,9 @@ def test_an_item_that_cannot_be_read_is_named(prepared, cluster, tmp_path, monke
         )
 
 
-@pytest.fixture(scope="module")
-def trained(prepared, tmp_path_factory):
-    out = tmp_path_factory.mktemp("lists") / "run"
-    quick = ["training.epochs=1", "training.batch_size=16", "loss.negatives=5"]
-    train(prepared.config("default", *quick), out)
-    return out
-
-
-def test_the_lists_are_those_of_one_machine(trained, cluster, said, tmp_path, monkeypatch):
+def test_the_lists_are_those_of_one_machine(anchored_run, cluster, said, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "_USERS", 7)
-    recommender = Recommender.load(trained)
+    recommender = Recommender.load(anchored_run)
     options = {"where": {"item_id": [f"i{n}" for n in range(20)]}, "max_per": "text"}
     one = recommender.recommend_all(5, out=tmp_path / "one.parquet", **options).collect()
     recommender.recommend_all(5, out=tmp_path / "two.parquet", cluster=cluster, **options)
@@ -107,14 +98,14 @@ def test_the_lists_are_those_of_one_machine(trained, cluster, said, tmp_path, mo
     assert sum("recommending: 8 of 8 shards" in line for line in said) == 2
 
 
-def test_workers_with_another_run_are_refused(trained, cluster, tmp_path, monkeypatch):
+def test_workers_with_another_run_are_refused(anchored_run, cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("iisan.scale.lists.origin_of", lambda *_: {"run": "another"})
     with pytest.raises(ClusterError, match="have another run than on the machine of the command"):
-        Recommender.load(trained).recommend_all(out=tmp_path / "lists.parquet", cluster=cluster)
+        Recommender.load(anchored_run).recommend_all(out=tmp_path / "lists.parquet", cluster=cluster)
     assert not (tmp_path / "lists.parquet").exists()
 
 
-def test_a_cluster_is_for_all_users(trained, iisan, tmp_path):
-    code, _, err = iisan("recommend", trained, "--user", "u0", "--ray", "local")
+def test_a_cluster_is_for_all_users(anchored_run, iisan, tmp_path):
+    code, _, err = iisan("recommend", anchored_run, "--user", "u0", "--ray", "local")
     assert (code, err.count("\n")) == (2, 1)
     assert "--all-users" in err

@@ -15,18 +15,8 @@ from iisan.files import locked
 from iisan.serve import batch
 from iisan.serve.items import remove_items
 from iisan.serve.lists import ListMaker
-from iisan.train.run import train
 
 SHARDS = 8
-
-
-@pytest.fixture(scope="module")
-def trained(prepared, tmp_path_factory):
-    """A run of a learned part and an anchor."""
-    out = tmp_path_factory.mktemp("batch") / "run"
-    quick = ["training.epochs=1", "training.batch_size=16", "loss.negatives=5"]
-    train(prepared.config("default", *quick), out)
-    return out
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +26,8 @@ def small_shards(monkeypatch):
 
 
 @pytest.fixture
-def recommender(trained, tmp_path):
-    return Recommender.load(shutil.copytree(trained, tmp_path / "run"))
+def recommender(anchored_run, tmp_path):
+    return Recommender.load(shutil.copytree(anchored_run, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -51,9 +51,9 @@ def train_on(
     cluster.say(f"training: {count} of {cluster}")
     config, out = resolve(config), out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    task = (config.model_dump(mode="json"), str(out), start and str(start.resolve()), cluster.threads)
+    start = start and start.resolve()
     epoch, losses = -1, 0
-    while (reason := _together(cluster, count, task, out)) is not None:
+    while (reason := _together(cluster, count, config, out, start)) is not None:
         epoch, before = _finished_epochs(out), epoch
         losses = losses + 1 if epoch == before else 1
         if losses == _TRIES:
@@ -68,12 +68,11 @@ def train_on(
     return result
 
 
-def _together(cluster: Cluster, count: int, task: tuple[Any, ...], out: Path) -> str | None:
+def _together(cluster: Cluster, count: int, config: Config, out: Path, start: Path | None) -> str | None:
     """Train to the end; return why processes were lost, or None."""
     try:
-        from ray.train import RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError
     except ImportError:
         raise MissingExtraError("ray[train]", "ray", "iisan train --ray") from None
     from ray.util.queue import Queue
@@ -89,7 +88,14 @@ def _together(cluster: Cluster, count: int, task: tuple[Any, ...], out: Path) ->
     with tempfile.TemporaryDirectory(prefix=".ray-", dir=shared) as own:
         trainer = TorchTrainer(
             _process(),
-            train_loop_config={"task": task, "versions": library_versions(), "messages": messages},
+            train_loop_config={
+                "versions": library_versions(),
+                "messages": messages,
+                "config": config.model_dump(mode="json"),
+                "out": str(out),
+                "start": start and str(start),
+                "threads": threads,
+            },
             torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
             scaling_config=ScalingConfig(num_workers=count, use_gpu=cluster.gpu, resources_per_worker=each),
             run_config=RunConfig(storage_path=own, name="train"),
@@ -149,14 +155,15 @@ def _process() -> Callable[[dict[str, Any]], None]:
         from iisan.runs.run import Run
         from iisan.train.run import train
 
-        config, out, start, threads = given["task"]
+        out, start = Path(given["out"]), given["start"]
         hide_bars()
         keep_freed_memory()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(given["threads"])
         if (device := ray.train.torch.get_device()).type == "cuda":
             torch.cuda.set_device(device)
         try:
-            train(parse(config), Path(out), given["messages"].put, Run.load(Path(start)) if start else None)
+            config, earlier = parse(given["config"]), Run.load(Path(start)) if start else None
+            train(config, out, given["messages"].put, earlier)
         except IisanError as error:
             given["messages"].put(error)
             raise
